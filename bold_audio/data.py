@@ -1,0 +1,466 @@
+"""BIDS run ↔ masked volumes: paths, repetition time, onset, mask, and every check on a bad scan."""
+
+import json
+import warnings
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table
+from bold_audio.files import (
+    DataError,
+    ParameterError,
+    cached_folder,
+    code_fingerprint,
+    file_md5,
+    fingerprint,
+    read_json,
+    write_json,
+    write_text,
+    write_whole,
+)
+from bold_audio.params import DEFAULT_DATASET, SIMULATED
+
+T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
+MAX_BAD_VOXELS = 0.01  # share of the grid that may be NaN or infinite
+SECONDS_OF_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a BIDS run lies and what its header, sidecar and events say.
+
+    ``onset`` is the onset of the sound on the clock of the run, in seconds; ``events`` is
+    None where there is no events file.
+    """
+
+    bold: Path
+    n_volumes: int
+    grid: tuple
+    affine: np.ndarray
+    t_r: float
+    onset: float
+    events: object
+    sidecar: dict
+    warnings: tuple = ()
+
+    @property
+    def entities(self):
+        """File name without ``_bold.nii.gz``: the prefix of everything made from this run."""
+        return self.bold.name.split("_bold.nii")[0]
+
+    @property
+    def volume_times(self):
+        """Start of each volume on the clock of the run, in seconds."""
+        return np.arange(self.n_volumes) * self.t_r
+
+
+@dataclass(frozen=True)
+class BoldRun:
+    """A masked run.
+
+    Parameters
+    ----------
+    files : RunFiles
+        Where it came from.
+    volumes : array of shape (n_volumes, n_voxels)
+        Raw intensities, float32, memory-mapped from the cache.
+    mask : array of bool
+        The voxels kept, on the grid of the run (after ``downsample``).
+    affine : array of shape (4, 4)
+        Grid index → mm, for that grid.
+    value_range : (float, float)
+        Smallest and largest value over all voxels of the whole grid in the train volumes.
+    regions : dict of str to array of bool, shape (n_voxels,)
+        Named regions; the first is the whole (``brain``, or ``volume`` without a mask).
+    counts : dict
+        How many voxels were left out, and why.
+    """
+
+    files: RunFiles
+    volumes: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+    value_range: tuple
+    mean_image: np.ndarray
+    regions: dict = field(default_factory=dict)
+    counts: dict = field(default_factory=dict)
+
+    @property
+    def n_voxels(self):
+        """Number of voxels in the mask."""
+        return self.volumes.shape[1]
+
+    @property
+    def whole(self):
+        """Name of the region that holds every voxel."""
+        return next(iter(self.regions))
+
+    def to_grid(self, values):
+        """Put one value per voxel back on the grid, NaN outside the mask."""
+        grid = np.full(self.mask.shape, np.nan, dtype=np.float32)
+        grid[self.mask] = values
+        return grid
+
+
+def run_name(params):
+    """File name of the run without extension, from its BIDS entities."""
+    parts = [("sub", params.subject), ("ses", params.session), ("task", params.task)]
+    parts += [("run", params.run), ("space", params.space)]
+    return "_".join(f"{key}-{value}" for key, value in parts if value is not None) + "_bold"
+
+
+def known_subjects(params):
+    """Labels of the subjects in the dataset's tree."""
+    return sorted(p.name[4:] for p in params.data_path.glob("sub-*") if p.is_dir())
+
+
+def locate_run(params):
+    """Find a subject's run and read what its header, sidecar and events say.
+
+    Raises
+    ------
+    DataError
+        If the run is missing or contradicts itself: repetition time, shape, onset.
+    """
+    folder = params.data_path / f"sub-{params.subject}"
+    folder = (folder / f"ses-{params.session}" if params.session else folder) / "func"
+    found = [p for p in (folder / f"{run_name(params)}.nii.gz", folder / f"{run_name(params)}.nii") if p.is_file()]
+    if not found:
+        raise _missing_run(params, folder / f"{run_name(params)}.nii.gz")
+    image = _open_image(found[0])
+    if len(image.shape) != 4 or image.shape[3] < 2:
+        raise DataError(f"{found[0].name} holds one volume of shape {image.shape} - a film run needs a 4-D image")
+    sidecar = _read_sidecar(params, folder)
+    events_path = folder / f"{run_name(params).removesuffix('_bold')}_events.tsv"
+    events = None
+    if events_path.is_file():
+        events = read_table(events_path, columns=("onset", "duration", "trial_type"))
+    return RunFiles(
+        bold=found[0],
+        n_volumes=image.shape[3],
+        grid=image.shape[:3],
+        affine=image.affine,
+        t_r=_repetition_time(image.header, sidecar, params.t_r_source, found[0].name),
+        onset=_sound_onset(params.audio_onset, events, events_path),
+        events=events,
+        sidecar=sidecar,
+        warnings=_orientation_warnings(image.header),
+    )
+
+
+def _missing_run(params, wanted):
+    there = known_subjects(params)
+    ways = "check the spelling, session, task and run, or set data_dir"
+    if params.dataset == DEFAULT_DATASET:
+        ways = (
+            f"get it with 'bold-audio fetch --subject {params.subject}'; for the sound, set audio_path to your copy of "
+            "the film's sound file, or feature_source annotations"
+        )
+    elif params.dataset == SIMULATED:
+        ways = "make it with 'bold-audio simulate'"
+    listed = ", ".join(there[:12]) + (", …" if len(there) > 12 else "") if there else "none"
+    return DataError(f"sub-{params.subject} is not there: {wanted} is missing (subjects there: {listed}) - {ways}")
+
+
+def _open_image(path):
+    start = path.open("rb").read(64)
+    if not start:
+        raise DataError(f"scan is empty: {path} - fetch it again")
+    if path.suffix == ".gz" and start[:2] != b"\x1f\x8b":
+        raise DataError(
+            f"scan is not compressed or a placeholder (first bytes {start[:24]!r}): {path} - fetch it again"
+        )
+    try:
+        return nib.load(path)
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
+        raise DataError(f"scan cannot be read: {path} ({error}) - fetch it again") from error
+
+
+def _read_sidecar(params, folder):
+    """The run's sidecar, or the one it inherits from the top of the dataset."""
+    for path in (folder / f"{run_name(params)}.json", params.data_path / f"task-{params.task}_bold.json"):
+        content = read_json(path)
+        if content is not None:
+            return content
+    return {}
+
+
+def _repetition_time(header, sidecar, source, name):
+    in_header = float(header.get_zooms()[3]) * SECONDS_OF_UNIT.get(header.get_xyzt_units()[1], 1.0)
+    in_sidecar = sidecar.get("RepetitionTime")
+    if source == "header" or (in_sidecar is None and source is None):
+        chosen = in_header
+    elif in_sidecar is None:
+        raise DataError(f"{name}: t_r_source is sidecar, but there is no RepetitionTime - set t_r_source header")
+    else:
+        chosen = float(in_sidecar)
+        if source is None and abs(in_header - chosen) > T_R_TOLERANCE * chosen:
+            raise DataError(
+                f"{name}: repetition time {in_header:g} s in the header, {chosen:g} s in the sidecar - set t_r_source"
+            )
+    if not 0.05 <= chosen <= 20:
+        raise DataError(f"{name}: a repetition time of {chosen:g} s cannot be right - write it into the sidecar")
+    return chosen
+
+
+def _sound_onset(given, events, path):
+    if given is not None:
+        return float(given)
+    kinds = () if events is None else events["trial_type"].astype(str)
+    heard = [k for k, kind in enumerate(kinds) if kind in (*BLOCK_TYPES, *SPEECH_TYPES)]
+    if not heard:
+        raise DataError(
+            f"no music, speech or story event in {path.name} - set audio_onset, the onset of the sound in s"
+        )
+    return float(events["onset"].iloc[heard[0]])
+
+
+def _orientation_warnings(header):
+    if header["sform_code"] == 0 and header["qform_code"] == 0:
+        return ("orientation unknown (sform and qform are 0): left and right are not labelled",)
+    return ()
+
+
+def load_run(files, params, *, train):
+    """Read, mask and cache a run.
+
+    Parameters
+    ----------
+    files : RunFiles
+        From `locate_run`.
+    params : Params
+        ``mask``, ``downsample``, ``smoothing_fwhm``, ``detrend`` and ``cache_path`` count.
+    train : array of int
+        Indices of the train volumes. The mask, the value range and the straight line of
+        ``detrend`` are made from these alone, so the test part changes none of them.
+
+    Returns
+    -------
+    BoldRun
+
+    Raises
+    ------
+    DataError
+        If the scan is damaged or its mask is empty.
+
+    Notes
+    -----
+    The cache entry is named after the content of the scan, the parameters above, the train
+    volumes and the source of this module; a change in any of them makes a new entry.
+    """
+    import bold_audio.data as this
+
+    settings = {name: getattr(params, name) for name in ("mask", "downsample", "smoothing_fwhm", "detrend")}
+    mask_md5 = file_md5(_mask_file(params)) if params.mask not in ("brain", "none") else None
+    key = "run-" + fingerprint(file_md5(files.bold), settings, mask_md5, list(map(int, train)), code_fingerprint(this))
+    folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, train))
+    with np.load(folder / "grid.npz") as grid:
+        mask, affine, mean_image, value_range = (grid[k] for k in ("mask", "affine", "mean_image", "value_range"))
+    volumes = np.load(folder / "volumes.npy", mmap_mode="r")
+    run = BoldRun(
+        files,
+        volumes,
+        mask,
+        affine,
+        tuple(map(float, value_range)),
+        mean_image,
+        counts=read_json(folder / "counts.json"),
+    )
+    run.regions.update(_regions(run, params))
+    return run
+
+
+def _mask_file(params):
+    path = (params.data_path / params.mask).resolve()
+    path = path if path.is_file() else params.resolve(params.mask)
+    if not path.is_file():
+        raise ParameterError(f"mask must be brain, none or a mask image, got {params.mask!r} - no such file")
+    return path
+
+
+def _write_masked(folder, files, params, train):
+    """Decompress, mask and store a run as float32: the work that the cache saves."""
+    image = _open_image(files.bold)
+    try:
+        # The scan's own type, usually int16: a float64 copy of a whole run would be 840 MB.
+        data = np.asanyarray(image.dataobj) if params.smoothing_fwhm == 0 else _smooth(image, params.smoothing_fwhm)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"scan damaged: {files.bold} ({error}) - fetch it again") from error
+    affine = image.affine
+    if params.downsample > 1:
+        data, affine = downsample_grid(data, affine, params.downsample)
+    train_data = data[..., train[0] : train[-1] + 1]
+    finite = np.isfinite(train_data).all(axis=3) if data.dtype.kind == "f" else np.ones(data.shape[:3], bool)
+    if data.dtype.kind == "f":
+        finite &= np.isfinite(data).all(axis=3)
+    if np.mean(~finite) > MAX_BAD_VOXELS:
+        raise DataError(f"{np.mean(~finite):.0%} of the voxels of {files.bold.name} are not numbers - check the scan")
+    mean_image = np.where(finite, train_data.mean(axis=3, dtype=np.float64), 0).astype(np.float32)
+    mask = _make_mask(mean_image, affine, params) & finite
+    varying = train_data.max(axis=3) > train_data.min(axis=3)
+    counts = {"not finite": int(np.sum(~finite)), "constant in train": int(np.sum(mask & ~varying))}
+    if params.mask != "none":
+        mask &= varying
+    if not mask.any():
+        raise DataError(f"the {params.mask} mask of {files.bold.name} is empty - check the scan, or set mask")
+    volumes = np.ascontiguousarray(data[mask].T, dtype=np.float32)
+    in_range = train_data[finite]
+    if params.detrend:
+        volumes = _take_off_line(volumes, train)
+    np.save(folder / "volumes.npy", volumes)
+    np.savez(
+        folder / "grid.npz",
+        mask=mask,
+        affine=affine,
+        mean_image=mean_image,
+        value_range=np.array([in_range.min(), in_range.max()], dtype=float),
+    )
+    write_json(folder / "counts.json", counts)
+
+
+def _smooth(image, fwhm):
+    from nilearn.image import smooth_img
+
+    return smooth_img(image, fwhm).get_fdata(dtype=np.float32)
+
+
+def downsample_grid(data, affine, factor):
+    """Average blocks of ``factor`` voxels along the three axes; what does not fill a block is cut.
+
+    Returns
+    -------
+    data : array
+        float32, on the coarser grid.
+    affine : array of shape (4, 4)
+        Its grid index → mm: a block's centre keeps its place in the head.
+    """
+    kept = [n - n % factor for n in data.shape[:3]]
+    if min(kept) == 0:
+        raise ParameterError(f"downsample {factor} is larger than the grid {data.shape[:3]} - use a smaller factor")
+    data = data[: kept[0], : kept[1], : kept[2]]
+    shape = [part for n in kept for part in (n // factor, factor)]
+    coarse = data.reshape(*shape, *data.shape[3:]).mean(axis=(1, 3, 5), dtype=np.float32)
+    scale = np.diag([factor, factor, factor, 1.0])
+    scale[:3, 3] = (factor - 1) / 2
+    return coarse, affine @ scale
+
+
+def _make_mask(mean_image, affine, params):
+    if params.mask == "none":
+        return np.ones(mean_image.shape, bool)
+    if params.mask == "brain":
+        from nilearn.masking import compute_epi_mask
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an empty mask gets our own message
+            try:
+                image = compute_epi_mask(nib.Nifti1Image(mean_image, affine), opening=2)
+            except (ValueError, IndexError):
+                return np.zeros(mean_image.shape, bool)
+        return np.asarray(image.dataobj) > 0
+    image = _open_image(_mask_file(params))
+    if image.shape[:3] != mean_image.shape:
+        raise DataError(
+            f"mask {params.mask} has the grid {image.shape[:3]}, the scan {mean_image.shape} - resample the mask"
+        )
+    return np.asarray(image.dataobj).reshape(mean_image.shape) > 0
+
+
+def _take_off_line(volumes, train):
+    """Take each voxel's straight line, fitted on ``train``, off the whole run; the mean stays."""
+    time = np.arange(len(volumes), dtype=np.float32)
+    time -= time[train].mean()
+    slope = time[train] @ (volumes[train] - volumes[train].mean(axis=0)) / np.sum(time[train] ** 2)
+    return volumes - time[:, None] * slope
+
+
+def _regions(run, params):
+    """The whole, then the sidecar's own regions, then (simulated data) the planted ones."""
+    regions = {"volume" if params.mask == "none" else "brain": np.ones(run.n_voxels, bool)}
+    names = run.files.sidecar.get("ROINames", [])
+    if len(names) == run.n_voxels:
+        regions |= {str(name): np.arange(run.n_voxels) == k for k, name in enumerate(names)}
+    truth = read_truth(params)
+    if truth and params.downsample == 1:
+        label = np.asarray(nib.load(truth["region_map"]).dataobj)[run.mask]
+        r2 = np.asarray(nib.load(truth["r2_map"]).dataobj)[run.mask]
+        regions |= {
+            f"planted_{name}": label == number for name, number in truth["labels"].items() if np.any(label == number)
+        }
+        if np.any(r2 >= 0.2):
+            regions["planted_r2_over_0.2"] = r2 >= 0.2
+        regions["silent"] = r2 == 0
+    return regions
+
+
+def read_truth(params):
+    """What was planted in a simulated subject; None for data that were not simulated by us."""
+    folder = params.data_path / "derivatives" / "truth" / f"sub-{params.subject}"
+    return _simulated_truth(folder) if (folder / "truth.json").is_file() else None
+
+
+def _simulated_truth(folder):
+    truth = json.loads((folder / "truth.json").read_text())
+    truth["labels"] = {region["name"]: region["label"] for region in truth["regions"]}
+    truth["region_map"] = next(folder.glob("*_dseg.nii.gz"))
+    truth["r2_map"] = next(folder.glob("*r2*.nii.gz"))
+    return truth
+
+
+def write_map(run, params, values, *, model, stat, description):
+    """Write one value per voxel as a NIfTI map beside its JSON description.
+
+    The map has the scan's own affine and carries all its BIDS entities; voxels outside
+    the mask are NaN.
+
+    Returns
+    -------
+    Path
+    """
+    path = params.subject_path / f"{run.files.entities}_desc-{model}_stat-{stat}_statmap.nii.gz"
+    image = nib.Nifti1Image(run.to_grid(values), run.affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = f"bold_audio {model} {stat}"[:79].encode()
+    with write_whole(path) as part:
+        nib.save(image, part)
+    write_text(
+        path.with_name(path.name.replace(".nii.gz", ".json")),
+        json.dumps(
+            {"Description": description, "Sources": [f"bids:raw:{_raw_path(run, params)}"], "SpatialReference": "orig"},
+            indent=1,
+        )
+        + "\n",
+    )
+    return path
+
+
+def _raw_path(run, params):
+    return run.files.bold.relative_to(params.data_path).as_posix()
+
+
+def write_dataset_description(params, version):
+    """Make the outputs of a dataset a BIDS derivative."""
+    source = {"DOI": "doi:10.18112/openneuro.ds003688.v1.0.7", "Version": "1.0.7"}
+    folder = params.subject_path.parent
+    write_json(
+        folder / "dataset_description.json",
+        {
+            "Name": f"bold_audio outputs for {params.label}",
+            "BIDSVersion": "1.9.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "bold_audio", "Version": version}],
+            "SourceDatasets": [source] if params.dataset == DEFAULT_DATASET else [],
+            "DatasetLinks": {"raw": params.data_path.as_uri()},
+        },
+    )
+    write_text(folder / ".bidsignore", "**/*_statmap.*\n**/*.html\n**/*.ipynb\n")

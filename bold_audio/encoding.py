@@ -1,0 +1,424 @@
+r"""The linear encoding models: one solver for every row of the score table.
+
+Every model says
+
+    ŷ[k] = intercept + Σ_l phi_l ∘ y[k−l] + x[k] B
+
+with the voxel's own previous volumes ``y[k−l]`` and features ``x[k]`` shared by all voxels.
+``copy_previous`` is phi_1 = 1, ``constant`` the intercept alone; a model of the difference
+y[k] − y[k−1] is one with phi_1 = 1 held fixed. The free part F of a regression (own lags,
+blocks) is not penalised; the ridge part Z has one strength α per voxel. With
+Z = U S Vᵀ (train mean taken off), P = Z V and D = 1 / (S² + α), the two parts separate:
+
+    (FᵀF − FᵀP D PᵀF) φ = Fᵀy − FᵀP D Pᵀy,        b = V D (Pᵀy − PᵀF φ)
+
+so a voxel costs one small solve, batched over voxels, and α → ∞ gives the model without
+sound exactly.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+JITTER = 1e-10  # relative, on the diagonal: keeps constant voxels solvable
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A fitted linear encoding model.
+
+    Parameters
+    ----------
+    intercept : array of shape (n_voxels,)
+    phi : array of shape (order, n_voxels)
+        Weight of each of the voxel's own previous volumes, nearest first.
+    weights : array of shape (n_features, n_voxels)
+        Weight of each feature; free features first, then ridge features.
+    alpha : array of shape (n_voxels,)
+        Ridge strength chosen for each voxel; infinite where the features vanish.
+    """
+
+    intercept: np.ndarray
+    phi: np.ndarray
+    weights: np.ndarray
+    alpha: np.ndarray
+
+
+def drive_of(model, X):
+    """The part of a prediction that needs no previous volume: ``intercept + X B``, float32."""
+    drive = np.broadcast_to(model.intercept.astype(np.float32), (len(X), len(model.intercept))).copy()
+    if model.weights.shape[0]:
+        drive += X.astype(np.float32) @ model.weights.astype(np.float32)
+    return drive
+
+
+def predict(phi, drive, Y, rows):
+    """One-step prediction: previous volumes are measured.
+
+    Parameters
+    ----------
+    phi : array of shape (order, n_voxels)
+        Weights of the previous volumes.
+    drive : array of shape (n_rows, n_voxels)
+        Everything else, for ``rows``.
+    Y : array of shape (n_volumes, n_voxels)
+        Measured run.
+    rows : array of int, shape (n_rows,)
+        Volumes to predict, each at least ``order``.
+
+    Returns
+    -------
+    array of shape (n_rows, n_voxels), float32
+    """
+    predicted = np.array(drive, dtype=np.float32)
+    for lag, weight in enumerate(phi, start=1):
+        predicted += weight.astype(np.float32) * Y[rows - lag]
+    return predicted
+
+
+def rollout(phi, drive, Y, rows):
+    """Open-loop prediction: previous volumes are the model's own predictions.
+
+    Parameters
+    ----------
+    phi, drive, Y
+        As for `predict`. Volumes of ``Y`` from ``rows[0]`` on are not read.
+    rows : array of int
+        Contiguous volumes, the first one right after the last measured one.
+
+    Returns
+    -------
+    array of shape (n_rows, n_voxels), float32
+    """
+    order = len(phi)
+    start = int(rows[0])
+    series = np.concatenate([np.asarray(Y[start - order : start], dtype=np.float32), np.array(drive, dtype=np.float32)])
+    weights = np.asarray(phi, dtype=np.float32)
+    for k in range(order, len(series)):
+        for lag in range(1, order + 1):
+            series[k] += weights[lag - 1] * series[k - lag]
+    return series[order:]
+
+
+def fit_constant(Y, rows):
+    """Train mean of each voxel."""
+    mean = Y[rows].mean(axis=0, dtype=np.float64)
+    n_voxels = Y.shape[1]
+    return LinearModel(mean, np.zeros((0, n_voxels)), np.zeros((0, n_voxels)), np.full(n_voxels, np.inf))
+
+
+def fit_copy_previous(Y):
+    """The previous volume; nothing is fitted."""
+    n_voxels = Y.shape[1]
+    return LinearModel(np.zeros(n_voxels), np.ones((1, n_voxels)), np.zeros((0, n_voxels)), np.full(n_voxels, np.inf))
+
+
+def fit_linear(
+    Y, *, rows, folds=(), free=None, ridge=None, order=0, alphas=(np.inf,), target="volume", chunk_voxels=8192
+):
+    """Fit a linear encoding model to every voxel.
+
+    Parameters
+    ----------
+    Y : array of shape (n_volumes, n_voxels)
+        Run; slabs of voxels are read one after the other, so it may be memory-mapped.
+    rows : array of int
+        Train volumes.
+    folds : list of (fit, held) arrays of int
+        Blocked folds inside ``rows``; choose each voxel's ridge strength. Not needed for one.
+    free, ridge : arrays of shape (n_volumes, n_features), optional
+        Features without and with a penalty, scaled on ``rows``.
+    order : int
+        Number of the voxel's own previous volumes.
+    alphas : sequence of float
+        Ridge strengths to choose from; infinite leaves the ridge features out.
+    target : {"volume", "difference"}
+        ``difference`` predicts y[k] − y[k−1].
+    chunk_voxels : int
+        Voxels per slab: bounds memory.
+
+    Returns
+    -------
+    LinearModel
+    """
+    n_volumes, n_voxels = Y.shape
+    free = np.zeros((n_volumes, 0)) if free is None else free
+    ridge = np.zeros((n_volumes, 0)) if ridge is None else ridge
+    alphas = np.asarray(alphas, dtype=float)
+    parts = []
+    for slab in slabs(n_voxels, chunk_voxels):
+        y = np.asarray(Y[:, slab], dtype=np.float64)
+        centre = y[rows].mean(axis=0)
+        y -= centre
+        if len(alphas) > 1:
+            errors = sum(_fold_errors(y, free, ridge, fit, (held,), order, alphas, target)[0] for fit, held in folds)
+            alpha = alphas[np.argmin(errors, axis=0)]
+        else:
+            alpha = np.full(y.shape[1], alphas[0])
+        solved = _Regression(y, free, ridge, rows, order, target).solve(alpha)
+        parts.append(_as_model(*solved, centre, alpha, target))
+    return LinearModel(*(np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in _FIELDS))
+
+
+_FIELDS = ("intercept", "phi", "weights", "alpha")
+
+
+def slabs(n_voxels, chunk_voxels):
+    """Consecutive slices of at most ``chunk_voxels`` voxels."""
+    return [slice(start, min(start + chunk_voxels, n_voxels)) for start in range(0, n_voxels, chunk_voxels)]
+
+
+def fold_errors(Y, *, fit, helds, free=None, ridge=None, order=0, alphas=(np.inf,), target="volume", chunk_voxels=8192):
+    """Squared error of each voxel on held-out blocks, for every ridge strength.
+
+    Parameters
+    ----------
+    Y, free, ridge, order, alphas, target, chunk_voxels
+        As for `fit_linear`.
+    fit : array of int
+        Volumes to fit on.
+    helds : sequence of arrays of int
+        Held-out blocks.
+
+    Returns
+    -------
+    array of shape (n_helds, n_alphas, n_voxels), float32
+        Sum over the block's volumes of the squared error, in raw intensities.
+    """
+    n_volumes = len(Y)
+    free = np.zeros((n_volumes, 0)) if free is None else free
+    ridge = np.zeros((n_volumes, 0)) if ridge is None else ridge
+    alphas = np.asarray(alphas, dtype=float)
+    errors = np.empty((len(helds), len(alphas), Y.shape[1]), dtype=np.float32)
+    for slab in slabs(Y.shape[1], chunk_voxels):
+        y = np.asarray(Y[:, slab], dtype=np.float64)
+        y -= y[fit].mean(axis=0)
+        errors[:, :, slab] = _fold_errors(y, free, ridge, fit, helds, order, alphas, target)
+    return errors
+
+
+def _fold_errors(y, free, ridge, fit, helds, order, alphas, target):
+    regression = _Regression(y, free, ridge, fit, order, target)
+    seen = [regression.moments(held) for held in helds]
+    errors = np.empty((len(helds), len(alphas), y.shape[1]))
+    for i, alpha in enumerate(alphas):
+        solved = regression.coefficients(np.full(1, alpha))
+        for j, held in enumerate(seen):
+            errors[j, i] = held.squared_error(*solved)
+    return errors
+
+
+def _target(y, rows, target):
+    return y[rows] - y[rows - 1] if target == "difference" else y[rows]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Cross-products of target t, free part F and rotated ridge part P over some rows, voxel by voxel."""
+
+    tt: np.ndarray  # (n_voxels,)
+    Ft: np.ndarray  # (n_voxels, n_free)
+    FF: np.ndarray  # (n_voxels, n_free, n_free)
+    FP: np.ndarray  # (n_voxels, n_free, n_ridge)
+    Pt: np.ndarray  # (n_voxels, n_ridge)
+    PP: np.ndarray  # (n_ridge, n_ridge)
+
+    def squared_error(self, f, b):
+        """Sum over the rows of (t − F f − P b)² for each voxel, without forming a prediction."""
+        error = self.tt - 2 * np.einsum("vq,vq->v", b, self.Pt) + np.einsum("vq,vq->v", b @ self.PP, b)
+        if f.shape[1]:
+            across = np.einsum("vwq,vq->vw", self.FP, b) - self.Ft
+            error += np.einsum("vw,vw->v", f, 2 * across + np.einsum("vwu,vu->vw", self.FF, f))
+        return np.maximum(error, 0)
+
+
+class _Regression:
+    """One slab on one set of rows, ready to be solved for any strength."""
+
+    def __init__(self, y, free, ridge, rows, order, target):
+        self.y, self.free, self.ridge, self.order, self.target = y, free, ridge, order, target
+        self.t_mean = _target(y, rows, target).mean(axis=0)
+        self.lag_means = [y[rows - lag].mean(axis=0) for lag in range(1, order + 1)]
+        self.free_mean, self.ridge_mean = free[rows].mean(axis=0), ridge[rows].mean(axis=0)
+        _, s, self.Vt = np.linalg.svd(ridge[rows] - self.ridge_mean, full_matrices=False)
+        self.s2 = s**2
+        self.fit = self.moments(rows)
+        diagonal = np.einsum("vii->vi", self.fit.FF)  # a view: the jitter lands in FF
+        diagonal += JITTER * diagonal.max(axis=1, keepdims=True, initial=0) + np.finfo(float).tiny ** 0.5
+
+    def moments(self, rows):
+        """Cross-products over ``rows``, with the means of the rows fitted on taken off."""
+        t = _target(self.y, rows, self.target) - self.t_mean
+        lags = [self.y[rows - lag] - self.lag_means[lag - 1] for lag in range(1, self.order + 1)]
+        shared = self.free[rows] - self.free_mean
+        P = (self.ridge[rows] - self.ridge_mean) @ self.Vt.T
+        n_voxels, order, width = t.shape[1], self.order, self.order + shared.shape[1]
+        FF = np.empty((n_voxels, width, width))
+        Ft = np.empty((n_voxels, width))
+        FP = np.empty((n_voxels, width, P.shape[1]))
+        for i in range(order):
+            for j in range(i, order):
+                FF[:, i, j] = FF[:, j, i] = np.einsum("kv,kv->v", lags[i], lags[j])
+            FF[:, i, order:] = FF[:, order:, i] = lags[i].T @ shared
+            Ft[:, i] = np.einsum("kv,kv->v", lags[i], t)
+            FP[:, i] = lags[i].T @ P
+        FF[:, order:, order:] = shared.T @ shared
+        Ft[:, order:] = t.T @ shared
+        FP[:, order:] = shared.T @ P
+        return _Moments(np.einsum("kv,kv->v", t, t), Ft, FF, FP, t.T @ P, P.T @ P)
+
+    def coefficients(self, alpha):
+        """Weights of the free and of the rotated ridge part, for one strength (shape (1,)) or one per voxel."""
+        fit = self.fit
+        D = np.where(self.s2 > 1e-12 * self.s2.max(initial=0), 1 / (self.s2 + alpha[:, None]), 0.0)
+        if not fit.Ft.shape[1]:
+            return fit.Ft, D * fit.Pt
+        FPD = fit.FP * D[:, None, :]
+        left = fit.FF - FPD @ fit.FP.transpose(0, 2, 1)
+        right = fit.Ft - np.einsum("vwq,vq->vw", FPD, fit.Pt)
+        f = np.linalg.solve(left, right[..., None])[..., 0]
+        return f, D * (fit.Pt - np.einsum("vwq,vw->vq", fit.FP, f))
+
+    def solve(self, alpha):
+        """Intercept, weights of the lags and weights of the features, as columns per voxel."""
+        f, b = self.coefficients(alpha)
+        phi, free_weights, ridge_weights = f[:, : self.order].T, f[:, self.order :].T, self.Vt.T @ b.T
+        intercept = self.t_mean - self.free_mean @ free_weights - self.ridge_mean @ ridge_weights
+        for lag, mean in enumerate(self.lag_means):
+            intercept = intercept - phi[lag] * mean
+        return intercept, phi, np.vstack([free_weights, ridge_weights])
+
+
+def _as_model(intercept, phi, weights, centre, alpha, target):
+    """Undo the centring, and turn a model of the difference into one of the volume."""
+    if target == "difference":
+        phi = np.vstack([phi, np.zeros((max(0, 1 - len(phi)), phi.shape[1]))])
+        phi[0] += 1
+    return LinearModel(intercept + centre - phi.sum(axis=0) * centre, phi, weights, alpha)
+
+
+def choose_order(Y, *, rows, folds, max_order, free=None, chunk_voxels=8192):
+    """Choose how many previous volumes a voxel's history needs, by blocked folds inside train.
+
+    One order serves all voxels: the one with the smallest error summed over voxels, each
+    divided by its variance over ``rows`` so that loud voxels do not decide.
+
+    Returns
+    -------
+    order : int
+    errors : array of shape (max_order,)
+        That error for orders 1 … ``max_order``, relative to the voxels' variance.
+    """
+    variance = Y[rows].var(axis=0, dtype=np.float64)
+    variance = np.where(variance > 0, variance, np.inf)
+    n_held = sum(len(held) for _, held in folds)
+    errors = np.zeros(max_order)
+    for order in range(1, max_order + 1):
+        for fit, held in folds:
+            error = fold_errors(Y, fit=fit, helds=(held,), free=free, order=order, chunk_voxels=chunk_voxels)
+            errors[order - 1] += np.sum(error[0, 0] / variance)
+    return int(np.argmin(errors)) + 1, errors / (n_held * max(1, np.sum(np.isfinite(variance))))
+
+
+def shared_history(Y, *, rows, order):
+    """Weights of previous volumes that serve all voxels at once, each divided by its variance.
+
+    Parameters
+    ----------
+    Y : array of shape (n_volumes, n_voxels)
+        Run.
+    rows : array of int
+        Train volumes.
+    order : int
+        Number of previous volumes.
+
+    Returns
+    -------
+    array of shape (order,)
+    """
+    z = np.asarray(Y[: rows[-1] + 1], dtype=np.float32) - Y[rows].mean(axis=0)
+    spread = z[rows].std(axis=0)
+    z /= np.where(spread > 0, spread, np.inf)
+    lags = [z[rows - lag] for lag in range(order + 1)]
+    products = np.array([[np.einsum("kv,kv->", a, b, dtype=np.float64) for b in lags] for a in lags[1:]])
+    return np.linalg.solve(products[:, 1:], products[:, 0])
+
+
+def whiten(A, phi):
+    """Take off each row what the rows before it predict: A[k] − Σ phi_l A[k−l]; the first rows become 0.
+
+    Done to volumes and features alike, it leaves their relation as it is and the noise nearly white.
+
+    Examples
+    --------
+    >>> whiten(np.array([[1.0], [2.0], [4.0]]), [0.5]).T
+    array([[0. , 1.5, 3. ]])
+    """
+    whitened = np.array(A, dtype=np.result_type(A, np.float32))
+    for lag, weight in enumerate(phi, start=1):
+        whitened[len(phi) :] -= whitened.dtype.type(weight) * A[len(phi) - lag : len(A) - lag]
+    whitened[: len(phi)] = 0
+    return whitened
+
+
+LINEAR_NAMES = (
+    "constant",
+    "copy_previous",
+    "linear",
+    "linear_delay",
+    "blocks",
+    "sound",
+    "history",
+    "history_sound",
+    "history_blocks",
+    "history_blocks_sound",
+)
+REFERENCES = {"history_sound": "history", "history_blocks_sound": "history_blocks"}
+
+
+def reference_of(name):
+    """The row that a model's skill is measured against: the past for the gain, else the train mean."""
+    return REFERENCES.get(name, "constant")
+
+
+def fit_rows(Y, *, rows, folds, sound, sound_at_zero, blocks, alphas, max_order, chunk_voxels=8192, names=LINEAR_NAMES):
+    """Fit the linear rows of the score table.
+
+    Parameters
+    ----------
+    Y, rows, folds, alphas, chunk_voxels
+        As for `fit_linear`.
+    sound, sound_at_zero : arrays of shape (n_volumes, n_features)
+        Sound features at the chosen delay and at Δt = 0, scaled on ``rows``.
+    blocks : array of shape (n_volumes, 1) or None
+        Speech/music boxcar at the chosen delay; None where the film has no blocks.
+    max_order : int
+        Most previous volumes tried.
+    names : sequence of str
+        Which rows to fit.
+
+    Returns
+    -------
+    dict of str to (LinearModel, array of shape (n_volumes, n_features))
+        Each model with its own features.
+    """
+    nothing = np.zeros((len(Y), 0))
+    common = {"rows": rows, "chunk_voxels": chunk_voxels}
+    chosen = {**common, "folds": folds, "alphas": alphas}
+    order = choose_order(Y, folds=folds, max_order=max_order, **common)[0] if any("history" in n for n in names) else 0
+    fits = {
+        "constant": lambda: (fit_constant(Y, rows), nothing),
+        "copy_previous": lambda: (fit_copy_previous(Y), nothing),
+        "linear": lambda: (fit_linear(Y, free=sound_at_zero, target="difference", **common), sound_at_zero),
+        "linear_delay": lambda: (fit_linear(Y, ridge=sound, target="difference", **chosen), sound),
+        "blocks": lambda: (fit_linear(Y, ridge=blocks, **chosen), blocks),
+        "sound": lambda: (fit_linear(Y, ridge=sound, **chosen), sound),
+        "history": lambda: (fit_linear(Y, order=order, **common), nothing),
+        "history_sound": lambda: (fit_linear(Y, order=order, ridge=sound, **chosen), sound),
+        "history_blocks": lambda: (fit_linear(Y, order=order, free=blocks, **common), blocks),
+        "history_blocks_sound": lambda: (
+            fit_linear(Y, order=order, free=blocks, ridge=sound, **chosen),
+            np.hstack([blocks, sound]),
+        ),
+    }
+    return {name: fits[name]() for name in names if blocks is not None or "blocks" not in name}

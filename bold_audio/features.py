@@ -1,0 +1,315 @@
+"""Sound file, annotation tables or film blocks → feature frames that carry their own times."""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bold_audio.files import DataError, cached_folder, code_fingerprint, file_md5, fingerprint, write_text
+
+ANNOTATION_STEP = 0.01  # s between frames of annotation features
+SPEECH_TYPES = ("speech", "story")
+BLOCK_TYPES = ("music", "speech")
+VIDEO_ENDINGS = (".mp4", ".mkv", ".m4a", ".mov", ".avi", ".webm", ".aac")
+
+
+@dataclass(frozen=True)
+class SoundFeatures:
+    """Feature frames on the clock of the sound.
+
+    Parameters
+    ----------
+    frames : array of shape (n_frames, n_features)
+        Feature values, float32.
+    frame_times : array of shape (n_frames,)
+        Centre of each frame, in seconds from the onset of the sound; increasing.
+    names : tuple of str
+        One name per feature.
+    duration : float
+        How long the sound is, in seconds.
+    source : str
+        What the features were made from, in words for reports.
+    warnings : tuple of str
+        What the reader should know about the sound.
+    """
+
+    frames: np.ndarray
+    frame_times: np.ndarray
+    names: tuple
+    duration: float
+    source: str
+    warnings: tuple = ()
+
+
+def read_sound(path, *, sample_rate):
+    """Read a sound file as one channel.
+
+    Parameters
+    ----------
+    path : path
+        wav, flac, ogg or mp3; a video or AAC file where ffmpeg is installed.
+    sample_rate : int
+        Sample rate to convert to, in Hz.
+
+    Returns
+    -------
+    y : array of shape (n_samples,)
+        Samples, float32.
+    warnings : tuple of str
+        What was unusual and how it was met.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, empty, silent or not sound.
+    """
+    import librosa
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"sound file not found: {path} - set audio_path, or feature_source annotations")
+    if path.stat().st_size == 0:
+        raise DataError(f"sound file is empty: {path} - copy it again")
+    if path.suffix.lower() in VIDEO_ENDINGS:
+        with tempfile.TemporaryDirectory() as folder:
+            return read_sound(_sound_of_video(path, Path(folder) / "sound.wav"), sample_rate=sample_rate)
+    try:
+        info = soundfile.info(path)
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise DataError(
+            f"sound file is damaged or of an unknown kind: {path} ({error}) - convert it: "
+            f"ffmpeg -i {path.name} -vn {path.stem}.wav"
+        ) from error
+    if len(samples) < info.frames:
+        raise DataError(
+            f"sound stops at {len(samples) / rate:.1f} s, its header says {info.frames / rate:.1f} s: {path} - copy it again"
+        )
+    if not np.isfinite(samples).all():
+        raise DataError(
+            f"{np.count_nonzero(~np.isfinite(samples))} samples of {path} are not numbers - export it again"
+        )
+    y, warnings = _one_channel(samples)
+    if not np.any(np.abs(y) > 1e-6):
+        raise DataError(f"sound is silent: {path} - check the export")
+    if rate != sample_rate:
+        y = librosa.resample(y, orig_sr=rate, target_sr=sample_rate)
+    return y, warnings
+
+
+def _sound_of_video(path, wav):
+    """Let ffmpeg write the sound of a video to ``wav``."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(path), "-vn", str(wav)]
+    if shutil.which("ffmpeg") is None:
+        raise DataError(
+            f"cannot decode {path.name} without ffmpeg - install ffmpeg, or convert elsewhere: ffmpeg -i {path.name} -vn sound.wav"
+        )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not wav.is_file():
+        reason = (done.stderr.strip().splitlines() or ["no sound track"])[-1]
+        raise DataError(f"ffmpeg cannot read the sound of {path}: {reason} - check the file")
+    return wav
+
+
+def _one_channel(samples):
+    """Average channels; fall back to the first where they cancel each other."""
+    y = samples.mean(axis=1)
+    loudest = np.sqrt(np.mean(samples**2, axis=0)).max()
+    if samples.shape[1] > 1 and np.sqrt(np.mean(y**2)) < 0.01 * loudest:
+        return samples[:, 0], ("the channels cancel each other, so the first channel was used",)
+    return y, ()
+
+
+def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
+    """Mel-frequency cepstral coefficients of a sound file.
+
+    Parameters
+    ----------
+    path : path
+        Sound file, see `read_sound`.
+    sample_rate : int
+        Rate the sound is converted to, in Hz.
+    n_mfcc : int
+        Number of coefficients; the first (c0) is loudness.
+    n_fft, hop_length : int
+        Window and step, in samples at ``sample_rate``.
+
+    Returns
+    -------
+    SoundFeatures
+
+    Raises
+    ------
+    DataError
+        If the sound cannot be read or is shorter than one window.
+
+    Notes
+    -----
+    Decibels are taken without librosa's default floor of 80 dB below the loudest moment:
+    that maximum is taken over the whole file, so the sound of the test part would change
+    the features of the train part.
+    """
+    import librosa
+
+    y, warnings = read_sound(path, sample_rate=sample_rate)
+    if len(y) < n_fft:
+        raise DataError(
+            f"{len(y) / sample_rate:.3f} s of sound in {path} - one window needs {n_fft / sample_rate:.3f} s"
+        )
+    mel = librosa.feature.melspectrogram(y=y, sr=sample_rate, n_fft=n_fft, hop_length=hop_length)
+    frames = librosa.feature.mfcc(S=librosa.power_to_db(mel, top_db=None), n_mfcc=n_mfcc).T
+    frame_times = librosa.frames_to_time(np.arange(len(frames)), sr=sample_rate, hop_length=hop_length)
+    return SoundFeatures(
+        frames=np.ascontiguousarray(frames, dtype=np.float32),
+        frame_times=frame_times,
+        names=tuple(f"mfcc{i}" for i in range(n_mfcc)),
+        duration=len(y) / sample_rate,
+        source=f"sound file {Path(path).name}",
+        warnings=warnings,
+    )
+
+
+def annotation_features(paths, *, duration):
+    """Onsets and on-times of annotated words, syllables or phonemes, instead of a sound file.
+
+    Parameters
+    ----------
+    paths : sequence of paths
+        Tables (TSV) with columns ``onset`` and ``offset`` in seconds of the sound.
+    duration : float
+        How long the sound is, in seconds.
+
+    Returns
+    -------
+    SoundFeatures
+        Two features per table: onsets per second and whether an item is being heard.
+
+    Raises
+    ------
+    DataError
+        If a table is missing or lacks a column, or holds no item.
+    """
+    n_frames = int(round(duration / ANNOTATION_STEP))
+    columns, names = [], []
+    for path in map(Path, paths):
+        table = read_table(path, columns=("onset", "offset"))
+        onsets = table["onset"].to_numpy(float)
+        kind = path.stem.removeprefix("sound_annotation_")
+        columns += [_rate(onsets, n_frames), _share_on(onsets, table["offset"].to_numpy(float), n_frames)]
+        names += [f"{kind}_onset_rate", f"{kind}_on"]
+    return SoundFeatures(
+        frames=np.stack(columns, axis=1).astype(np.float32),
+        frame_times=(np.arange(n_frames) + 0.5) * ANNOTATION_STEP,
+        names=tuple(names),
+        duration=duration,
+        source="annotation features (" + ", ".join(Path(p).name for p in paths) + "), not the sound itself",
+    )
+
+
+def block_features(events, *, onset, duration):
+    """Speech (1) against music (0) blocks of the film; None where the film has no such blocks.
+
+    Parameters
+    ----------
+    events : DataFrame
+        BIDS events with ``onset``, ``duration`` (s, clock of the run) and ``trial_type``.
+    onset : float
+        Onset of the sound on the clock of the run, in seconds.
+    duration : float
+        How long the sound is, in seconds.
+    """
+    kinds = events["trial_type"].astype(str)
+    if not set(BLOCK_TYPES) <= set(kinds):
+        return None
+    speech = events[kinds == "speech"]
+    start = speech["onset"].to_numpy(float) - onset
+    n_frames = int(round(duration / ANNOTATION_STEP))
+    on = _share_on(start, start + speech["duration"].to_numpy(float), n_frames)
+    return SoundFeatures(
+        frames=on[:, None].astype(np.float32),
+        frame_times=(np.arange(n_frames) + 0.5) * ANNOTATION_STEP,
+        names=("speech_block",),
+        duration=duration,
+        source="speech and music blocks of events.tsv",
+    )
+
+
+def join_features(first, second):
+    """Put two sets of features on the same frames side by side."""
+    if first.frames.shape[0] != second.frames.shape[0] or not np.allclose(first.frame_times, second.frame_times):
+        raise ValueError("features must share their frame times to be joined.")
+    return SoundFeatures(
+        frames=np.hstack([first.frames, second.frames]),
+        frame_times=first.frame_times,
+        names=first.names + second.names,
+        duration=first.duration,
+        source=f"{first.source}; {second.source}",
+        warnings=first.warnings + second.warnings,
+    )
+
+
+def read_table(path, *, columns):
+    """Read a TSV and check that it holds ``columns`` and at least one row."""
+    if not Path(path).is_file():
+        raise DataError(f"table not found: {path} - fetch it with the dataset, or set another path")
+    try:
+        table = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, quoting=3)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a tab-separated table ({error}) - fetch it again") from error
+    missing = [c for c in columns if c not in table.columns]
+    if missing or not len(table):
+        raise DataError(
+            f"{path} has {'no rows' if not missing else 'no column ' + missing[0]} - it needs {', '.join(columns)}"
+        )
+    return table
+
+
+def _rate(onsets, n_frames):
+    """Items that begin per second, frame by frame."""
+    edges = np.arange(n_frames + 1) * ANNOTATION_STEP
+    return np.histogram(onsets, bins=edges)[0] / ANNOTATION_STEP
+
+
+def _share_on(onsets, offsets, n_frames):
+    """Share of each frame during which an item is on, between 0 and 1."""
+    edges = np.arange(n_frames + 1) * ANNOTATION_STEP
+    share = np.zeros(n_frames)
+    for onset, offset in zip(onsets, offsets, strict=True):
+        share += np.clip(np.minimum(edges[1:], offset) - np.maximum(edges[:-1], onset), 0, None)
+    return np.clip(share / ANNOTATION_STEP, 0, 1)
+
+
+def cached_mfcc(path, cache_dir, **settings):
+    """`mfcc_features`, kept in ``cache_dir`` until the sound, the settings or the code change."""
+    import librosa
+
+    import bold_audio.features as this
+
+    path = Path(path)
+    if not path.is_file():
+        mfcc_features(path, **settings)  # raises the message for a missing file
+    key = "mfcc-" + fingerprint(path.name, file_md5(path), settings, librosa.__version__, code_fingerprint(this))
+
+    def make(folder):
+        features = mfcc_features(path, **settings)
+        np.savez(folder / "frames.npz", frames=features.frames, frame_times=features.frame_times)
+        facts = {k: getattr(features, k) for k in ("names", "duration", "source", "warnings")}
+        write_text(folder / "facts.json", json.dumps(facts))
+
+    folder = cached_folder(cache_dir, key, make)
+    facts = json.loads((folder / "facts.json").read_text())
+    with np.load(folder / "frames.npz") as arrays:
+        return SoundFeatures(
+            frames=arrays["frames"],
+            frame_times=arrays["frame_times"],
+            names=tuple(facts["names"]),
+            duration=facts["duration"],
+            source=facts["source"],
+            warnings=tuple(facts["warnings"]),
+        )

@@ -1,0 +1,237 @@
+"""The command line: simulate and fetch subjects, run the notebooks with papermill, write the reports."""
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from bold_audio.files import (
+    AccessError,
+    BoldAudioError,
+    DataError,
+    MachineError,
+    ModelError,
+    ParameterError,
+    lock,
+    project_root,
+)
+from bold_audio.params import load_params, normalise_subject
+
+STEPS = (
+    "00_data_download",
+    "01_mfcc_exploration",
+    "02_baselines",
+    "03_dt_sweep",
+    "04_train",
+    "05_export",
+    "06_inference",
+)
+EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, AccessError, MachineError, ModelError)}
+EXIT_CODES |= {"MemoryError": 5, "DeadKernelError": 5, "PermissionError": 5}
+
+
+def main(arguments=None):
+    """Run the command line and exit with its status: 0 only when all that was asked is done."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        status = options.work(options)
+    except BoldAudioError as error:
+        if options.debug:
+            raise
+        status = _fail(options, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        status = _fail(options, "interrupted - run the same command again to go on", 130)
+    except (OSError, MemoryError) as error:
+        if options.debug:
+            raise
+        status = _fail(options, f"{error or type(error).__name__} - check disk, memory and permissions", 5)
+    sys.exit(status)
+
+
+def _fail(options, message, status):
+    who = f"sub-{options.current}: " if getattr(options, "current", None) else ""
+    sys.stderr.write(f"bold_audio: {who}{' '.join(message.split())}\n")
+    return status
+
+
+def _say(text):
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="bold-audio", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    simulate = commands.add_parser("simulate", help="make a SIMULATED subject with a known answer")
+    simulate.add_argument("directory", type=Path)
+    simulate.add_argument("--subject", default="sim")
+    simulate.add_argument("--seed", type=int, default=0, help="noise of the subject (default 0)")
+    simulate.add_argument("--film-seed", type=int, default=0, help="the film's sound (default 0)")
+    simulate.add_argument("--volumes", type=int, default=641)
+    simulate.add_argument("--shape", type=int, nargs=3, default=(40, 64, 64), metavar="N")
+    simulate.add_argument("--delay", type=float, nargs=2, default=(5.0, 6.5), metavar="S", help="left and right, s")
+    simulate.add_argument("--response", choices=("delay", "hrf"), default="hrf")
+    simulate.add_argument("--strength", type=float, default=0.25, help="r2 at the regions' centres (default 0.25)")
+    simulate.add_argument("--motion", type=float, default=0.0, help="slow head motion, mm (default 0)")
+    simulate.add_argument("--null", action="store_true", help="plant nothing")
+    simulate.add_argument("--annotations", type=Path, help="table of real syllable times for the speech")
+    simulate.set_defaults(work=_simulate)
+
+    fetch = commands.add_parser("fetch", help="download subjects of ds003688 from OpenNeuro, checked by MD5")
+    fetch.add_argument("--subject", action="append", required=True)
+    fetch.add_argument("--source", choices=("openneuro",), default="openneuro")
+    fetch.add_argument("--data-dir", type=Path, help="default: data/ds003688")
+    fetch.set_defaults(work=_fetch)
+
+    run = commands.add_parser("run", help="run the notebooks for one or more subjects and write their reports")
+    run.add_argument("--subject", action="append", required=True)
+    run.add_argument("--dataset")
+    run.add_argument("--steps", default="00-06", help="such as 00-06, 03 or 02,03 (default 00-06)")
+    run.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    run.set_defaults(work=_run)
+
+    for command in (simulate, fetch, run):
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _simulate(options):
+    from bold_audio.simulate import simulate_subject
+
+    options.current = normalise_subject(options.subject)
+    _say(f"simulating sub-{options.current} in {options.directory} (about half a minute at full size) …")
+    path = simulate_subject(
+        options.directory,
+        subject=options.current,
+        seed=options.seed,
+        film_seed=options.film_seed,
+        n_volumes=options.volumes,
+        shape=tuple(options.shape),
+        delays=tuple(options.delay),
+        response=options.response,
+        strength=options.strength,
+        motion=options.motion,
+        null=options.null,
+        annotations=options.annotations,
+    )
+    _say(f"SIMULATED scan: {path}")
+    return 0
+
+
+def _fetch(options):
+    from bold_audio.fetch import fetch_subject
+
+    folder = options.data_dir or project_root() / "data" / "ds003688"
+    for subject in options.subject:
+        options.current = normalise_subject(subject)
+        _say(f"fetching sub-{options.current} into {folder} …")
+        changed = fetch_subject(options.current, folder)
+        _say(f"sub-{options.current}: {len(changed)} files fetched, all checked by MD5")
+    return 0
+
+
+def chosen_steps(text):
+    """Notebook names that ``00-06``, ``03`` or ``02,03`` mean.
+
+    Examples
+    --------
+    >>> chosen_steps("02-03,06")
+    ['02_baselines', '03_dt_sweep', '06_inference']
+    """
+    wanted = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
+        if not match:
+            raise ParameterError(f"steps must look like 00-06 or 02,03, got {text!r}")
+        wanted |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    steps = [name for name in STEPS if int(name[:2]) in wanted]
+    if len(steps) < len(wanted):
+        raise ParameterError(f"steps must be between 00 and {STEPS[-1][:2]}, got {text!r}")
+    return steps
+
+
+def parse_given(pairs):
+    """``-p NAME VALUE`` pairs as a dictionary; values are read as YAML."""
+    given = {}
+    for name, value in pairs:
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ParameterError(f"-p {name}: cannot read {value[:60]!r} - quote it") from None
+    return given
+
+
+def _run(options):
+    """Run the notebooks subject by subject; one that fails does not stop the others."""
+    steps, given = chosen_steps(options.steps), parse_given(options.given)
+    all_params = [load_params(subject, options.dataset, **given) for subject in options.subject]
+    status = 0
+    for params in all_params:
+        options.current = params.subject
+        params.subject_path.mkdir(parents=True, exist_ok=True)
+        try:
+            with lock(params.subject_path / ".lock", doing=f"sub-{params.subject} of {params.label}"):
+                status = max(status, _run_subject(options, params, steps, given))
+        except BoldAudioError as error:
+            if options.debug:
+                raise
+            status = max(status, _fail(options, str(error), error.exit_code))
+    return status
+
+
+def _run_subject(options, params, steps, given):
+    from papermill.exceptions import PapermillExecutionError
+
+    from bold_audio.report import write_page, write_subject_index
+
+    given = {**given, "subject": params.subject, "dataset": params.dataset}
+    started = time.perf_counter()
+    for step in steps:
+        begun = time.perf_counter()
+        try:
+            executed = execute(step, params.subject_path, given)
+        except PapermillExecutionError as error:
+            if options.debug:
+                raise
+            where = params.subject_path / f"{step}.ipynb"
+            message = " ".join(str(error.evalue).split()) or error.ename
+            if error.ename not in EXIT_CODES:
+                message = f"{step} failed with {error.ename}: {message[:300]} - the traceback is in {where}"
+            return _fail(options, message, EXIT_CODES.get(error.ename, 1))
+        write_page(executed, params.subject_path / "report" / f"{step}.html")
+        _say(f"sub-{params.subject}: {step} {time.perf_counter() - begun:6.1f} s")
+    pages = [(f"{s}.html", s) for s in STEPS if (params.subject_path / "report" / f"{s}.html").is_file()]
+    index = write_subject_index(params, pages)
+    _say(f"sub-{params.subject}: done in {time.perf_counter() - started:.0f} s, report: {os.path.relpath(index)}")
+    return 0
+
+
+def execute(step, folder, given):
+    """Execute a notebook headlessly into ``folder``; the source in ``notebooks/`` is never written.
+
+    Returns
+    -------
+    Path
+        The executed copy. One that failed is kept too, with its traceback.
+    """
+    import papermill
+
+    root = project_root()
+    target = Path(folder) / f"{step}.ipynb"
+    papermill.execute_notebook(
+        str(root / "notebooks" / f"{step}.ipynb"),
+        str(target),
+        parameters=given,
+        cwd=str(root),
+        kernel_name="python3",
+        progress_bar=False,
+        log_output=False,
+        extra_arguments=["--log-level=ERROR"],  # ipykernel warns about loopback TCP at every start
+    )
+    return target

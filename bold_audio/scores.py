@@ -1,0 +1,134 @@
+"""How good a prediction is: mse, r, r², skill, gain and the partial correlation of the sound."""
+
+import numpy as np
+
+
+def voxel_mse(Y, predicted, *, value_range):
+    """Mean squared error of each voxel over time, for BOLD scaled to [0, 1].
+
+    Parameters
+    ----------
+    Y, predicted : arrays of shape (n_volumes, n_voxels)
+        Raw intensities.
+    value_range : (float, float)
+        The one minimum and maximum of all voxels of the train volumes.
+
+    Returns
+    -------
+    array of shape (n_voxels,)
+    """
+    difference = np.asarray(Y, dtype=np.float64) - predicted
+    return np.mean(difference**2, axis=0) / (value_range[1] - value_range[0]) ** 2
+
+
+def pearson_r(Y, predicted):
+    """Pearson correlation of each voxel over time.
+
+    Parameters
+    ----------
+    Y, predicted : arrays of shape (n_volumes, n_voxels)
+
+    Returns
+    -------
+    array of shape (n_voxels,)
+        NaN where either is constant: no correlation exists there, and 0 would be a claim.
+
+    Examples
+    --------
+    >>> Y = np.array([[1.0, 1.0], [2.0, 1.0], [4.0, 1.0]])
+    >>> pearson_r(Y, 2 * Y)
+    array([ 1., nan])
+    """
+    Y = np.asarray(Y, dtype=np.float64)
+    predicted = np.asarray(predicted, dtype=np.float64)
+    a = Y - Y.mean(axis=0)
+    b = predicted - predicted.mean(axis=0)
+    aa, bb = np.sum(a**2, axis=0), np.sum(b**2, axis=0)
+    # What rounding leaves of a constant series is not variation.
+    floor_a = len(Y) * (1e-7 * np.abs(Y).max(axis=0)) ** 2
+    floor_b = len(Y) * (1e-7 * np.abs(predicted).max(axis=0)) ** 2
+    varies = (aa > floor_a) & (bb > floor_b)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(varies, np.sum(a * b, axis=0) / np.sqrt(aa * bb), np.nan)
+
+
+def voxel_r2(Y, predicted):
+    """Coefficient of determination of each voxel: 1 − residual / variance about the test mean.
+
+    Negative when the prediction is worse than that mean; NaN where the voxel is constant.
+    """
+    Y = np.asarray(Y, dtype=np.float64)
+    total = np.sum((Y - Y.mean(axis=0)) ** 2, axis=0)
+    residual = np.sum((Y - predicted) ** 2, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, 1 - residual / total, np.nan)
+
+
+def skill(mse, reference_mse):
+    """Share of a reference's squared error that a model removes: 1 − Σ mse / Σ reference.
+
+    Examples
+    --------
+    >>> float(skill(np.array([1.0, 2.0]), np.array([2.0, 4.0])))
+    0.5
+    """
+    reference = float(np.sum(reference_mse))
+    return 1 - float(np.sum(mse)) / reference if reference > 0 else float("nan")
+
+
+def partial_r(Y, past, past_and_sound):
+    """Out-of-sample partial correlation of the sound, given the past.
+
+    Parameters
+    ----------
+    Y : array of shape (n_volumes, n_voxels)
+        Measured volumes.
+    past, past_and_sound : arrays of shape (n_volumes, n_voxels)
+        Predictions without and with the sound, from the same earlier volumes.
+
+    Returns
+    -------
+    array of shape (n_voxels,)
+        Correlation of what the past left over with what the sound adds; NaN where the
+        sound's strength vanished.
+    """
+    left_over = np.asarray(Y, dtype=np.float64) - past
+    added = np.asarray(past_and_sound, dtype=np.float64) - past
+    # Where the sound adds less than float32 can hold of the volume, it adds nothing.
+    added = np.where(np.abs(added).max(axis=0) > 1e-6 * np.abs(past).max(axis=0), added, 0.0)
+    return pearson_r(left_over, added)
+
+
+def median_of(values):
+    """Median over the voxels that have a value; NaN where none has."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else float("nan")
+
+
+def score_row(Y, predicted, reference_mse, roi, *, value_range):
+    """One row of ``scores.tsv`` for the voxels of ``roi``.
+
+    Returns
+    -------
+    dict
+        ``mse, r_median, r_best, r2, skill, n_volumes, n_voxels``; r2 is the median over voxels.
+    """
+    y, p = Y[:, roi], predicted[:, roi]
+    r = pearson_r(y, p)
+    mse = voxel_mse(y, p, value_range=value_range)
+    return {
+        "mse": float(mse.mean()),
+        "r_median": median_of(r),
+        "r_best": float(np.nanmax(r)) if np.isfinite(r).any() else float("nan"),
+        "r2": median_of(voxel_r2(y, p)),
+        "skill": skill(mse, reference_mse[roi]),
+        "n_volumes": len(y),
+        "n_voxels": int(np.sum(roi)),
+    }
+
+
+def area_under_curve(scores, positive):
+    """Area under the ROC curve of ``scores`` for telling ``positive`` from the rest; NaN counts lowest."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, np.where(np.isfinite(scores), scores, -np.inf).clip(-2)))

@@ -1,0 +1,134 @@
+"""Numbers → plain sentences that are true for every subject."""
+
+import numpy as np
+
+EXPECTED_MSE = 1e-5  # the original project's expectation for the test part
+EXPECTED_R = (0.05, 0.1)  # on average in auditory cortex
+EXPECTED_BEST_R = (0.1, 0.2)  # in its best voxels
+SMALL_GAIN = 0.001  # a smaller share of the error is called none
+
+
+def about_data(params, sound):
+    """What a reader must know of the scan and the sound before any number."""
+    parts = [f"sub-{params.subject} of {params.dataset}"]
+    parts += [note for note in (params.data_note,) if note]
+    if params.feature_source == "annotations":
+        parts.append(f"features from ANNOTATIONS, not from the sound: {', '.join(sound.names)}")
+    else:
+        parts.append(f"{len(sound.names)} MFCCs of {params.sound_note or sound.source}")
+    return "; ".join(parts) + "."
+
+
+def about_split(split, t_r):
+    """The split in volumes and seconds."""
+    parts = ((name, getattr(split, name)) for name in ("train", "gap", "test"))
+    return (
+        ", ".join(
+            f"{name} {len(part)} volumes ({part[0] * t_r:.1f}–{(part[-1] + 1) * t_r:.1f} s)"
+            for name, part in parts
+            if len(part)
+        )
+        + "."
+    )
+
+
+def about_delay(found, *, blocks=False, truth=None):
+    """The chosen delay, how flat its curve is, and what it cannot tell."""
+    curve = found.table[found.table["region"] == found.region]
+    best = curve.loc[curve["skill"].idxmax()]
+    text = f"Inside train, the sound predicts held-out volumes of `{found.region}` best at **Δt = {found.delay:g} s**"
+    text += f" (skill {best['skill']:.3f} ± {best['fold_spread']:.3f} over the train mean)."
+    if best["skill"] <= best["fold_spread"]:
+        text += " That skill is not above its spread over folds, so no delay is really told apart here."
+    near = curve[curve["skill"] >= best["skill"] - best["fold_spread"]]["delay"]
+    if len(near) > 1:
+        text += f" Delays from {near.min():g} to {near.max():g} s are within one such spread of it."
+    if found.at_edge:
+        text += " It lies at the edge of the delays tried: try a wider grid before trusting it."
+    if blocks:
+        text += " Speech and music alternate every 30 s, so a delay and the same delay ± 60 s look alike to the blocks."
+    if truth is not None:
+        off = found.delay - truth
+        text += f" The delay that fits the planted (simulated) response best is {truth:.2f} s: the sweep is off by {off:+.2f} s."
+    return text
+
+
+def row_of(table, model, region, prediction="one_step"):
+    """The one row of a score table for a model, region and prediction; None where absent."""
+    rows = table[(table["model"] == model) & (table["region"] == region) & (table["prediction"] == prediction)]
+    return rows.iloc[0] if len(rows) else None
+
+
+def about_gain(table, region):
+    """What the sound adds to the past, and to the past and the blocks, in a region."""
+    lines = []
+    for model, past in (("history_sound", "the past"), ("history_blocks_sound", "the past and the film's blocks")):
+        row = row_of(table, model, region)
+        if row is None:
+            continue
+        if abs(row["skill"]) < SMALL_GAIN:
+            verdict = "adds next to nothing to"
+        else:
+            verdict = "adds to" if row["skill"] > 0 else "takes away from"
+        partial = f", partial r {row['partial_r_median']:.3f}" if np.isfinite(row["partial_r_median"]) else ""
+        lines.append(
+            f"In `{region}` the sound {verdict} what {past} already predict{'s' if model == 'history_sound' else ''}: "
+            f"gain {row['skill']:+.4f} of the squared error (median over voxels{partial}; one-step, "
+            f"{row['n_volumes']} test volumes, {row['n_voxels']} voxels)."
+        )
+    return " ".join(lines) + " No significance is claimed: that takes surrogates, not one test part."
+
+
+def about_baselines(table, region):
+    """How strong the models that hear nothing are."""
+    copy, history = (row_of(table, name, region) for name in ("copy_previous", "history"))
+    return (
+        f"Copying the previous volume removes {copy['skill']:.1%} of the train mean's squared error in `{region}` "
+        f"(r = {copy['r_median']:.2f} in the median voxel), each voxel's own history {history['skill']:.1%} "
+        f"(r = {history['r_median']:.2f}). Neither heard anything: a model with sound must add to these."
+    )
+
+
+def about_mlp(table, region):
+    """Whether the MLP beats ridge on the same volumes."""
+    mlp, ridge = row_of(table, "mlp", region), row_of(table, "linear_delay", region)
+    name = "`linear_delay`"
+    if abs(mlp["skill"] - row_of(table, "sound", region)["skill"]) < abs(mlp["skill"] - ridge["skill"]):
+        ridge, name = row_of(table, "sound", region), "`sound`"
+    if mlp["mse"] < ridge["mse"]:
+        verdict = f"has a smaller error than ridge ({name})"
+    else:
+        verdict = f"does **not** beat ridge ({name})"
+    return f"In `{region}` the MLP {verdict}: MSE {mlp['mse']:.3g} against {ridge['mse']:.3g}, same volumes, one-step."
+
+
+def about_expectations(table, region):
+    """The original project's expectations beside what came out."""
+    sound, best = row_of(table, "sound", region), table[(table["region"] == region) & (table["prediction"] == "one_step")]
+    best = best.loc[best["mse"].idxmin()]
+    exponent = int(np.floor(np.log10(best["mse"]))) if best["mse"] > 0 else 0
+    words = "as expected" if 0.1 < best["mse"] / EXPECTED_MSE < 10 else f"not of the order {EXPECTED_MSE:.0e} it expected"
+    r, top = sound["r_median"], sound["r_best"]
+    if not np.isfinite(r):
+        tail = "The sound's strength vanished in every voxel, so it has no r to compare."
+    else:
+        tail = (
+            f"The sound alone reaches r = {r:.3f} in the median voxel of `{region}` and {top:.3f} in the best one; "
+            f"it expected {EXPECTED_R[0]}–{EXPECTED_R[1]} on average and {EXPECTED_BEST_R[0]}–{EXPECTED_BEST_R[1]} in the "
+            f"best voxels of auditory cortex{'' if region == 'auditory' else ', which is not the same region'}."
+        )
+    return (
+        f"The original project expected a test MSE of the order {EXPECTED_MSE:.0e}: the smallest one-step MSE here is "
+        f"{best['mse']:.2g} (`{best['model']}`, order 1e{exponent}), {words}. {tail}"
+    )
+
+
+def headline(params, sound, table, region, delay):
+    """The sentence at the top of a subject's report."""
+    name = "history_blocks_sound" if row_of(table, "history_blocks_sound", region) is not None else "history_sound"
+    row, alone = row_of(table, name, region), row_of(table, "sound", region)
+    alone_r = f"r = {alone['r_median']:.2f}" if np.isfinite(alone["r_median"]) else "no r (its strength vanished)"
+    return (
+        f"{about_data(params, sound)} In `{region}` the sound alone reaches {alone_r} at Δt = {delay:g} s; "
+        f"given `{row['reference']}`, it removes {row['skill']:+.2%} of the remaining squared error."
+    )

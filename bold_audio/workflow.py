@@ -1,0 +1,583 @@
+"""One subject from files to arrays, and each notebook's result made once and re-read by the next."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from bold_audio import __version__, data, encoding, export, features, mlp, pairing, scores, sentences, sweep
+from bold_audio.files import (
+    DataError,
+    code_fingerprint,
+    file_md5,
+    fingerprint,
+    lock,
+    read_json,
+    record_step,
+    write_json,
+    write_table,
+    write_text,
+    write_whole,
+)
+from bold_audio.params import SIMULATED
+
+SHORT_SOUND = 0.5  # s that a sound may lack at its end without a word
+# Parameters that change where results go or how fast they come, not what they are.
+NOT_RESULTS = {
+    "data_dir", "outputs_dir", "models_dir", "checkpoint_dir", "mlflow_uri", "mlflow_experiment", "model_name",
+    "model_version", "overwrite_model", "runtime", "prediction", "chunk_voxels",
+}  # fmt: skip
+MLP_ONLY = {"hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay", "seed"}
+
+
+@dataclass
+class Subject:
+    """A subject's run, sound and split, ready to be modelled.
+
+    Parameters
+    ----------
+    params : Params
+    run : data.BoldRun
+    sound : features.SoundFeatures
+    blocks : features.SoundFeatures or None
+        Speech/music boxcar; None where the film has no such blocks.
+    split : pairing.Split
+    folds : list of (fit, held) arrays of int
+        Blocked folds inside train.
+    designs : dict of str to pairing.SoundDesign
+        ``sound``, ``zero`` (one window, for Δt = 0) and, with blocks, ``blocks``.
+    """
+
+    params: object
+    run: data.BoldRun
+    sound: features.SoundFeatures
+    blocks: object
+    split: pairing.Split
+    folds: list
+    designs: dict
+
+    @property
+    def Y(self):
+        """Volumes, array of shape (n_volumes, n_voxels), raw intensities."""
+        return self.run.volumes
+
+    @property
+    def gap_volumes(self):
+        """The gap in volumes."""
+        return pairing.volumes_of(self.params.gap, self.run.files.t_r)
+
+    @property
+    def after_train(self):
+        """Volumes right after train, through the gap to the end of test."""
+        return np.arange(self.split.train[-1] + 1, self.split.test[-1] + 1)
+
+    def scaled(self, kind, delay, rows=None):
+        """Features of a design at ``delay`` s, scaled on ``rows`` (train): array, mean, scale."""
+        return pairing.scale_on(self.designs[kind].at(delay), self.split.train if rows is None else rows)
+
+    @cached_property
+    def input_md5(self):
+        """MD5 of the scan and of what the sound features were made from."""
+        params = self.params
+        sources = [params.audio_file] if params.feature_source == "audio" else annotation_paths(params)
+        return {path.name: file_md5(path) for path in (self.run.files.bold, *sources)}
+
+    def result_key(self, *modules, without=frozenset()):
+        """Hash of inputs, parameters and code that a result depends on."""
+        kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
+        return fingerprint(kept, self.input_md5, code_fingerprint(features, data, pairing, *modules))
+
+    def record(self, step, **facts):
+        """Write what a step did into ``provenance.json``."""
+        parameters = self.params.model_dump()
+        record_step(self.path("provenance.json"), step, parameters=parameters, input_md5=self.input_md5, **facts)
+
+    def path(self, name):
+        """Path of one of this subject's result files."""
+        return self.params.subject_path / name
+
+
+def annotation_paths(params):
+    """Paths of the annotation tables."""
+    if not params.annotation_tables:
+        raise DataError(f"dataset {params.dataset} names no annotation_tables - set them, or feature_source audio")
+    return [params.data_path / path for path in params.annotation_tables]
+
+
+def ensure_scan(params):
+    """Locate the subject's run; the simulated subject is made when it is missing, a real one never replaced."""
+    if params.dataset == SIMULATED and not data.known_subjects(params):
+        from bold_audio.simulate import simulate_subject
+
+        with lock(params.data_path.parent / f".{params.data_path.name}.lock", wait=600, doing="the simulation"):
+            if not data.known_subjects(params):
+                simulate_subject(params.data_path, subject=params.subject)
+    return data.locate_run(params)
+
+
+def read_features(params, files):
+    """Sound features from the sound file or from annotations, as ``feature_source`` says."""
+    heard = files.n_volumes * files.t_r - files.onset
+    if params.feature_source == "annotations":
+        made = features.annotation_features(annotation_paths(params), duration=heard)
+        boxcar = (
+            None if files.events is None else features.block_features(files.events, onset=files.onset, duration=heard)
+        )
+        return made if boxcar is None else features.join_features(made, boxcar)
+    if params.audio_file is None:
+        raise DataError(f"dataset {params.dataset} names no sound file - set audio_path, or feature_source annotations")
+    settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
+    made = features.cached_mfcc(params.audio_file, params.cache_path, **settings)
+    if made.duration < heard - SHORT_SOUND and not params.allow_short:
+        raise DataError(
+            f"sound stops at {made.duration:.1f} s, the scan needs {heard:.1f} s of it: {params.audio_file.name} - "
+            "use the whole sound, or set allow_short true to leave out the volumes after its end"
+        )
+    return made
+
+
+def open_subject(params):
+    """Read a subject's scan and sound, pair them in time and split the run.
+
+    Parameters
+    ----------
+    params : Params
+
+    Returns
+    -------
+    Subject
+
+    Raises
+    ------
+    DataError, ParameterError
+        If the scan or the sound is missing or damaged, or nothing is left to split.
+    """
+    files = ensure_scan(params)
+    sound = read_features(params, files)
+    heard = files.n_volumes * files.t_r - files.onset
+    blocks = None if files.events is None else features.block_features(files.events, onset=files.onset, duration=heard)
+    sound_times = files.volume_times - files.onset
+    designs = {
+        "sound": pairing.make_design(sound, sound_times, files.t_r, response=params.response, n_lags=params.sound_lags),
+        "zero": pairing.make_design(sound, sound_times, files.t_r),
+    }
+    if blocks is not None:
+        # Lags of a boxcar are nearly the boxcar again, so fir keeps its one window.
+        response = "hrf" if params.response == "hrf" else "delay"
+        designs["blocks"] = pairing.make_design(blocks, sound_times, files.t_r, response=response)
+    # The same volumes for every delay compared, in the sweep, the MLP and the table.
+    delays = [*params.delays, *params.mlp_delays]
+    usable = pairing.covered_volumes([d for name, d in designs.items() if name != "zero"], delays)
+    usable &= pairing.covered_volumes([designs["zero"]], [0.0])
+    # Every volume used has sound, and so have the previous volumes that its history is made of.
+    usable[: int(np.argmax(usable)) + params.history_order] = False
+    split = pairing.split_volumes(
+        files.n_volumes,
+        files.t_r,
+        skip_initial=params.skip_initial,
+        train_fraction=params.train_fraction,
+        gap=params.gap,
+        usable=usable,
+    )
+    folds = pairing.blocked_folds(
+        split.train, n_folds=params.n_folds, gap_volumes=pairing.volumes_of(params.gap, files.t_r)
+    )
+    run = data.load_run(files, params, train=split.train)
+    data.write_dataset_description(params, __version__)
+    return Subject(params, run, sound, blocks, split, folds, designs)
+
+
+def ensure_sweep(subject):
+    """The delay sweep of this subject: re-read where inputs, parameters and code are the same, else made.
+
+    Writes ``dt_sweep.tsv``, ``best_dt.txt`` and the map of responsive voxels.
+
+    Returns
+    -------
+    sweep.DelaySweep
+    """
+    key = subject.result_key(encoding, sweep, without=MLP_ONLY)
+    table_path, mask_path = subject.path("dt_sweep.tsv"), subject.path("responsive_mask.nii.gz")
+    done = read_json(subject.path("provenance.json"), default={}).get("dt_sweep", {})
+    if done.get("key") == key and table_path.is_file() and mask_path.is_file():
+        responsive = np.asarray(nib.load(mask_path).dataobj)[subject.run.mask] > 0
+        return sweep.DelaySweep(pd.read_csv(table_path, sep="\t"), done["delay"], done["region"], responsive)
+    params, run = subject.params, subject.run
+    Y, designs = sweep_arrays(subject)
+    found = sweep.sweep_delays(
+        Y,
+        designs,
+        rows=subject.split.train,
+        folds=subject.folds,
+        gap_volumes=subject.gap_volumes,
+        alphas=params.alphas,
+        regions=run.regions,
+        delay_region=params.delay_region,
+        target="difference" if params.sweep_target == "difference" else "volume",
+        value_range=run.value_range,
+        chunk_voxels=params.chunk_voxels,
+    )
+    write_table(table_path, found.table)
+    write_text(subject.path("best_dt.txt"), f"{found.delay:.10g}\n")
+    with write_whole(mask_path) as part:
+        nib.save(nib.Nifti1Image((run.to_grid(found.responsive) > 0).astype(np.uint8), run.affine), part)
+    subject.record("dt_sweep", key=key, delay=found.delay, region=found.region)
+    return found
+
+
+def sweep_arrays(subject):
+    """Volumes and features at every delay, as ``sweep_target`` wants them.
+
+    ``whitened`` takes off both what the previous volumes predict, with one autoregressive filter
+    for all voxels fitted on train: the slow noise of a scan otherwise hides which delay is best.
+
+    Returns
+    -------
+    Y : array of shape (n_volumes, n_voxels)
+    designs : dict of float to array of shape (n_volumes, n_features)
+        Scaled on train.
+    """
+    params, train = subject.params, subject.split.train
+    if params.sweep_target != "whitened":
+        return subject.Y, {delay: subject.scaled("sound", delay)[0] for delay in params.delays}
+    phi = encoding.shared_history(subject.Y, rows=train, order=params.history_order)
+    designs = {}
+    for delay in params.delays:
+        X = encoding.whiten(subject.designs["sound"].at(delay), phi)
+        designs[delay] = pairing.scale_on(X, train)[0]
+    return encoding.whiten(subject.Y, phi), designs
+
+
+def targets(subject):
+    """What the MLP predicts: volumes, or differences to the previous volume (row 0 is 0)."""
+    if subject.params.target == "volume":
+        return subject.Y
+    difference = np.zeros_like(subject.Y)
+    np.subtract(subject.Y[1:], subject.Y[:-1], out=difference[1:])
+    return difference
+
+
+def history_weights(target, n_voxels):
+    """Weights of previous volumes that turn a prediction of ``target`` into a volume."""
+    return np.ones((1, n_voxels), np.float32) if target == "difference" else np.zeros((0, n_voxels), np.float32)
+
+
+def inner_validation(subject):
+    """The last block of train to validate on, and what lies before its gap to fit on."""
+    return subject.folds[-1]
+
+
+def train_candidates(subject, delays, *, progress=False):
+    """Train one MLP per candidate delay and log each to MLflow.
+
+    Parameters
+    ----------
+    subject : Subject
+    delays : sequence of float
+        Candidate delays, in seconds.
+    progress : bool
+        Whether to draw progress bars.
+
+    Returns
+    -------
+    list of mlp.TrainedMLP
+    warnings : list of str
+        What the reader should know about the logging.
+    """
+    params = subject.params
+    fit, val = inner_validation(subject)
+    T = targets(subject)
+    trained, notes = [], []
+    for delay in delays:
+        X = subject.scaled("sound", delay)[0]
+        logger, note = mlp.mlflow_logger(
+            params.mlflow_uri,
+            params.mlflow_experiment or params.label,
+            f"sub{params.subject}_dt{delay:g}",
+            local_folder=params.resolve(params.outputs_dir) / "mlflow",
+        )
+        logger.log_hyperparams({**params.model_dump(), "delay": delay, **subject.input_md5})
+        one = mlp.train_mlp(
+            X,
+            T,
+            fit=fit,
+            val=val,
+            delay=delay,
+            value_range=subject.run.value_range,
+            settings=params,
+            folder=checkpoint_folder(params) / "training" / f"dt{delay:g}",
+            loggers=[logger],
+            progress=progress,
+        )
+        logger.finalize("success")
+        trained.append(one)
+        notes += [note] if note else []
+    return trained, sorted(set(notes))
+
+
+def checkpoint_folder(params):
+    """Folder of checkpoints: the subject's outputs, or its own folder below ``checkpoint_dir``."""
+    if params.checkpoint_dir is None:
+        return params.subject_path
+    return params.resolve(params.checkpoint_dir) / params.label / f"sub-{params.subject}"
+
+
+def model_facts(subject, delay):
+    """What inference needs besides the weights; plain values only."""
+    params, run = subject.params, subject.run
+    _, mean, scale = subject.scaled("sound", delay)
+    settings = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "feature_source", "response", "sound_lags", "target")
+    return {
+        **{name: getattr(params, name) for name in settings},
+        "delay": float(delay),
+        "t_r": run.files.t_r,
+        "subject": params.subject,
+        "dataset": params.dataset,
+        "n_inputs": len(mean),
+        "feature_mean": [float(v) for v in mean],
+        "feature_scale": [float(v) for v in scale],
+        "mask_shape": list(run.mask.shape),
+        "mask_hash": export.mask_fingerprint(run.mask, run.affine),
+        "value_range": list(run.value_range),
+        "train_volumes": [int(subject.split.train[0]), int(subject.split.train[-1])],
+        "input_md5": subject.input_md5,
+        "sound": subject.sound.source,
+    }
+
+
+def ensure_mlp(subject, *, progress=False):
+    """Train the MLP at every candidate delay and keep the best, unless ``best.ckpt`` is this very training.
+
+    Returns
+    -------
+    model : mlp.AudioFmriMLP
+        Folded network, features → voxels.
+    facts : dict
+        With ``delay``, the model's own.
+    history : DataFrame
+        ``run, delay, epoch, train_MSE, val_MSE, val_Pearson``.
+    warnings : list of str
+    """
+    params = subject.params
+    delays = params.mlp_delays or [ensure_sweep(subject).delay]
+    key = subject.result_key(mlp, encoding, sweep)
+    checkpoint, history_path = checkpoint_folder(params) / "best.ckpt", subject.path("mlp_history.tsv")
+    done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
+    if done.get("key") == key and checkpoint.is_file() and history_path.is_file():
+        model, facts = mlp.load_checkpoint(checkpoint)
+        return model, facts, pd.read_csv(history_path, sep="\t"), []
+    trained, notes = train_candidates(subject, delays, progress=progress)
+    best = min(trained, key=lambda one: one.val_mse)
+    facts = model_facts(subject, best.delay)
+    mlp.save_checkpoint(checkpoint, best.model, facts)
+    history = pd.concat(
+        pd.DataFrame(one.history).assign(run=f"sub{params.subject}_dt{one.delay:g}", delay=one.delay) for one in trained
+    )
+    write_table(history_path, history)
+    chosen = {
+        "delay": best.delay,
+        "val_MSE": best.val_mse,
+        "val_Pearson": best.val_pearson,
+        "best_epoch": best.best_epoch,
+    }
+    subject.record("mlp", key=key, candidates=list(delays), why="smallest val_MSE inside train", **chosen)
+    return best.model, facts, history, notes
+
+
+def ensure_export(subject):
+    """Export ``best.ckpt`` to the model repository, unless it is there already.
+
+    Returns
+    -------
+    version : int
+    max_difference : float or None
+        Torch against onnxruntime; None where the version was there already.
+    """
+    params = subject.params
+    model, facts, _, _ = ensure_mlp(subject)
+    checkpoint, models_dir = checkpoint_folder(params) / "best.ckpt", params.resolve(params.models_dir)
+    version = params.model_version or export.find_same_model(models_dir, params.exported_name, checkpoint)
+    there = models_dir / params.exported_name / str(version)
+    if (
+        there.is_dir()
+        and not params.overwrite_model
+        and version == export.find_same_model(models_dir, params.exported_name, checkpoint)
+    ):
+        return version, None
+    version = version or export.next_version(models_dir, params.exported_name)
+    _, difference = export.export_model(
+        model,
+        facts,
+        checkpoint=checkpoint,
+        models_dir=models_dir,
+        name=params.exported_name,
+        version=version,
+        overwrite=params.overwrite_model,
+    )
+    subject.record("export", model_name=params.exported_name, model_version=version, max_difference=difference)
+    return version, difference
+
+
+def fit_linear_rows(subject, delay, *, rows=None, folds=None, names=encoding.LINEAR_NAMES):
+    """Fit the linear rows of the score table on ``rows`` (train by default).
+
+    Returns
+    -------
+    dict of str to (phi, drive)
+        ``drive(volumes)`` is the part of the prediction of those volumes that needs no past.
+    """
+    rows = subject.split.train if rows is None else rows
+    fitted = encoding.fit_rows(
+        subject.Y,
+        rows=rows,
+        folds=subject.folds if folds is None else folds,
+        sound=subject.scaled("sound", delay, rows)[0],
+        sound_at_zero=subject.scaled("zero", 0.0, rows)[0],
+        blocks=subject.scaled("blocks", delay, rows)[0] if subject.blocks is not None else None,
+        alphas=subject.params.alphas,
+        max_order=subject.params.history_order,
+        chunk_voxels=subject.params.chunk_voxels,
+        names=names,
+    )
+
+    def drive(model, X):
+        return lambda volumes: encoding.drive_of(model, X[volumes])
+
+    return {name: (model.phi, drive(model, X)) for name, (model, X) in fitted.items()}
+
+
+def mlp_row(subject, predict, facts):
+    """The MLP as a row beside the linear ones, whatever runtime answers for it."""
+    raw = subject.designs["sound"].at(facts["delay"])
+    X = (raw - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
+    hash_here = export.mask_fingerprint(subject.run.mask, subject.run.affine)
+    export.check_fits(facts, n_features=X.shape[1], subject=subject.params.subject, mask_hash=hash_here)
+    return history_weights(facts["target"], subject.run.n_voxels), lambda volumes: predict(X[volumes])
+
+
+def predict_row(subject, row, volumes, prediction, *, fitted_until):
+    """Predict ``volumes`` by one row, ``one_step`` or ``open_loop``.
+
+    Open loop starts right after ``fitted_until``, the last volume fitted on: nothing measured
+    after it, not even in the gap, is used.
+    """
+    phi, drive = row
+    if prediction == "one_step":
+        return encoding.predict(phi, drive(volumes), subject.Y, volumes)
+    path = np.arange(fitted_until + 1, volumes[-1] + 1)
+    return encoding.rollout(phi, drive(path), subject.Y, path)[-len(volumes) :]
+
+
+def score_rows(subject, rows, volumes, regions, *, fitted_until, predictions=("one_step", "open_loop")):
+    """Score every model on ``volumes``, one table row per model, prediction and region.
+
+    Parameters
+    ----------
+    subject : Subject
+    rows : dict of str to (phi, drive)
+        Models; ``constant`` is among them.
+    volumes : array of int
+        Contiguous volumes that nothing was fitted on.
+    regions : dict of str to array of bool
+    fitted_until : int
+        The last volume fitted on: open loop starts right after it.
+    predictions : sequence of str
+
+    Returns
+    -------
+    table : DataFrame
+        The columns of ``scores.tsv``.
+    voxels : dict of (str, str) to dict
+        Per model and prediction: ``mse`` and ``r`` of every voxel, and ``partial_r`` for the
+        models that add sound to a past.
+    """
+    Y = np.asarray(subject.Y[volumes])
+    value_range = subject.run.value_range
+    lines, voxels = [], {}
+    for prediction in predictions:
+        predicted = {}
+        for name, row in rows.items():
+            reference = encoding.reference_of(name)
+            made = predict_row(subject, row, volumes, prediction, fitted_until=fitted_until)
+            found = {
+                "mse": scores.voxel_mse(Y, made, value_range=value_range),
+                "r": scores.pearson_r(Y, made),
+            }
+            if name in encoding.REFERENCES and prediction == "one_step":
+                found["partial_r"] = scores.partial_r(Y, predicted[reference], made)
+            voxels[name, prediction] = found
+            if name in encoding.REFERENCES.values():
+                predicted[name] = made
+            for region, roi in regions.items():
+                line = scores.score_row(Y, made, voxels[reference, prediction]["mse"], roi, value_range=value_range)
+                partial = scores.median_of(found["partial_r"][roi]) if "partial_r" in found else np.nan
+                lines.append(
+                    {"model": name, "prediction": prediction, "region": region}
+                    | {k: line[k] for k in ("mse", "r_median", "r_best", "r2", "skill")}
+                    | {"reference": reference, "n_volumes": line["n_volumes"], "n_voxels": line["n_voxels"]}
+                    | {"partial_r_median": partial}
+                )
+    return pd.DataFrame(lines), voxels
+
+
+def score_regions(subject, found):
+    """The regions of a subject's tables: its own, and the responsive voxels that the sweep found."""
+    regions = dict(subject.run.regions)
+    if len(found.responsive) > 1 / sweep.RESPONSIVE_SHARE:
+        regions["responsive"] = found.responsive
+    return regions
+
+
+def write_predictions(subject, predicted, *, prediction, runtime, facts):
+    """Write what notebook 06 predicted: the four files that the original project's users know."""
+    Y = np.asarray(subject.Y[subject.split.test])
+    mse = float(scores.voxel_mse(Y, predicted, value_range=subject.run.value_range).mean())
+    for name, array in (("y_test_full.npy", Y), ("y_test_pred.npy", predicted)):
+        with write_whole(subject.path(name)) as part:
+            np.save(part, np.asarray(array, dtype=np.float32))
+    write_text(subject.path("mse_test.txt"), f"{mse:.10g}\n")
+    write_text(subject.path("dt_used.txt"), f"{facts['delay']:.10g}\n")
+    subject.record("inference", prediction=prediction, runtime=runtime, delay=facts["delay"], mse_test=mse)
+    return mse
+
+
+def open_exported(subject, version):
+    """Open the subject's model in the runtime that the parameters name: ``predict`` and ``facts``."""
+    params = subject.params
+    return export.open_predictor(
+        params.runtime,
+        models_dir=params.resolve(params.models_dir),
+        name=params.exported_name,
+        version=version,
+        checkpoint=checkpoint_folder(params) / "best.ckpt",
+    )
+
+
+def write_maps(subject, voxels, found):
+    """Write the test part's maps: r of the sound, gain and partial r of the sound over the past.
+
+    Returns
+    -------
+    list of Path
+    """
+    test = f"test part, one-step, {len(subject.split.test)} volumes; NaN outside the mask"
+    past, both = voxels["history", "one_step"]["mse"], voxels["history_sound", "one_step"]["mse"]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gain = np.where(past > 0, 1 - both / past, np.nan)
+    maps = [
+        ("sound", "r", voxels["sound", "one_step"]["r"], f"Pearson r of the sound alone at {found.delay:g} s; {test}"),
+        ("historySound", "gain", gain, f"share of the squared error of own history that the sound removes; {test}"),
+        ("historySound", "partialr", voxels["history_sound", "one_step"]["partial_r"], f"partial r, sound given past; {test}"),
+    ]
+    return [
+        data.write_map(subject.run, subject.params, values, model=model, stat=stat, description=text)
+        for model, stat, values, text in maps
+    ]
+
+
+def write_summary(subject, answer, region):
+    """Keep the computed sentences for the report's index."""
+    about = sentences.about_data(subject.params, subject.sound)
+    write_json(subject.path("summary.json"), {"about": about, "sentences": answer, "region": region})

@@ -1,0 +1,106 @@
+"""The four lists of packages agree, nothing committed belongs to one machine, and imports go one way."""
+
+import re
+import subprocess
+import sysconfig
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = tomllib.loads((ROOT / "uv.lock").read_text())
+LOCKED = [package for package in LOCK["package"] if package["name"] != PROJECT["name"]]
+LINES = (ROOT / "constraints.txt").read_text().splitlines()
+CONSTRAINTS = [Requirement(line) for line in LINES if line and not line.startswith("#")]
+DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+MACHINE = re.compile(r"file:/{2}|(?<![\w.~)}-])/(?:opt|work|home|root|Users)/")
+
+
+def applying():
+    """Return {name: version} of the constraints that hold for the running Python."""
+    here = [c for c in CONSTRAINTS if c.marker is None or c.marker.evaluate()]
+    pins = {canonicalize_name(c.name): str(c.specifier).removeprefix("==") for c in here}
+    assert len(pins) == len(here), "two constraints on one package hold at once"
+    return pins
+
+
+def test_lock_is_made_from_this_pyproject():
+    (ours,) = (package for package in LOCK["package"] if package["name"] == PROJECT["name"])
+    wanted = {(canonicalize_name(r.name), str(r.specifier), frozenset(r.extras)) for r in DIRECT}
+    locked = {
+        (r["name"], str(SpecifierSet(r.get("specifier", ""))), frozenset(r.get("extras", ())))
+        for r in ours["metadata"]["requires-dist"]
+    }
+    assert locked == wanted, "pyproject.toml changed: make lock"
+    assert LOCK["requires-python"] == PROJECT["requires-python"]
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda r: r.name)
+def test_direct_dependency_is_locked_within_its_specifier(requirement):
+    versions = [p["version"] for p in LOCKED if p["name"] == canonicalize_name(requirement.name)]
+    assert versions
+    assert all(v in requirement.specifier for v in versions)
+
+
+def test_constraints_equal_lock():
+    assert {(canonicalize_name(c.name), str(c.specifier)) for c in CONSTRAINTS} == {
+        (p["name"], f"=={p['version']}") for p in LOCKED
+    }, "make lock"
+
+
+def test_environment_yml_uses_the_same_lists():
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (p["pip"] for p in packages if isinstance(p, dict))
+    assert pip == ["-c constraints.txt", "-e .[dev]"]
+    (python,) = (p.removeprefix("python=") for p in packages if str(p).startswith("python="))
+    assert python in SpecifierSet(PROJECT["requires-python"])
+    conda = {re.split("[=<>]", p)[0] for p in packages if isinstance(p, str)}
+    assert not conda & {p["name"] for p in LOCKED}, "a package of the lock must not come from conda as well"
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda r: r.name)
+def test_installed_version_is_the_locked_one(requirement):
+    # A local suffix such as +cpu names a build of the same version.
+    assert Version(version(requirement.name)).public == applying()[canonicalize_name(requirement.name)]
+
+
+def test_lightning_is_locked_under_one_name_only():
+    names = {p["name"] for p in LOCKED}
+    assert "pytorch-lightning" in names
+    assert "lightning" not in names
+
+
+def test_lock_names_public_sources_only():
+    assert {p["source"].get("registry") for p in LOCKED} == {"https://pypi.org/simple"}
+    files = [f["url"] for p in LOCKED for f in [*p.get("wheels", ()), *filter(None, [p.get("sdist")])]]
+    assert {url.split("/")[2] for url in files} == {"files.pythonhosted.org"}
+
+
+def test_no_file_names_a_path_of_one_machine():
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    found = []
+    for name in filter(None, listed.stdout.split("\0")):
+        try:
+            text = (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):  # not text; deleted but not committed
+            continue
+        found += [f"{name}: {line.strip()[:100]}" for line in text.splitlines() if MACHINE.search(line)]
+    assert not found
+
+
+def test_imports_go_one_way():
+    lint = Path(sysconfig.get_path("scripts")) / "lint-imports"
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "1 kept" in done.stdout
