@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table
 from bold_audio.files import (
@@ -104,6 +105,13 @@ class BoldRun:
         grid = np.full(self.mask.shape, np.nan, dtype=np.float32)
         grid[self.mask] = values
         return grid
+
+    def smooth(self, values):
+        """Average one value per voxel with its neighbours inside the mask (Gaussian, sigma one voxel)."""
+        inside, grid = self.mask.astype(np.float32), np.zeros(self.mask.shape, np.float32)
+        grid[self.mask] = values
+        near = gaussian_filter(grid, 1.0, mode="constant") / np.maximum(gaussian_filter(inside, 1.0, mode="constant"), 1e-6)
+        return near[self.mask]
 
 
 def run_name(params):
@@ -364,7 +372,9 @@ def _make_mask(mean_image, affine, params):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an empty mask gets our own message
             try:
-                image = compute_epi_mask(nib.Nifti1Image(mean_image, affine), opening=2)
+                # A head fills little of a film scan's grid: the gap between air and brain lies above nilearn's
+                # default upper cut-off of 0.85.
+                image = compute_epi_mask(nib.Nifti1Image(mean_image, affine), upper_cutoff=0.95, opening=2)
             except (ValueError, IndexError):
                 return np.zeros(mean_image.shape, bool)
         return np.asarray(image.dataobj) > 0
@@ -415,6 +425,16 @@ def _simulated_truth(folder):
     truth["region_map"] = next(folder.glob("*_dseg.nii.gz"))
     truth["r2_map"] = next(folder.glob("*r2*.nii.gz"))
     return truth
+
+
+def planted_delay(params):
+    """The single Δt that fits a simulated subject's noiseless responses best, for features made as ``response`` says.
+
+    None for real data, for a subject in whom nothing was planted, and for ``fir``, which has several windows.
+    """
+    truth = read_truth(params)
+    best = truth and truth["pooled"]["best_single_delay"]
+    return best.get(params.response) if best else None
 
 
 def write_map(run, params, values, *, model, stat, description):

@@ -89,7 +89,8 @@ def read_sound(path, *, sample_rate):
         ) from error
     if len(samples) < info.frames:
         raise DataError(
-            f"sound stops at {len(samples) / rate:.1f} s, its header says {info.frames / rate:.1f} s: {path} - copy it again"
+            f"sound stops at {len(samples) / rate:.1f} s, its header says {info.frames / rate:.1f} s: {path} - "
+            "copy it again"
         )
     if not np.isfinite(samples).all():
         raise DataError(
@@ -108,7 +109,8 @@ def _sound_of_video(path, wav):
     command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(path), "-vn", str(wav)]
     if shutil.which("ffmpeg") is None:
         raise DataError(
-            f"cannot decode {path.name} without ffmpeg - install ffmpeg, or convert elsewhere: ffmpeg -i {path.name} -vn sound.wav"
+            f"cannot decode {path.name} without ffmpeg - install ffmpeg, or convert it elsewhere: "
+            f"ffmpeg -i {path.name} -vn {path.stem}.wav"
         )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not wav.is_file():

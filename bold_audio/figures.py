@@ -167,7 +167,7 @@ def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None,
     # fmt: on
     grid = _as_grid(volume, mask)
     if sorted(grid.shape)[1] == 1:
-        return plot_regions(grid[np.isfinite(grid)], names, title=title, unit=unit, symmetric=symmetric)
+        return plot_regions(_listed(grid, names), names, title=title, unit=unit, symmetric=symmetric)
     cut = _Cut(grid.shape, affine, view)
     grid, under = cut.turn(grid), None if background is None else cut.turn(np.asarray(background, np.float32))
     inside = np.isfinite(grid)
@@ -215,7 +215,7 @@ def slice_player(
     shared, own = np.array(pairs), np.array([difference for *_, difference in movie])
     fig, height = make_subplots(1, 3), 260
     if sorted(movie[0][0].shape)[1] == 1:
-        pictures = [[_bars(g[np.isfinite(g)], names, unit) for g in grids] for grids in movie]
+        pictures = [[_bars(_listed(g, names), names, unit) for g in grids] for grids in movie]
         for n, panel in enumerate(PANELS, 1):
             end = 1.05 * np.nanmax(np.abs(own if n == 3 else shared))
             fig.update_xaxes(title_text=f"{panel}<br>{unit}", range=[-end, end], zeroline=True, col=n)
@@ -258,7 +258,8 @@ def slice_player(
 def plot_regions(values, names=None, *, title, unit, symmetric=False):
     """Draw one bar and its number per region, for data without a voxel grid; ``symmetric`` centres the axis on 0."""
     fig = _figure(title, x=unit, y="Region (name)", height=150 + 36 * len(values))
-    fig.add_trace(_bars(values, names, unit).update(text=[f"{v:.3g}" for v in values], textposition="outside"))
+    text = [f"{v:.3g}" if np.isfinite(v) else "n/a" for v in values]
+    fig.add_trace(_bars(values, names, unit).update(text=text, textposition="outside"))
     low, high = (1.2 * v for v in _limits(np.asarray(values, float), symmetric=symmetric))
     fig.update_xaxes(range=[min(low, 0), max(high, 0)], zeroline=True, zerolinecolor="#888888")
     return fig.update_yaxes(autorange="reversed", showgrid=False)
@@ -432,6 +433,12 @@ def _figure(title, *, x=None, y=None, fig=None, height=400, top=60, bottom=55, n
 
 def _line(fig, x, y, name, hover, *, mode="lines", **look):
     fig.add_scatter(x=x, y=y, name=name, mode=mode, line=look, hovertemplate=hover)
+
+
+def _listed(grid, names):
+    """Values of a grid that is a list of regions; one without a value keeps its place beside its name."""
+    values = grid.ravel()
+    return values if names is not None and len(names) == len(values) else values[np.isfinite(values)]
 
 
 def _bars(values, names, unit):

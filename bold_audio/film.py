@@ -75,19 +75,19 @@ def film_sound(duration, *, seed=0, syllables=None):
 
 
 def _slow(rng, n_samples, low, high):
-    """Curve through random values every 1 to 8 seconds, one per sample."""
-    knots = np.cumsum(rng.uniform(1, 8, n_samples // SAMPLE_RATE + 3)) - 1
+    """Curve through random values every 1 to 5 seconds, one per sample."""
+    knots = np.cumsum(rng.uniform(1, 5, n_samples // SAMPLE_RATE + 3)) - 1
     return np.interp(np.arange(n_samples) / SAMPLE_RATE, knots, rng.uniform(low, high, len(knots))).astype(np.float32)
 
 
 def _music(rng, length):
-    """One piece: phrases of 8 or 16 beats with their own instruments, register, loudness and density."""
+    """One piece: phrases of 4 or 8 beats with their own instruments, register, loudness and density."""
     y = np.zeros(int((length + 12) * SAMPLE_RATE), dtype=np.float32)
     beat, key, scale = rng.uniform(0.42, 0.68), rng.integers(45, 57), SCALES[rng.integers(2)]
     pitch = lambda step: key + 12 * (step // 7) + scale[step % 7]  # noqa: E731
     now, step = 0.0, 7
     while now < length:
-        n_beats, loud = rng.choice([8, 8, 16]), rng.uniform(-18, 0, 2)  # dB where the phrase begins and ends
+        n_beats, loud = rng.choice([4, 4, 8]), rng.uniform(-18, 0, 2)  # dB where the phrase begins and ends
         lead, pad = rng.choice(len(TIMBRES), 2, replace=False)
         register, density = 7 * rng.integers(0, 3), rng.choice([1, 2, 2, 4])
         texture = rng.random(3) < (0.9, 0.75, 0.45)  # melody, chords, drums
@@ -202,9 +202,10 @@ def _speech(rng, speaker, phrase, *, hop=256):
 
 
 def canonical_response(times):
-    """Double-gamma haemodynamic response (peak near 5 s, undershoot near 15 s) at ``times``, in seconds."""
-    t = np.maximum(times, 0)
-    return t**5 * np.exp(-t) / special.gamma(6) - t**15 * np.exp(-t) / (6 * special.gamma(16))
+    """Haemodynamic response of Glover (1999), two gamma densities, at ``times`` in seconds; its peak is near 5 s."""
+    t = np.maximum(times, 0) / 0.9
+    rise, fall = (t ** (a - 1) * np.exp(-t) / special.gamma(a) for a in (6 / 0.9, 12 / 0.9))
+    return rise - 0.48 * fall
 
 
 def window_means(frames, frame_times, starts, width):
@@ -249,18 +250,22 @@ def planted_responses(frames, frame_times, *, weights, delays, response, n_volum
     array of shape (n_volumes, n_regions)
         Mean 0 and variance 1 over the volumes.
     """
-    course, step, starts = frames @ weights, frame_times[1] - frame_times[0], np.arange(n_volumes) * T_R
-    shifts = np.asarray(delays, dtype=float)
+    course, times, starts = frames @ weights, frame_times, np.arange(n_volumes) * T_R
     if response == "hrf":
-        fine = np.arange(0, 32, step)
-        kernel = canonical_response(fine)
-        course = signal.fftconvolve(course, kernel[:, None], axes=0)
-        shifts = shifts - fine[kernel.argmax()]
-    times = frame_times[0] + step * np.arange(len(course))
+        course, times = convolved(course, times)
     seen = np.stack(
-        [window_means(c[:, None], times, starts - d, T_R)[:, 0] for c, d in zip(course.T, shifts, strict=True)], axis=1
+        [window_means(c[:, None], times, starts - d, T_R)[:, 0] for c, d in zip(course.T, delays, strict=True)], axis=1
     )
     return (seen - seen.mean(axis=0)) / seen.std(axis=0)
+
+
+def convolved(course, times):
+    """Convolve with `canonical_response`; the times returned put the peak of a click's response at the click."""
+    step = times[1] - times[0]
+    fine = np.arange(0, 32, step)
+    kernel = canonical_response(fine)
+    course = signal.fftconvolve(course, kernel[:, None], axes=0)
+    return course, times[0] - fine[kernel.argmax()] + step * np.arange(len(course))
 
 
 def best_single_delays(frames, frame_times, responses, *, power, grid=DELAY_GRID):
@@ -268,8 +273,8 @@ def best_single_delays(frames, frame_times, responses, *, power, grid=DELAY_GRID
 
     Ordinary least squares with intercept, over the volumes whose windows are inside the sound for the whole grid.
 
-    Returns them in seconds: a list, one per region, and the pooled one, whose squared error is summed over the
-    regions with the signal variances ``power`` as weights.
+    Returns them in seconds: one per region, then the pooled one, whose squared error is summed over the regions with
+    the signal variances ``power`` as weights.
     """
     starts = np.arange(len(responses)) * T_R
     starts, y = starts[starts >= grid.max()], responses[starts >= grid.max()]
@@ -279,7 +284,7 @@ def best_single_delays(frames, frame_times, responses, *, power, grid=DELAY_GRID
         X = window_means(frames, frame_times, starts - delay, T_R)
         basis = np.linalg.qr(X - X.mean(axis=0))[0]
         errors[i] = (y**2).sum(axis=0) - ((basis.T @ y) ** 2).sum(axis=0)
-    return [float(grid[i]) for i in errors.argmin(axis=0)], float(grid[(errors @ power).argmin()])
+    return [float(grid[i]) for i in np.column_stack([errors, errors @ power]).argmin(axis=0)]
 
 
 def add_signal(noise, responses, *, r2, region):
@@ -315,8 +320,7 @@ class Planted:
     r2: np.ndarray  # (i, j, k): share of the voxel's variance that the sound causes
     responses: np.ndarray  # (n_volumes, n_regions)
     weights: np.ndarray  # (n_features, n_regions)
-    best: list  # the single delay that fits best, s per region
-    pooled: float  # the same for all planted voxels together
+    best: dict  # by kind of features, delay or hrf: the single delay that fits best, s per region, then pooled
 
 
 def plant(sound, *, brain, distances, amplitude, weights, delays, response, strength, n_volumes):
@@ -327,9 +331,11 @@ def plant(sound, *, brain, distances, amplitude, weights, delays, response, stre
     """
     near = distances.min(axis=0)
     label = np.where(brain & (near < 1), distances.argmin(axis=0) + 1, 0)
-    r2 = strength * np.where(label > 0, (1 - np.minimum(near, 1) ** 4) ** 2, 0)
+    r2 = strength * np.where(label > 0, (1 - np.minimum(near, 1) ** 6) ** 2, 0)
     frames = (sound.frames - sound.frames.mean(axis=0, dtype=float)) / sound.frames.std(axis=0, dtype=float)
     clock = {"frames": frames, "frame_times": sound.frame_times}
     responses = planted_responses(**clock, weights=weights, delays=delays, response=response, n_volumes=n_volumes)
     power = np.array([(r2 * amplitude**2)[label == i + 1].sum() for i in range(len(distances))])
-    return Planted(label, r2, responses, weights, *best_single_delays(**clock, responses=responses, power=power))
+    kinds = {"delay": (frames, sound.frame_times), "hrf": convolved(frames, sound.frame_times)}
+    best = {kind: best_single_delays(*seen, responses, power=power) for kind, seen in kinds.items()}
+    return Planted(label, r2, responses, weights, best)

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -116,7 +117,7 @@ class Params(BaseModel):
     @field_validator("delays", "mlp_delays")
     @classmethod
     def _increasing(cls, value):
-        if any(b <= a for a, b in zip(value, value[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(value)):
             raise ValueError("must be in increasing order, each delay once")
         return value
 

@@ -123,12 +123,13 @@ def about_expectations(table, region):
     )
 
 
-def headline(params, sound, table, region, delay):
+def headline(table, region, delay):
     """The sentence at the top of a subject's report."""
     name = "history_blocks_sound" if row_of(table, "history_blocks_sound", region) is not None else "history_sound"
     row, alone = row_of(table, name, region), row_of(table, "sound", region)
     alone_r = f"r = {alone['r_median']:.2f}" if np.isfinite(alone["r_median"]) else "no r (its strength vanished)"
+    change = "lowers" if row["skill"] >= 0 else "raises"
     return (
-        f"{about_data(params, sound)} In `{region}` the sound alone reaches {alone_r} at Δt = {delay:g} s; "
-        f"given `{row['reference']}`, it removes {row['skill']:+.2%} of the remaining squared error."
+        f"In `{region}` the sound alone reaches {alone_r} in the median voxel at Δt = {delay:g} s; added to "
+        f"`{row['reference']}`, it {change} the one-step squared error by {abs(row['skill']):.2%}."
     )

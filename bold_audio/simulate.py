@@ -33,7 +33,8 @@ Names and layout follow OpenNeuro ds003688, so that the same programs read both;
 """
 NOTES = {
     "r2": "share of the voxel's variance over the run that the sound causes, before motion and rounding to integers",
-    "best_single_delay": "regresses the noiseless response on the mean features of [k TR - delay, (k + 1) TR - delay)",
+    "best_single_delay": "by the response of the analysis: the noiseless response regressed on the means in "
+    "[k TR - delay, (k + 1) TR - delay) of the MFCCs (delay) or of the MFCCs convolved with the planted kernel (hrf)",
     "noise": "ar_share of it autoregressive (ar_rho), the rest white; on top drift of `drift` times its deviation, "
     "cosines of 1 to 3 half-cycles over the run; all together with the sound 1 to 1.5 % of the voxel's mean",
 }
@@ -53,7 +54,7 @@ def _template(resolution=2):
     tissue = 1040 * gm + 870 * wm + 640 * np.clip(brain - gm - wm, 0, 1)
     affine = grey.affine.copy()
     affine[:3, 3] -= 8 * resolution
-    return np.where(brain > 0.5, tissue, 100 * skull + 400 * scalp).astype(np.float32), brain, affine
+    return np.where(brain > 0.5, tissue, 60 * skull + 150 * scalp).astype(np.float32), brain, affine
 
 
 def simulated_head(rng, *, shape=FULL_SHAPE):
@@ -257,10 +258,12 @@ def simulate_subject(
     rng_head, rng_tuning, rng_noise, rng_motion = np.random.default_rng([seed, *subject.encode()]).spawn(4)
     image, brain, distances, affine = simulated_head(rng_head, shape=shape)
     amplitude = image * (0.0125 + 0.0025 * np.sin(np.indices(shape).sum(axis=0) / 5)).astype(np.float32)
-    # People share most of their tuning; without that, subjects would have nothing in common.
-    weights = 0.8 * np.random.default_rng([film_seed, 6]).standard_normal((MFCC["n_mfcc"], len(REGIONS)))
-    weights += 0.6 * rng_tuning.standard_normal(weights.shape)
-    weights[0] *= 0.5  # loudness is not everything
+    # Both sides answer to much the same sound, or no single delay would fit both; people share most of their tuning.
+    tuning, both = np.random.default_rng([film_seed, 6]), (MFCC["n_mfcc"], 1)
+    weights = 0.8 * tuning.standard_normal(both) + 0.5 * rng_tuning.standard_normal(both)
+    weights = weights + 0.3 * tuning.standard_normal((MFCC["n_mfcc"], len(REGIONS)))
+    weights *= np.exp(-np.arange(len(weights)) / 4)[:, None]  # ears follow the coarse spectrum more than its ripples,
+    weights[0] *= 0.5  # and loudness is not everything
     answer = {k: settings[k] for k in ("delays", "response", "n_volumes")} | {"strength": 0.0 if null else strength}
     planted = plant(sound, brain=brain, distances=distances, amplitude=amplitude, weights=weights, **answer)
     noise = {k: settings[k] for k in ("ar_rho", "ar_share", "drift", "fwhm")}
@@ -377,12 +380,15 @@ def write_subject(data_dir, volumes, planted, *, affine, brain, moves, facts):
 def truth_facts(planted, facts):
     """Everything that was planted, and every setting, in a form JSON can hold."""
     settings, null = facts["settings"], facts["settings"]["null"]
+    best = [
+        {k: None if null else v[i] for k, v in planted.best.items()} | {"fir": None} for i in range(len(REGIONS) + 1)
+    ]
     regions = [
         {
             "name": name,
             "label": i + 1,
             "delay": None if null else settings["delays"][i],
-            "best_single_delay": None if null else planted.best[i],
+            "best_single_delay": best[i],
             "n_voxels": int((planted.label == i + 1).sum()),
             "weights": [round(float(w), 6) for w in planted.weights[:, i]],
         }
@@ -390,7 +396,7 @@ def truth_facts(planted, facts):
     ]
     power = [planted.r2[planted.label == region["label"]].sum() for region in regions]
     pooled = None if null else round(float(np.average(settings["delays"], weights=power)), 3)
-    pooled = {"delay": pooled, "best_single_delay": None if null else planted.pooled}
+    pooled = {"delay": pooled, "best_single_delay": best[-1]}
     return facts | {"simulated": True, "regions": regions, "pooled": pooled, "features": MFCC, "notes": NOTES}
 
 

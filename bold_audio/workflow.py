@@ -217,6 +217,7 @@ def ensure_sweep(subject):
         delay_region=params.delay_region,
         target="difference" if params.sweep_target == "difference" else "volume",
         value_range=run.value_range,
+        smooth=run.smooth,
         chunk_voxels=params.chunk_voxels,
     )
     write_table(table_path, found.table)
@@ -530,8 +531,14 @@ def score_regions(subject, found):
     return regions
 
 
-def write_predictions(subject, predicted, *, prediction, runtime, facts):
-    """Write what notebook 06 predicted: the four files that the original project's users know."""
+def write_predictions(subject, predicted, *, facts):
+    """Write what notebook 06 predicted: the four files that the original project's users know.
+
+    Returns
+    -------
+    float
+        The MSE of the test part, for BOLD scaled to [0, 1].
+    """
     Y = np.asarray(subject.Y[subject.split.test])
     mse = float(scores.voxel_mse(Y, predicted, value_range=subject.run.value_range).mean())
     for name, array in (("y_test_full.npy", Y), ("y_test_pred.npy", predicted)):
@@ -539,7 +546,8 @@ def write_predictions(subject, predicted, *, prediction, runtime, facts):
             np.save(part, np.asarray(array, dtype=np.float32))
     write_text(subject.path("mse_test.txt"), f"{mse:.10g}\n")
     write_text(subject.path("dt_used.txt"), f"{facts['delay']:.10g}\n")
-    subject.record("inference", prediction=prediction, runtime=runtime, delay=facts["delay"], mse_test=mse)
+    chosen = {"prediction": subject.params.prediction, "runtime": subject.params.runtime}
+    subject.record("inference", **chosen, delay=facts["delay"], mse_test=mse)
     return mse
 
 

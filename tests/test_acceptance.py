@@ -1,0 +1,75 @@
+"""The full-size simulated subject: what was planted is found, and the simplest rows equal ten lines of NumPy."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bold_audio import data, scores, workflow
+from bold_audio.params import load_params
+from bold_audio.simulate import simulate_subject
+
+T_R = 0.608
+GRID = [round(0.3 * i, 1) for i in range(41)]  # 0 to 12 s
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Function: parameters of the default, full-size subject whose planted response is of a kind."""
+    made = {}
+
+    def make(response, **given):
+        if response not in made:
+            made[response] = tmp_path_factory.mktemp("full") / "sim"
+            simulate_subject(made[response], response=response)
+        folders = {"data_dir": str(made[response]), "outputs_dir": str(made[response].parent / "outputs")}
+        return load_params("sim", **folders, **given)
+
+    return make
+
+
+@pytest.mark.parametrize("response", ["hrf", "delay"])
+def test_chosen_delay_is_the_planted_one(full, response):
+    """Within half a repetition time of the single Δt that fits the noiseless responses best, from 41 candidates."""
+    params = full(response, response=response, delays=GRID, mlp_delays=[])
+    found = workflow.ensure_sweep(workflow.open_subject(params))
+    assert found.region == "responsive"
+    assert abs(found.delay - data.planted_delay(params)) <= T_R / 2
+
+
+def test_hearing_voxels_are_told_from_silent_ones(full):
+    """Area under the ROC curve of the sound's test r, voxels planted with r2 ≥ 0.2 against silent brain voxels."""
+    params = full("hrf")
+    subject = workflow.open_subject(params)
+    found = workflow.ensure_sweep(subject)
+    rows = workflow.fit_linear_rows(subject, found.delay, names=("constant", "sound"))
+    _, voxels = workflow.score_rows(
+        subject, rows, subject.split.test, subject.run.regions, fitted_until=subject.split.train[-1]
+    )
+    hearing, silent = (subject.run.regions[name] for name in ("planted_r2_over_0.2", "silent"))
+    kept = hearing | silent
+    assert scores.area_under_curve(voxels["sound", "one_step"]["r"][kept], hearing[kept]) >= 0.9
+
+
+def test_constant_and_copy_previous_equal_ten_lines_of_numpy(full):
+    """From the raw NIfTI, without the package's reading, masking or scoring."""
+    params = full("hrf", delays=[5.0], mlp_delays=[])
+    subject = workflow.open_subject(params)
+    rows = workflow.fit_linear_rows(subject, 5.0, names=("constant", "copy_previous"))
+    regions, test = subject.run.regions, subject.split.test
+    table, _ = workflow.score_rows(subject, rows, test, regions, fitted_until=subject.split.train[-1])
+
+    raw = np.asanyarray(nib.load(subject.run.files.bold).dataobj)[subject.run.mask].astype(float)
+    whole = np.asanyarray(nib.load(subject.run.files.bold).dataobj)[..., subject.split.train]
+    scale = (float(whole.max()) - float(whole.min())) ** 2
+    mean = raw[:, subject.split.train].mean(axis=1, keepdims=True)
+    truth = raw[:, test]
+    known = {
+        ("constant", "one_step"): np.mean((truth - mean) ** 2) / scale,
+        ("copy_previous", "one_step"): np.mean((truth - raw[:, test - 1]) ** 2) / scale,
+        ("copy_previous", "open_loop"): np.mean((truth - raw[:, [subject.split.train[-1]]]) ** 2) / scale,
+    }
+    whole_brain = table[table["region"] == "brain"].set_index(["model", "prediction"])["mse"]
+    for key, mse in known.items():
+        assert whole_brain[key] == pytest.approx(mse, rel=1e-5)

@@ -1,0 +1,67 @@
+"""Changing the test part, and the sound heard only during it, changes nothing that was fitted, bit for bit."""
+
+import gzip
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from bold_audio import workflow
+
+FIRST_TEST = 475  # 448 = int(0.7 · 641) volumes up to the end of train, then a gap of 27
+
+
+@pytest.fixture(scope="module")
+def spoilt_dir(sim_dir, tmp_path_factory):
+    """A copy of the simulated dataset with other test volumes and other sound from the test part on."""
+    root = tmp_path_factory.mktemp("spoilt") / "sim"
+    shutil.copytree(sim_dir, root)
+    path = next(root.glob("sub-sim/ses-mri3t/func/*_bold.nii.gz"))
+    image = nib.load(path)
+    data = np.asanyarray(image.dataobj).copy()
+    rng = np.random.default_rng(0)
+    first = FIRST_TEST
+    data[..., first:] = rng.integers(0, 5000, data[..., first:].shape)
+    with gzip.open(path, "wb", compresslevel=1) as handle:
+        handle.write(nib.Nifti1Image(data, image.affine, image.header).to_bytes())
+    wav = root / "stimuli" / "film.wav"
+    y, rate = soundfile.read(wav)
+    start = int(first * 0.608 * rate)
+    y[start:] = rng.normal(0, 0.3, len(y) - start)  # much louder than the film: a global scale would show it
+    soundfile.write(wav, y, rate, subtype="PCM_16")
+    return root
+
+
+@pytest.mark.parametrize("response", ["hrf", "delay"])
+def test_nothing_fitted_knows_the_test_part(small_params, spoilt_dir, response):
+    settings = {"response": response, "delays": [5.0, 6.0], "mlp_delays": [5.0], "max_epochs": 2, "history_order": 2}
+    fitted = []
+    for given in ({}, {"data_dir": str(spoilt_dir)}):
+        params = small_params(**settings, **given)
+        subject = workflow.open_subject(params)
+        found = workflow.ensure_sweep(subject)
+        rows = workflow.fit_linear_rows(subject, found.delay)
+        model, facts, _, _ = workflow.ensure_mlp(subject)
+        train, test = subject.split.train, subject.split.test
+        assert test[0] == FIRST_TEST
+        fitted.append(
+            {
+                "mask": subject.run.mask,
+                "value_range": np.array(subject.run.value_range),
+                "mean_image": subject.run.mean_image,
+                "train volumes": np.asarray(subject.Y[train]),
+                "sweep": found.table.drop(columns="region").to_numpy(float),
+                "responsive": found.responsive,
+                "scaling": np.array([facts["feature_mean"], facts["feature_scale"]]),
+                **{f"phi of {name}": phi for name, (phi, _) in rows.items()},
+                **{f"train drive of {name}": drive(train) for name, (_, drive) in rows.items()},
+                **{f"mlp {name}": value.numpy() for name, value in model.state_dict().items()},
+            }
+        )
+        fitted[-1]["test (must differ)"] = np.asarray(subject.Y[test])
+        torch.manual_seed(99)
+    differ = [name for name in fitted[0] if not np.array_equal(fitted[0][name], fitted[1][name])]
+    assert differ == ["test (must differ)"]

@@ -1,0 +1,544 @@
+"""The command line and the whole way: what a run leaves, what it says when it cannot, and that it can be run again."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+
+from bold_audio import run, workflow
+from bold_audio.encoding import LINEAR_NAMES
+from bold_audio.files import ParameterError, file_md5
+from bold_audio.params import load_params
+from bold_audio.report import remote_references
+from bold_audio.run import STEPS, chosen_steps, parse_given
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+COLUMNS = [
+    "model",
+    "prediction",
+    "region",
+    "mse",
+    "r_median",
+    "r_best",
+    "r2",
+    "skill",
+    "reference",
+    "n_volumes",
+    "n_voxels",
+]
+MODEL = "sim_sub-sim"
+
+
+def call(program, *arguments, cwd=ROOT):
+    """Run an installed program the way a person does."""
+    environment = {k: v for k, v in os.environ.items() if k != "BOLD_AUDIO_ROOT"}
+    command = [str(SCRIPTS / program), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, env=environment)
+
+
+def last_line(done):
+    return [line for line in done.stderr.splitlines() if line.strip()][-1]
+
+
+def tree_hash(folder):
+    return {
+        str(p.relative_to(folder)): hashlib.md5(p.read_bytes()).hexdigest()
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file() and ".ipynb_checkpoints" not in p.parts
+    }
+
+
+def given(**parameters):
+    return [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+
+
+def in_process(capsys, *arguments):
+    """Exit status and stderr of ``bold-audio``, without a process of its own."""
+    with pytest.raises(SystemExit) as stopped:
+        run.main([str(a) for a in arguments])
+    return stopped.value.code, capsys.readouterr().err
+
+
+# --- words of the command line ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, numbers",
+    [("00-06", "0123456"), ("03", "3"), ("3", "3"), ("02,03", "23"), (" 5 , 0-1", "015"), ("06,00,06", "06")],
+)
+def test_steps_are_run_in_order_each_once(text, numbers):
+    assert [name[1] for name in chosen_steps(text)] == list(numbers)
+    assert set(chosen_steps(text)) <= set(STEPS)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "1-", "-1", "0-1-2", "00_data_download", "07", "5-9", "99", "06-00"])
+def test_steps_that_are_none_are_refused(text):
+    with pytest.raises(ParameterError, match="steps must"):
+        chosen_steps(text)
+
+
+def test_values_are_read_as_yaml():
+    pairs = [
+        ("subject_list", "[1, 2.5]"),
+        ("a", "null"),
+        ("b", "true"),
+        ("c", "text"),
+        ("d", "'09'"),
+        ("e", "7"),
+        ("f", ""),
+    ]
+    assert parse_given(pairs) == {
+        "subject_list": [1, 2.5],
+        "a": None,
+        "b": True,
+        "c": "text",
+        "d": "09",
+        "e": 7,
+        "f": None,
+    }
+
+
+def test_value_that_cannot_be_read_or_would_run_code_is_refused(tmp_path):
+    canary = tmp_path / "canary"
+    for value in ("[4, 5", f"!!python/object/apply:os.mkdir ['{canary}']", "a: b: c", "\x00"):
+        with pytest.raises(ParameterError, match="-p delays: cannot read .* quote it"):
+            parse_given([("delays", value)])
+    assert not canary.exists()
+
+
+# --- refusals -----------------------------------------------------------------------------
+
+
+def test_misspelt_parameter_is_one_line_with_the_nearest_name(tmp_path):
+    done = call("bold-audio", "run", "--subject", "sim", *given(outputs_dir=tmp_path / "out", n_mfc=13))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["bold_audio: unknown parameter n_mfc - did you mean n_mfcc?"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["run", "--subject", "../../etc"], "subject must be letters and digits"),
+        (["run", "--subject", "sim", "--steps", "12"], "steps must be between 00 and 06"),
+        (["run", "--subject", "sim", "-p", "delays", "[-1, 4]"], "delays.0"),
+        (["run", "--subject", "sim", "-p", "lr", "nan"], "lr"),
+        (["run", "--subject", "sim", "--dataset", "nowhere"], "dataset nowhere has no file in params/"),
+        (["run", "--subject", "sim", "-p", "x = 1; __import__('os').mkdir('canary')#", "1"], "unknown parameter x = 1"),
+        (["fetch", "--subject", "a/b"], "subject must be letters and digits"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_anything_is_made(capsys, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.setenv("BOLD_AUDIO_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "run":
+        arguments = [*arguments, *given(outputs_dir=tmp_path / "out")]
+    status, error = in_process(capsys, *arguments)
+    assert status == 2
+    (line,) = error.splitlines()
+    assert line.startswith("bold_audio: ") and says in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["subject", "dataset"])
+def test_subject_and_dataset_have_options_of_their_own(capsys, tmp_path, name):
+    status, error = in_process(
+        capsys, "run", "--subject", "sim", *given(outputs_dir=tmp_path / "out"), "-p", name, "13"
+    )
+    assert status == 2
+    assert f"--{name}" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("label", ["../x", "a b", "", "s-1"])
+def test_simulated_subject_needs_a_plain_label(capsys, tmp_path, label):
+    status, error = in_process(capsys, "simulate", tmp_path / "new", "--subject", label)
+    assert status == 2
+    (line,) = error.splitlines()
+    assert line.startswith("bold_audio: ") and "subject must be letters and digits" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_second_run_of_a_subject_waits_for_nobody(capsys, tmp_path):
+    folder = tmp_path / "out/sim/sub-sim"
+    folder.mkdir(parents=True)
+    with FileLock(str(folder / ".lock")):
+        status, error = in_process(capsys, "run", "--subject", "sim", *given(outputs_dir=tmp_path / "out"))
+    assert status == 5
+    assert re.fullmatch(r"bold_audio: sub-sim: sub-sim of sim is locked by another process .*\n", error)
+    assert [p.name for p in folder.iterdir()] == [".lock"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project folder of its own, without data."""
+    folder = tmp_path / "project"
+    for part in ("params", "notebooks"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    return folder
+
+
+@pytest.mark.slow
+def test_subject_that_was_not_fetched_is_one_line_with_the_way_to_get_it(project):
+    done = call("bold-audio", "run", "--subject", "09", cwd=project)
+    assert done.returncode == 3
+    line = last_line(done)
+    assert line.startswith("bold_audio: sub-09: sub-09 is not there")
+    assert "'bold-audio fetch --subject 09'" in line and "audio_path" in line and "feature_source annotations" in line
+    assert str(project / "data/ds003688/sub-09") in line
+    assert done.stderr.splitlines() == [line]
+    assert not (project / "data").exists()
+    # The notebook that failed is kept, with its traceback, and no report claims to be one.
+    assert "DataError" in (project / "outputs/ds003688/sub-09/00_data_download.ipynb").read_text()
+    assert not (project / "outputs/ds003688/sub-09/report").exists()
+
+
+@pytest.mark.slow
+def test_plain_papermill_ends_with_what_is_missing_and_how_to_get_it(project):
+    done = call("papermill", "notebooks/04_train.ipynb", "out.ipynb", "-p", "subject", "09", cwd=project)
+    assert done.returncode != 0
+    line = last_line(done)
+    assert "sub-09 is not there" in line
+    assert "bold-audio fetch --subject 09" in line and "audio_path" in line and "feature_source annotations" in line
+    assert not (project / "data").exists()
+
+
+@pytest.mark.slow
+def test_misspelt_parameter_fails_under_plain_papermill(project):
+    done = call("papermill", "notebooks/01_mfcc_exploration.ipynb", "out.ipynb", "-p", "n_mfc", "13", cwd=project)
+    assert done.returncode != 0
+    assert "unknown parameter n_mfc - did you mean n_mfcc?" in last_line(done)
+    assert not (project / "data").exists() and not (project / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_one_subject_that_fails_does_not_stop_the_others(sim_dir, tmp_path):
+    wanted = ["--dataset", "sim", "--subject", "nosuch", "--subject", "sim", "--steps", "00"]
+    done = call("bold-audio", "run", *wanted, *given(data_dir=sim_dir, outputs_dir=tmp_path))
+    assert done.returncode == 3
+    assert "sub-nosuch is not there" in done.stderr and "make it with 'bold-audio simulate'" in done.stderr
+    assert (tmp_path / "sim/sub-sim/report/00_data_download.html").is_file()
+    assert not (tmp_path / "sim/sub-nosuch/report").exists()
+
+
+# --- the whole way ------------------------------------------------------------------------
+
+
+class Finished:
+    """What one run of all notebooks on the small simulated subject left."""
+
+    def __init__(self, base, sim_dir):
+        self.outputs, self.models, self.folder = base / "outputs", base / "models", base / "outputs/sim/sub-sim"
+        self.given = {"data_dir": str(sim_dir), "outputs_dir": str(self.outputs), "models_dir": str(self.models)}
+        self.given |= {"max_epochs": 3}
+        before = tree_hash(ROOT / "notebooks")
+        self.done = self.again()
+        self.sources_kept = before == tree_hash(ROOT / "notebooks")
+        self.provenance = json.loads(self.path("provenance.json").read_text()) if self.done.returncode == 0 else {}
+
+    def again(self):
+        return call("bold-audio", "run", "--subject", "sim", *given(**self.given))
+
+    def path(self, name):
+        return self.folder / name
+
+    def number(self, name):
+        return float(self.path(name).read_text())
+
+    def table(self, name):
+        return pd.read_csv(self.path(name), sep="\t", keep_default_na=False, na_values=["n/a"])
+
+    @property
+    def subject(self):
+        return workflow.open_subject(load_params("sim", **self.given))
+
+
+@pytest.fixture(scope="module")
+def finished(sim_dir, tmp_path_factory):
+    made = Finished(tmp_path_factory.mktemp("whole way"), sim_dir)
+    if made.done.returncode:
+        pytest.fail(made.done.stderr[-600:], pytrace=False)
+    return made
+
+
+@pytest.mark.slow
+def test_run_says_each_step_and_nothing_on_stderr(finished):
+    lines = finished.done.stdout.splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == list(STEPS)
+    assert "done in" in lines[-1] and "index.html" in lines[-1]
+    assert finished.done.stderr == ""
+
+
+@pytest.mark.slow
+def test_sources_are_not_touched(finished):
+    assert finished.sources_kept
+
+
+@pytest.mark.slow
+def test_all_promised_files_are_there_and_no_half_ones(finished):
+    promised = ["dt_sweep.tsv", "best_dt.txt", "best.ckpt", "mlp_history.tsv", "y_test_full.npy", "y_test_pred.npy"]
+    promised += ["mse_test.txt", "dt_used.txt", "scores.tsv", "provenance.json", "summary.json", "report/index.html"]
+    promised += [f"{step}.ipynb" for step in STEPS] + [f"report/{step}.html" for step in STEPS]
+    assert [name for name in promised if not finished.path(name).is_file()] == []
+    hidden = [
+        p for base in (finished.outputs, finished.models) for p in base.rglob(".*") if not p.name.endswith("lock")
+    ]
+    assert {p.name for p in hidden} == {".bidsignore"}
+    description = json.loads((finished.folder.parent / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative" and description["GeneratedBy"][0]["Name"] == "bold_audio"
+
+
+@pytest.mark.slow
+def test_predictions_are_float32_volumes_of_the_test_part(finished, sim_dir):
+    full, predicted = (np.load(finished.path(f"y_test_{name}.npy")) for name in ("full", "pred"))
+    subject = finished.subject
+    assert full.dtype == predicted.dtype == np.float32
+    assert full.shape == predicted.shape == (166, int(subject.run.mask.sum()))
+    raw = np.asarray(nib.load(next(sim_dir.glob("sub-sim/**/*_bold.nii.gz"))).dataobj)
+    assert np.array_equal(full, raw[subject.run.mask].T[475:641])
+    assert np.isfinite(predicted).all()
+    # Not the train mean and not the volume before: something was predicted.
+    assert predicted.std(axis=0).max() > 0 and not np.array_equal(predicted[1:], full[:-1])
+
+
+@pytest.mark.slow
+def test_mse_file_is_that_of_the_arrays_scaled_by_the_train_range(finished, sim_dir):
+    full, predicted = (np.load(finished.path(f"y_test_{name}.npy")).astype(float) for name in ("full", "pred"))
+    train = np.asarray(nib.load(next(sim_dir.glob("sub-sim/**/*_bold.nii.gz"))).dataobj)[..., 17:448].astype(float)
+    expected = np.mean((full - predicted) ** 2) / (train.max() - train.min()) ** 2
+    assert finished.number("mse_test.txt") == pytest.approx(expected, rel=1e-6)
+    scores = finished.table("scores.tsv")
+    row = scores[(scores["model"] == "mlp") & (scores["prediction"] == "one_step") & (scores["region"] == "brain")]
+    assert row["mse"].item() == pytest.approx(expected, rel=1e-6)
+    assert finished.provenance["inference"]["prediction"] == "one_step"
+
+
+@pytest.mark.slow
+def test_delay_used_is_the_one_of_the_model(finished):
+    folder = finished.models / MODEL / "1"
+    bundle = json.loads((folder / "bundle.json").read_text())
+    delays = {finished.number("dt_used.txt"), bundle["delay"], float((folder / "best_dt.txt").read_text())}
+    delays |= {finished.provenance["mlp"]["delay"], finished.provenance["inference"]["delay"]}
+    assert len(delays) == 1
+    history = finished.table("mlp_history.tsv")
+    best = history.loc[history["val_MSE"].idxmin()]
+    assert {best["delay"]} == delays
+    assert best["val_MSE"] == pytest.approx(finished.provenance["mlp"]["val_MSE"], rel=1e-6)
+    assert list(history["run"].unique()) == [f"subsim_dt{k}" for k in (4, 5, 6, 7, 8)]
+    assert history.groupby("run").size().tolist() == [3] * 5
+
+
+@pytest.mark.slow
+def test_sweep_file_holds_every_delay_and_the_best_is_its_best(finished):
+    table, region = finished.table("dt_sweep.tsv"), finished.provenance["dt_sweep"]["region"]
+    assert {"delay", "region", "mse", "skill"} <= set(table.columns)
+    assert all(list(rows["delay"]) == [4, 5, 6, 7, 8] for _, rows in table.groupby("region"))
+    curve = table[table["region"] == region]
+    assert region == "responsive" and {"brain", "responsive"} <= set(table["region"])
+    assert finished.number("best_dt.txt") == curve.loc[curve["skill"].idxmax(), "delay"]
+
+
+@pytest.mark.slow
+def test_score_table_has_every_row_in_both_kinds_of_prediction(finished):
+    table = finished.table("scores.tsv")
+    assert list(table.columns)[: len(COLUMNS)] == COLUMNS
+    assert list(table["prediction"].unique()) == ["one_step", "open_loop"]
+    assert {"brain", "responsive"} <= set(table["region"])
+    for _, rows in table.groupby(["prediction", "region"]):
+        assert list(rows["model"]) == [*LINEAR_NAMES, "mlp"]
+    assert set(table["n_volumes"]) == {166}
+    references = {"history_sound": "history", "history_blocks_sound": "history_blocks"}
+    assert (table["reference"] == table["model"].map(references).fillna("constant")).all()
+    # skill = 1 − Σ MSE / Σ MSE of the reference, on the same volumes and voxels
+    mse = table.set_index(["prediction", "region", "model"])["mse"]
+    for row in table.itertuples():
+        assert row.skill == pytest.approx(1 - row.mse / mse[row.prediction, row.region, row.reference], abs=1e-6)
+    for prediction in ("one_step", "open_loop"):
+        assert mse[prediction, "brain", "constant"] == mse["one_step", "brain", "constant"]
+    assert mse["open_loop", "brain", "copy_previous"] > mse["one_step", "brain", "copy_previous"]
+
+
+@pytest.mark.slow
+def test_model_is_the_checkpoint_and_answers_what_was_written(finished):
+    folder = finished.models / MODEL / "1"
+    assert sorted(p.name for p in folder.iterdir()) == ["best_dt.txt", "bundle.json", "model.onnx"]
+    bundle = json.loads((folder / "bundle.json").read_text())
+    assert bundle["checkpoint_md5"] == file_md5(finished.path("best.ckpt"))
+    assert torch.load(finished.path("best.ckpt"), weights_only=True)["bold_audio"]["delay"] == bundle["delay"]
+    assert (bundle["subject"], bundle["target"], bundle["t_r"]) == ("sim", "difference", 0.608)
+    # From the bundle alone, without the package's own inference: features → differences → volumes.
+    subject, test = finished.subject, np.arange(475, 641)
+    X = (subject.designs["sound"].at(bundle["delay"])[test] - bundle["feature_mean"]) / bundle["feature_scale"]
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    volumes = session.run(None, {"features": X.astype(np.float32)})[0] + subject.Y[test - 1]
+    np.testing.assert_allclose(volumes, np.load(finished.path("y_test_pred.npy")), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_maps_lie_where_the_scan_lies_and_say_what_they_are(finished, sim_dir):
+    scan = nib.load(next(sim_dir.glob("sub-sim/**/*_bold.nii.gz")))
+    maps = sorted(finished.folder.glob("*_statmap.nii.gz"))
+    prefix = "sub-sim_ses-mri3t_task-film_run-1_desc-"
+    assert [p.name.removeprefix(prefix) for p in maps] == [
+        "historySound_stat-gain_statmap.nii.gz",
+        "historySound_stat-partialr_statmap.nii.gz",
+        "sound_stat-r_statmap.nii.gz",
+    ]
+    mask = finished.subject.run.mask
+    for path in maps:
+        image = nib.load(path)
+        assert image.shape == scan.shape[:3] and np.allclose(image.affine, scan.affine)
+        assert np.isnan(image.get_fdata()[~mask]).all() and np.isfinite(image.get_fdata()[mask]).any()
+        about = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        assert "test part" in about["Description"] and about["Sources"][0].endswith("_bold.nii.gz")
+
+
+@pytest.mark.slow
+def test_provenance_says_from_what_with_what_and_when(finished, sim_dir):
+    assert set(finished.provenance) == {"dt_sweep", "mlp", "export", "inference"}
+    scan = next(sim_dir.glob("sub-sim/**/*_bold.nii.gz"))
+    for entry in finished.provenance.values():
+        assert entry["input_md5"] == {scan.name: file_md5(scan), "film.wav": file_md5(sim_dir / "stimuli/film.wav")}
+        assert entry["parameters"]["max_epochs"] == 3 and entry["parameters"]["seed"] == 0
+        assert entry["packages"]["numpy"] == np.__version__
+        assert re.match(r"20\d\d-", entry["finished"])
+
+
+class Page(HTMLParser):
+    """Links of a page, and what a browser would load for it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.loaded = [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        reference = dict(attributes).get("href" if tag in ("a", "link") else "src")
+        if reference is not None and not reference.startswith(("data:", "#")):
+            (self.links if tag == "a" else self.loaded).append(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["index", *STEPS])
+def test_page_is_whole_offline(finished, name):
+    path = finished.path(f"report/{name}.html")
+    assert remote_references(path.read_text(encoding="utf-8")) == []
+    assert Page(path).loaded == []
+    assert path.stat().st_size < 10e6
+    assert "SIMULATED" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_index_links_every_page_and_gives_the_answer_in_words(finished):
+    index = finished.path("report/index.html")
+    assert Page(index).links == [f"{step}.html" for step in STEPS]
+    text, summary = index.read_text(encoding="utf-8"), json.loads(finished.path("summary.json").read_text())
+    assert "SIMULATED subject with a planted answer" in summary["about"] and summary["about"] in text
+    plain = re.sub(r"<[^>]*>", "", text).replace("&#39;", "'")
+    for sentence in summary["sentences"]:
+        assert sentence.replace("**", "").replace("`", "") in plain
+    scores = finished.table("scores.tsv")
+    row = scores[(scores["model"] == "mlp") & (scores["region"] == summary["region"])].iloc[0]
+    assert f"<td>mlp</td><td>{row['mse']:.3g}</td>" in text
+
+
+@pytest.mark.slow
+def test_each_delay_was_logged_to_mlflow(finished):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished.outputs / 'mlflow/mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("sim").experiment_id])
+    assert sorted(r.info.run_name for r in runs) == [f"subsim_dt{k}" for k in (4, 5, 6, 7, 8)]
+    assert all({"train_MSE", "val_MSE", "val_Pearson"} <= set(r.data.metrics) for r in runs)
+
+
+@pytest.mark.slow
+def test_second_run_uses_what_is_there_and_gives_the_same(finished):
+    kept = (
+        "best.ckpt",
+        "best_dt.txt",
+        "dt_sweep.tsv",
+        "mlp_history.tsv",
+        "scores.tsv",
+        "mse_test.txt",
+        "y_test_pred.npy",
+    )
+    before = {name: file_md5(finished.path(name)) for name in kept}
+    versions = tree_hash(finished.models)
+    assert finished.again().returncode == 0
+    provenance = json.loads(finished.path("provenance.json").read_text())
+    for step in ("dt_sweep", "mlp", "export"):
+        assert provenance[step]["finished"] == finished.provenance[step]["finished"], step
+    assert {name: file_md5(finished.path(name)) for name in kept} == before
+    assert tree_hash(finished.models) == versions
+    assert [p.name for p in (finished.models / MODEL).iterdir()] == ["1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["root", "notebooks", "elsewhere"])
+def test_training_notebook_runs_alone_from_any_folder(sim_dir, tmp_path, where):
+    cwd = {"root": ROOT, "notebooks": ROOT / "notebooks", "elsewhere": tmp_path / "some folder"}[where]
+    cwd.mkdir(exist_ok=True)
+    source = os.path.relpath(ROOT / "notebooks/04_train.ipynb", cwd)
+    out, before = tmp_path / "out.ipynb", tree_hash(ROOT / "notebooks")
+    folders = {"data_dir": sim_dir, "outputs_dir": tmp_path / "outputs", "models_dir": tmp_path / "models"}
+    done = call("papermill", source, out, *given(subject="sim", **folders, max_epochs=2), cwd=cwd)
+    assert done.returncode == 0, done.stderr[-2000:]
+    left = {p.name for p in (tmp_path / "outputs/sim/sub-sim").iterdir()}
+    assert {"best.ckpt", "mlp_history.tsv", "dt_sweep.tsv", "best_dt.txt", "provenance.json"} <= left
+    history = pd.read_csv(tmp_path / "outputs/sim/sub-sim/mlp_history.tsv", sep="\t")
+    assert history["epoch"].max() == 1
+    assert tree_hash(ROOT / "notebooks") == before
+    assert list(cwd.glob("outputs/sim/sub-sim/provenance.json")) == [] or where == "root"
+
+
+# --- annotations and sound never meet -----------------------------------------------------
+
+
+@pytest.mark.slow
+def test_annotations_and_sound_of_a_subject_share_no_folder_and_no_name(shared, tmp_path):
+    settings = {
+        "data_dir": shared / "realdata/alice",
+        "outputs_dir": tmp_path / "out",
+        "models_dir": tmp_path / "models",
+    }
+    who = ["--dataset", "alice", "--subject", "18"]
+    heard = call("bold-audio", "run", *who, "--steps", "05", *given(**settings, max_epochs=2))
+    assert heard.returncode == 0, heard.stderr
+    before = tree_hash(tmp_path / "out/alice"), tree_hash(tmp_path / "models")
+    assert list(before[1]) == [f"alice_sub-18/1/{name}" for name in ("best_dt.txt", "bundle.json", "model.onnx")]
+
+    read = call("bold-audio", "run", *who, *given(**settings, max_epochs=2, feature_source="annotations"))
+    assert read.returncode == 0, read.stderr
+    folder = tmp_path / "out/alice-annotations/sub-18"
+    assert tree_hash(tmp_path / "out/alice") == before[0]
+    assert {p.name for p in (tmp_path / "models").iterdir()} == {"alice_sub-18", "alice-annotations_sub-18"}
+    assert before[1].items() <= tree_hash(tmp_path / "models").items()
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert "features from ANNOTATIONS, not from the sound" in summary["about"] and "MFCC" not in summary["about"]
+    for page in (folder / "report").glob("0*.html"):
+        assert "features from ANNOTATIONS, not from the sound" in page.read_text(encoding="utf-8"), page.name
+    assert set(json.loads((folder / "provenance.json").read_text())["mlp"]["input_md5"]) == {
+        "sub-18_task-alice_bold.nii.gz",
+        "words.tsv",
+    }
+    table = pd.read_csv(folder / "scores.tsv", sep="\t", na_values=["n/a"])
+    no_blocks = [name for name in LINEAR_NAMES if "blocks" not in name]
+    for _, rows in table.groupby(["prediction", "region"]):
+        assert list(rows["model"]) == [*no_blocks, "mlp"]
+    assert table["region"].iloc[0] == "volume"
+    assert np.load(folder / "y_test_full.npy").shape[1] == 6

@@ -1,0 +1,259 @@
+"""Every sentence says what its table says: the same numbers, and a verdict that turns when the table turns."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bold_audio import pairing, sentences
+from bold_audio.params import load_params
+from bold_audio.scores import median_of
+from bold_audio.sweep import DelaySweep
+
+REGION = "auditory"
+MFCCS = SimpleNamespace(names=tuple(f"mfcc_{k}" for k in range(13)), source="film.wav, 44100 Hz")
+WORDS = SimpleNamespace(names=("word onset", "word duration"), source="words.tsv")
+REFERENCES = {"history_sound": "history", "history_blocks_sound": "history_blocks"}
+ROWS = {  # mse, r_median, r_best, skill
+    "constant": (5.0e-5, np.nan, np.nan, 0.0),
+    "copy_previous": (2.5e-5, 0.71, 0.91, 0.503),
+    "linear_delay": (2.4e-5, 0.72, 0.92, 0.521),
+    "sound": (4.6e-5, 0.083, 0.412, 0.081),
+    "history": (2.0e-5, 0.77, 0.93, 0.604),
+    "history_sound": (1.9e-5, 0.78, 0.94, 0.0432),
+    "history_blocks": (1.95e-5, 0.775, 0.93, 0.61),
+    "history_blocks_sound": (1.9e-5, 0.781, 0.94, 0.0215),
+    "mlp": (2.6e-5, 0.70, 0.90, 0.48),
+}
+
+
+def table(*, without=(), partial=0.123, **changes):
+    """A score table; ``changes`` replaces cells of a model's row, such as ``mlp={"mse": 1e-5}``."""
+    lines = []
+    for name, values in ROWS.items():
+        if name in without:
+            continue
+        line = dict(zip(("mse", "r_median", "r_best", "skill"), values, strict=True)) | changes.get(name, {})
+        line |= {"model": name, "region": REGION, "reference": REFERENCES.get(name, "constant")}
+        line |= {"n_volumes": 166, "n_voxels": 420, "partial_r_median": partial if name in REFERENCES else np.nan}
+        # Rows that no sentence about this region may read.
+        lines += [line | {"prediction": "one_step"}, line | {"prediction": "open_loop", "mse": 9e-9, "skill": -7.0}]
+        lines += [line | {"prediction": "one_step", "region": "brain", "mse": 8e-9, "r_median": 0.99, "skill": -8.0}]
+    return pd.DataFrame(lines)
+
+
+def sweep(skill, *, spread=0.01, delays=(4.0, 5.0, 6.0, 7.0, 8.0), delay=None):
+    curve = pd.DataFrame({"delay": delays, "region": "responsive", "skill": skill, "fold_spread": spread})
+    whole = curve.assign(region="brain", skill=0.9)
+    chosen = delays[int(np.argmax(skill))] if delay is None else delay
+    return DelaySweep(pd.concat([whole, curve], ignore_index=True), chosen, "responsive", np.ones(3, bool))
+
+
+PEAK = (0.02, 0.084, 0.111, 0.05, 0.01)
+
+
+# --- what the data are --------------------------------------------------------------------
+
+
+def test_features_from_annotations_are_never_taken_for_the_sound():
+    params = load_params(18, "alice", feature_source="annotations")
+    text = sentences.about_data(params, WORDS)
+    assert "features from ANNOTATIONS, not from the sound: word onset, word duration" in text
+    assert "MFCC" not in text and "RE-SYNTHESISED" not in text
+    assert text.startswith("sub-18 of alice;") and "six regions" in text
+
+
+def test_resynthesised_sound_is_named():
+    text = sentences.about_data(load_params(18, "alice"), MFCCS)
+    assert "13 MFCCs of RE-SYNTHESISED speech" in text and "not the recording" in text
+    assert "ANNOTATIONS" not in text
+
+
+@pytest.mark.parametrize("source", ["audio", "annotations"])
+def test_simulated_subject_is_named_whatever_its_features(source):
+    text = sentences.about_data(load_params("sim", feature_source=source), WORDS)
+    assert "SIMULATED subject" in text
+    assert ("SIMULATED film sound" in text) == (source == "audio")
+
+
+def test_sound_that_nobody_heard_is_named():
+    assert "nobody heard" in sentences.about_data(load_params("02", "oneback"), MFCCS)
+
+
+def test_sound_without_a_note_is_named_by_its_file():
+    text = sentences.about_data(load_params("09"), MFCCS)
+    assert text == "sub-09 of ds003688; real scan; 13 MFCCs of film.wav, 44100 Hz."
+
+
+def test_split_in_volumes_and_seconds():
+    split = pairing.split_volumes(641, 0.608, skip_initial=10, train_fraction=0.7, gap=16)
+    assert sentences.about_split(split, 0.608) == (
+        "train 431 volumes (10.3–272.4 s), gap 27 volumes (272.4–288.8 s), test 166 volumes (288.8–389.7 s)."
+    )
+    no_gap = pairing.split_volumes(100, 2.0, skip_initial=10, train_fraction=0.7, gap=0)
+    assert "gap" not in sentences.about_split(no_gap, 2.0)
+
+
+# --- the delay ----------------------------------------------------------------------------
+
+
+def test_delay_sentence_holds_the_numbers_of_the_region_that_chose():
+    text = sentences.about_delay(sweep(PEAK))
+    assert "held-out volumes of `responsive` best at **Δt = 6 s** (skill 0.111 ± 0.010 over the train mean)" in text
+    for other in ("edge", "planted", "30 s", "not above", "within one such spread"):
+        assert other not in text
+
+
+def test_flat_curve_gives_the_delays_that_cannot_be_told_apart():
+    text = sentences.about_delay(sweep(PEAK, spread=0.03))
+    assert "Delays from 5 to 6 s are within one such spread of it." in text
+    assert "Delays from 5 to 7 s" in sentences.about_delay(sweep(PEAK, spread=0.07))
+
+
+def test_skill_within_its_spread_is_not_called_a_delay():
+    warned = "not above its spread over folds, so no delay is really told apart"
+    assert warned in sentences.about_delay(sweep(PEAK, spread=0.2))
+    assert warned in sentences.about_delay(sweep((-0.01, -0.002, -0.03, -0.01, -0.02)))
+    assert warned not in sentences.about_delay(sweep(PEAK, spread=0.1))
+
+
+@pytest.mark.parametrize("skill, edge", [((5, 4, 3, 2, 1), True), ((1, 2, 3, 4, 5), True), ((1, 2, 5, 2, 1), False)])
+def test_delay_at_the_edge_of_the_grid_is_not_trusted(skill, edge):
+    text = sentences.about_delay(sweep(np.array(skill) / 10))
+    assert ("edge of the delays tried: try a wider grid" in text) == edge
+
+
+def test_single_delay_has_no_edge():
+    assert "edge" not in sentences.about_delay(sweep([0.1], delays=(5.0,)))
+
+
+def test_blocks_that_alternate_are_named_only_where_there_are_some():
+    assert "a delay and the same delay ± 60 s look alike" in sentences.about_delay(sweep(PEAK), blocks=True)
+    assert "60 s" not in sentences.about_delay(sweep(PEAK), blocks=False)
+
+
+@pytest.mark.parametrize("truth, off", [(6.25, "-0.25"), (5.5, "+0.50"), (6.0, "+0.00")])
+def test_simulated_truth_is_called_simulated_with_its_signed_difference(truth, off):
+    text = sentences.about_delay(sweep(PEAK), truth=truth)
+    assert f"planted (simulated) response best is {truth:.2f} s: the sweep is off by {off} s." in text
+
+
+# --- the gain -----------------------------------------------------------------------------
+
+
+def test_gain_sentence_holds_the_numbers_of_both_rows():
+    text = sentences.about_gain(table(), REGION)
+    assert "gain +0.0432 of the squared error" in text and "gain +0.0215 of the squared error" in text
+    assert text.count("partial r 0.123") == 2
+    assert text.count("one-step, 166 test volumes, 420 voxels") == 2
+    assert "what the past already predicts" in text
+    assert "what the past and the film's blocks already predict:" in text
+    assert text.endswith("No significance is claimed: that takes surrogates, not one test part.")
+
+
+@pytest.mark.parametrize(
+    "skill, verdict",
+    [
+        (0.02, "adds to"),
+        (-0.02, "takes away from"),
+        (0.0009, "adds next to nothing to"),
+        (-0.0009, "adds next to nothing to"),
+        (0.0, "adds next to nothing to"),
+    ],
+)
+def test_gain_verdict_turns_with_the_sign(skill, verdict):
+    text = sentences.about_gain(table(without=["history_blocks_sound"], history_sound={"skill": skill}), REGION)
+    assert f"the sound {verdict} what the past already predicts: gain {skill:+.4f}" in text
+    verdicts = {"adds to", "takes away from", "adds next to nothing to"}
+    assert [v for v in verdicts if f"sound {v} what" in text] == [verdict]
+
+
+def test_gain_without_blocks_is_about_the_past_alone():
+    assert "blocks" not in sentences.about_gain(table(without=["history_blocks", "history_blocks_sound"]), REGION)
+
+
+def test_partial_r_that_does_not_exist_is_left_out():
+    text = sentences.about_gain(table(partial=np.nan), REGION)
+    assert "partial" not in text and "nan" not in text
+
+
+# --- baselines, network, expectations, headline -------------------------------------------
+
+
+def test_baseline_sentence_holds_the_numbers_of_the_region():
+    text = sentences.about_baselines(table(), REGION)
+    assert "removes 50.3% of the train mean's squared error in `auditory` (r = 0.71 in the median voxel)" in text
+    assert "own history 60.4% (r = 0.77)" in text
+
+
+@pytest.mark.parametrize(
+    "mse, verdict",
+    [(2.3e-5, "has a smaller error than"), (2.5e-5, "does **not** beat"), (2.4e-5, "does **not** beat")],
+)
+def test_network_verdict_turns_with_the_table(mse, verdict):
+    text = sentences.about_mlp(table(mlp={"mse": mse, "skill": 1 - mse / 5e-5}), REGION)
+    assert f"the MLP {verdict} ridge (`linear_delay`): MSE {mse:.3g} against 2.4e-05, same volumes, one-step." in text
+
+
+def test_network_that_predicts_volumes_is_held_against_sound():
+    text = sentences.about_mlp(table(mlp={"mse": 4.7e-5, "skill": 0.06}), REGION)
+    assert "does **not** beat ridge (`sound`): MSE 4.7e-05 against 4.6e-05" in text
+    better = sentences.about_mlp(table(mlp={"mse": 4.5e-5, "skill": 0.1}), REGION)
+    assert "smaller error than ridge (`sound`)" in better
+
+
+def test_network_worse_than_ridge_on_its_own_target_is_not_said_to_beat_ridge():
+    # A poor network on the difference: nearer to `sound` than to `linear_delay`, which is twice as good.
+    text = sentences.about_mlp(table(mlp={"mse": 4.0e-5, "skill": 0.2}), REGION)
+    assert "does **not** beat" in text
+
+
+def test_expectations_beside_what_came_out():
+    text = sentences.about_expectations(table(), REGION)
+    assert "smallest one-step MSE here is 1.9e-05 (`history_sound`, order 1e-5), as expected" in text
+    assert "r = 0.083 in the median voxel of `auditory` and 0.412 in the best one" in text
+    assert "0.05–0.1 on average and 0.1–0.2 in the best voxels of auditory cortex." in text
+
+
+@pytest.mark.parametrize("mse, expected", [(2e-6, True), (9e-5, True), (2e-4, False), (9e-7, False)])
+def test_expected_order_is_ten_times_either_way(mse, expected):
+    rows = {name: {"mse": 1.0} for name in ROWS} | {"mlp": {"mse": mse}}
+    text = sentences.about_expectations(table(**rows), REGION)
+    assert ("as expected" in text, "not of the order 1e-05 it expected" in text) == (expected, not expected)
+    assert f"{mse:.2g} (`mlp`, order 1e{int(np.floor(np.log10(mse)))})" in text
+
+
+def test_expectations_of_auditory_cortex_are_not_those_of_another_region():
+    other = table().assign(region="LPTL")
+    assert "which is not the same region" in sentences.about_expectations(other, "LPTL")
+
+
+def test_headline_holds_the_gain_over_blocks_and_the_sound_alone():
+    text = sentences.headline(table(), REGION, 6.0)
+    assert "In `auditory` the sound alone reaches r = 0.08 in the median voxel at Δt = 6 s" in text
+    assert "`history_blocks`, it lowers the one-step squared error by 2.15%" in text
+
+
+def test_headline_turns_with_the_table_and_does_without_blocks():
+    worse = table(history_blocks_sound={"skill": -0.03})
+    assert "raises the one-step squared error by 3.00%" in sentences.headline(worse, REGION, 6.0)
+    no_blocks = table(without=["history_blocks", "history_blocks_sound"])
+    assert "`history`, it lowers the one-step squared error by 4.32%" in sentences.headline(no_blocks, REGION, 6.0)
+
+
+def test_no_sentence_prints_nan_when_the_sound_vanished():
+    gone = {"sound": {"r_median": np.nan, "r_best": np.nan, "skill": 0.0}}
+    gone |= {name: {"skill": 0.0} for name in REFERENCES}
+    made = table(partial=median_of(np.array([np.nan])), **gone)
+    said = [f(made, REGION) for f in (sentences.about_gain, sentences.about_mlp, sentences.about_expectations)]
+    said.append(sentences.headline(made, REGION, 6.0))
+    assert not [text for text in said if re.search(r"\bnan\b", text)]
+    assert "vanished in every voxel" in said[2] and "vanished" in said[3]
+
+
+def test_row_of_what_is_not_there_is_none():
+    assert sentences.row_of(table(without=["mlp"]), "mlp", REGION) is None
+    assert sentences.row_of(table(), "mlp", "nowhere") is None
+    assert sentences.row_of(table(), "mlp", REGION, "open_loop")["skill"] == -7.0
