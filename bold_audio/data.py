@@ -106,13 +106,6 @@ class BoldRun:
         grid[self.mask] = values
         return grid
 
-    def smooth(self, values):
-        """Average one value per voxel with its neighbours inside the mask (Gaussian, sigma one voxel)."""
-        inside, grid = self.mask.astype(np.float32), np.zeros(self.mask.shape, np.float32)
-        grid[self.mask] = values
-        near = gaussian_filter(grid, 1.0, mode="constant") / np.maximum(gaussian_filter(inside, 1.0, mode="constant"), 1e-6)
-        return near[self.mask]
-
 
 def run_name(params):
     """File name of the run without extension, from its BIDS entities."""
@@ -286,6 +279,32 @@ def load_run(files, params, *, train):
     )
     run.regions.update(_regions(run, params))
     return run
+
+
+def smooth_volumes(run, fwhm, *, until):
+    """Average each volume with its neighbours inside the mask, by a Gaussian of ``fwhm`` mm.
+
+    Parameters
+    ----------
+    run : BoldRun
+    fwhm : float
+        Full width at half maximum, in mm; 0 returns the volumes as they are.
+    until : int
+        Volumes from here on are left as they are: nobody needs them smoothed.
+
+    Returns
+    -------
+    array of shape (n_volumes, n_voxels), float32
+    """
+    if fwhm == 0:
+        return run.volumes
+    sigma = fwhm / np.sqrt(8 * np.log(2)) / np.linalg.norm(run.affine[:3, :3], axis=0)
+    share = gaussian_filter(run.mask.astype(np.float32), sigma, mode="constant")[run.mask]
+    smooth, grid = np.array(run.volumes), np.zeros(run.mask.shape, np.float32)
+    for volume in smooth[:until]:
+        grid[run.mask] = volume
+        volume[:] = gaussian_filter(grid, sigma, mode="constant")[run.mask] / share
+    return smooth
 
 
 def _mask_file(params):

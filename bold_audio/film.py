@@ -279,11 +279,10 @@ def best_single_delays(frames, frame_times, responses, *, power, grid=DELAY_GRID
     starts = np.arange(len(responses)) * T_R
     starts, y = starts[starts >= grid.max()], responses[starts >= grid.max()]
     y = y - y.mean(axis=0)
-    errors = np.empty((len(grid), y.shape[1]))
-    for i, delay in enumerate(grid):
-        X = window_means(frames, frame_times, starts - delay, T_R)
-        basis = np.linalg.qr(X - X.mean(axis=0))[0]
-        errors[i] = (y**2).sum(axis=0) - ((basis.T @ y) ** 2).sum(axis=0)
+    X = window_means(frames, frame_times, np.subtract.outer(starts, grid).T.ravel(), T_R)
+    X = X.reshape(len(grid), len(starts), -1)
+    basis = np.linalg.qr(X - X.mean(axis=1, keepdims=True))[0]  # orthonormal columns for each delay
+    errors = (y**2).sum(axis=0) - ((basis.transpose(0, 2, 1) @ y) ** 2).sum(axis=1)
     return [float(grid[i]) for i in np.column_stack([errors, errors @ power]).argmin(axis=0)]
 
 

@@ -274,9 +274,9 @@ def blocked_folds(rows, *, n_folds, gap_volumes):
 
     Examples
     --------
-    >>> fit, held = blocked_folds(np.arange(12), n_folds=3, gap_volumes=2)[1]
+    >>> fit, held = blocked_folds(np.arange(18), n_folds=3, gap_volumes=2)[1]
     >>> fit, held
-    (array([ 0,  1, 10, 11]), array([4, 5, 6, 7]))
+    (array([ 0,  1,  2,  3, 14, 15, 16, 17]), array([ 6,  7,  8,  9, 10, 11]))
     """
     folds = []
     for held in np.array_split(rows, n_folds):
@@ -285,8 +285,8 @@ def blocked_folds(rows, *, n_folds, gap_volumes):
         fit = rows[(rows < held[0] - gap_volumes) | (rows > held[-1] + gap_volumes)]
         if len(fit) < MIN_PART:
             raise ParameterError(
-                f"{len(fit)} volumes are left to fit on beside a held-out block of {len(held)} and gaps of {gap_volumes} "
-                f"volumes - shorten gap, or change n_folds {n_folds}"
+                f"{len(fit)} volumes are left to fit on beside a held-out block of {len(held)} and gaps of "
+                f"{gap_volumes} volumes - shorten gap, or change n_folds {n_folds}"
             )
         folds.append((fit, held))
     return folds

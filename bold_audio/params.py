@@ -83,6 +83,7 @@ class Params(BaseModel):
     history_order: Annotated[Count, Field(le=20)]
     target: Literal["difference", "volume"]
     sweep_target: Literal["whitened", "difference", "volume"]
+    sweep_fwhm: Annotated[Number, Field(ge=0, le=50)]
     # split
     train_fraction: Share
     gap: Seconds

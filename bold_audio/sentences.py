@@ -49,7 +49,7 @@ def about_delay(found, *, blocks=False, truth=None):
         text += " Speech and music alternate every 30 s, so a delay and the same delay ± 60 s look alike to the blocks."
     if truth is not None:
         off = found.delay - truth
-        text += f" The delay that fits the planted (simulated) response best is {truth:.2f} s: the sweep is off by {off:+.2f} s."
+        text += f" The delay that fits the planted (simulated) response best is {truth:.2f} s: off by {off:+.2f} s."
     return text
 
 
@@ -104,18 +104,21 @@ def about_mlp(table, region):
 
 def about_expectations(table, region):
     """The original project's expectations beside what came out."""
-    sound, best = row_of(table, "sound", region), table[(table["region"] == region) & (table["prediction"] == "one_step")]
-    best = best.loc[best["mse"].idxmin()]
+    sound, rows = (
+        row_of(table, "sound", region),
+        table[(table["region"] == region) & (table["prediction"] == "one_step")],
+    )
+    best = rows.loc[rows["mse"].idxmin()]
     exponent = int(np.floor(np.log10(best["mse"]))) if best["mse"] > 0 else 0
-    words = "as expected" if 0.1 < best["mse"] / EXPECTED_MSE < 10 else f"not of the order {EXPECTED_MSE:.0e} it expected"
+    words = "as expected" if 0.1 < best["mse"] / EXPECTED_MSE < 10 else f"not of the order {EXPECTED_MSE:.0e}"
     r, top = sound["r_median"], sound["r_best"]
     if not np.isfinite(r):
         tail = "The sound's strength vanished in every voxel, so it has no r to compare."
     else:
         tail = (
             f"The sound alone reaches r = {r:.3f} in the median voxel of `{region}` and {top:.3f} in the best one; "
-            f"it expected {EXPECTED_R[0]}–{EXPECTED_R[1]} on average and {EXPECTED_BEST_R[0]}–{EXPECTED_BEST_R[1]} in the "
-            f"best voxels of auditory cortex{'' if region == 'auditory' else ', which is not the same region'}."
+            f"it expected {EXPECTED_R[0]}–{EXPECTED_R[1]} on average and {EXPECTED_BEST_R[0]}–{EXPECTED_BEST_R[1]} in "
+            f"the best voxels of auditory cortex{'' if region == 'auditory' else ', which is not the same region'}."
         )
     return (
         f"The original project expected a test MSE of the order {EXPECTED_MSE:.0e}: the smallest one-step MSE here is "

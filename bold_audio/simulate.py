@@ -23,7 +23,7 @@ DATASET_NAME = "SIMULATED film fMRI with a known answer (bold_audio)"
 FILM_VERSION = 1  # count up when the same seed gives another sound
 MFCC = {"sample_rate": SAMPLE_RATE, "n_mfcc": 13, "n_fft": 2048, "hop_length": 512}
 # Centre in template (MNI) mm and radius in mm. Left is the larger, so that the pooled delay leans to one side.
-REGIONS = {"auditory_left": ((-54.0, -20.0, 6.0), 14.0), "auditory_right": ((54.0, -20.0, 6.0), 12.0)}
+REGIONS = {"auditory_left": ((-54.0, -20.0, 6.0), 16.0), "auditory_right": ((54.0, -20.0, 6.0), 12.0)}
 HEAD_SCALE, HEAD_CENTRE = 0.92, ((0.0,), (-18.0,), (6.0,))  # size against the template's; template mm at its centre
 README = """This dataset is SIMULATED. Nobody was scanned, and no film exists.
 

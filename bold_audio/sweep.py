@@ -58,7 +58,6 @@ def sweep_delays(
     delay_region,
     target,
     value_range,
-    smooth=None,
     chunk_voxels=8192,
 ):
     """Score every delay on the held-out blocks of train and choose one.
@@ -85,9 +84,6 @@ def sweep_delays(
         What is predicted.
     value_range : (float, float)
         Scaling of BOLD for ``mse``.
-    smooth : function, optional
-        Averages one value per voxel with its neighbours. Used on the scores that find the
-        responsive voxels, because a brain answers in patches and chance does not.
     chunk_voxels : int
         Voxels per slab.
 
@@ -109,11 +105,10 @@ def sweep_delays(
     variance = Y[rows].var(axis=0, dtype=np.float64)
     weight = np.where(variance > 0, 1 / np.where(variance > 0, variance, 1), 0.0)
     options = {"target": target, "chunk_voxels": chunk_voxels}
-    smooth = smooth or (lambda values: values)
     whole = next(iter(regions))
     members = {name: [roi] * len(folds) for name, roi in regions.items()}
     if Y.shape[1] > 1 / RESPONSIVE_SHARE:
-        members["responsive"] = _nested_responsive(Y, designs, folds, gap_volumes, alphas, smooth, options)
+        members["responsive"] = _nested_responsive(Y, designs, folds, gap_volumes, alphas, options)
     # Each fold's error summed in each region, as (raw, weighted by 1 / variance).
     sums = {name: np.zeros((2, len(designs), len(folds), len(alphas) + 1)) for name in members}
     best_error = np.full(Y.shape[1], np.inf)
@@ -128,7 +123,7 @@ def sweep_delays(
                 sums[name][1, d, f] = inside @ weight[rois[f]]
         best_error = np.minimum(best_error, total.min(axis=0))
         null_error = total[-1]
-    responsive = _best_share(smooth(1 - _divide(best_error, null_error)))
+    responsive = _best_share(1 - _divide(best_error, null_error))
     n_held = sum(len(held) for _, held in folds)
     scale = (value_range[1] - value_range[0]) ** 2
     table = pd.concat(
@@ -146,7 +141,7 @@ def sweep_delays(
     return DelaySweep(table.reset_index(drop=True), delay, region, responsive)
 
 
-def _nested_responsive(Y, designs, folds, gap_volumes, alphas, smooth, options):
+def _nested_responsive(Y, designs, folds, gap_volumes, alphas, options):
     """Responsive voxels for each held-out block, found without it."""
     coarse = [*alphas[np.isfinite(alphas)][::COARSE_STEP], np.inf]
     pairs = leave_two_out(folds, gap_volumes)
@@ -161,7 +156,7 @@ def _nested_responsive(Y, designs, folds, gap_volumes, alphas, smooth, options):
         best = np.minimum(best, total.min(axis=1))
         if d == 0:
             null = total[:, -1]
-    return [_best_share(smooth(1 - _divide(best[f], null[f]))) for f in range(len(folds))]
+    return [_best_share(1 - _divide(best[f], null[f])) for f in range(len(folds))]
 
 
 def _divide(error, reference):

