@@ -391,7 +391,9 @@ def test_score_table_has_every_row_in_both_kinds_of_prediction(finished):
     # skill = 1 − Σ MSE / Σ MSE of the reference, on the same volumes and voxels
     mse = table.set_index(["prediction", "region", "model"])["mse"]
     for row in table.itertuples():
-        assert row.skill == pytest.approx(1 - row.mse / mse[row.prediction, row.region, row.reference], abs=1e-6)
+        assert row.skill == pytest.approx(
+            1 - row.mse / mse[row.prediction, row.region, row.reference], rel=1e-6, abs=1e-6
+        )
     for prediction in ("one_step", "open_loop"):
         assert mse[prediction, "brain", "constant"] == mse["one_step", "brain", "constant"]
     assert mse["open_loop", "brain", "copy_previous"] > mse["one_step", "brain", "copy_previous"]

@@ -1,0 +1,50 @@
+"""Every command, link and notebook that the README names is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bold_audio import run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("bold-audio ")])
+def test_commands_are_understood(command):
+    options = run._parser().parse_args(shlex.split(command)[1:])
+    assert callable(options.work)
+    run.parse_given(getattr(options, "given", []))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_targets_exist(command):
+    assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("papermill ")])
+def test_papermill_commands_name_files_that_exist(command):
+    words = shlex.split(command)
+    assert (ROOT / words[1]).is_file()
+    if "-f" in words:
+        assert (ROOT / words[words.index("-f") + 1]).is_file()
+
+
+def test_every_kind_of_command_was_found():
+    assert {c.split()[0] for c in COMMANDS if c} >= {"make", "bold-audio", "papermill"}
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#: ]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_index_lists_every_notebook():
+    assert sorted(re.findall(r"\(notebooks/(\w+)\.ipynb\)", README)) == sorted(p.stem for p in ROOT.glob("notebooks/*.ipynb"))
+
+
+def test_no_number_was_left_to_be_filled_in():
+    assert not re.search(r"@[A-Z0-9]+@", README)
