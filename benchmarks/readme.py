@@ -57,9 +57,18 @@ def simulated():
     table = pd.read_csv(params.subject_path / "scores.tsv", sep="\t")
     region = read_json(params.subject_path / "summary.json")["region"]
     kept = table[(table["region"] == region) & (table["prediction"] == "one_step")]
-    print(f"\nSIMULATED, {region}, Δt = {found.delay:g} s, one-step, {kept['n_volumes'].iloc[0]} test volumes, ", end="")
+    print(
+        f"\nSIMULATED, {region}, Δt = {found.delay:g} s, one-step, {kept['n_volumes'].iloc[0]} test volumes, ", end=""
+    )
     print(f"{kept['n_voxels'].iloc[0]} voxels\n")
     print(markdown(rounded(kept)[["model", *ROUND, "reference"]]))
+    planted = table[(table["region"] == "planted_r2_over_0.2") & (table["prediction"] == "one_step")].set_index("model")
+    both = planted.loc["history_sound"]
+    print(
+        f"\nIn the {both['n_voxels']} voxels planted with r2 >= 0.2: sound alone r {planted.loc['sound', 'r_median']:.2f}, ",
+        end="",
+    )
+    print(f"gain of history_sound {both['skill']:+.3f}, partial r {both['partial_r_median']:.2f}")
 
 
 def alice():

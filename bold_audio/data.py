@@ -1,5 +1,6 @@
 """BIDS run ↔ masked volumes: paths, repetition time, onset, mask, and every check on a bad scan."""
 
+import gzip
 import json
 import warnings
 import zlib
@@ -10,7 +11,8 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table
+from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table, read_times
+from bold_audio.fetch import check_fmri_subject
 from bold_audio.files import (
     DataError,
     ParameterError,
@@ -27,7 +29,7 @@ from bold_audio.params import DEFAULT_DATASET, SIMULATED
 
 T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
 MAX_BAD_VOXELS = 0.01  # share of the grid that may be NaN or infinite
-SECONDS_OF_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+SECONDS_OF_CODE = {8: 1.0, 16: 1e-3, 24: 1e-6}  # of xyzt_units; headers with no known unit mean seconds
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class RunFiles:
     onset: float
     events: object
     sidecar: dict
+    form_codes: tuple = (1, 1)
     warnings: tuple = ()
 
     @property
@@ -137,9 +140,7 @@ def locate_run(params):
         raise DataError(f"{found[0].name} holds one volume of shape {image.shape} - a film run needs a 4-D image")
     sidecar = _read_sidecar(params, folder)
     events_path = folder / f"{run_name(params).removesuffix('_bold')}_events.tsv"
-    events = None
-    if events_path.is_file():
-        events = read_table(events_path, columns=("onset", "duration", "trial_type"))
+    events = _read_events(events_path, needed=params.audio_onset is None)
     return RunFiles(
         bold=found[0],
         n_volumes=image.shape[3],
@@ -149,12 +150,15 @@ def locate_run(params):
         onset=_sound_onset(params.audio_onset, events, events_path),
         events=events,
         sidecar=sidecar,
+        form_codes=(int(image.header["sform_code"]), int(image.header["qform_code"])),
         warnings=_orientation_warnings(image.header),
     )
 
 
 def _missing_run(params, wanted):
     there = known_subjects(params)
+    if params.dataset == DEFAULT_DATASET:
+        check_fmri_subject(params.subject)
     ways = "check the spelling, session, task and run, or set data_dir"
     if params.dataset == DEFAULT_DATASET:
         ways = (
@@ -184,21 +188,41 @@ def _open_image(path):
         EOFError,
         zlib.error,
     ) as error:
-        raise DataError(f"scan cannot be read: {path} ({error}) - fetch it again") from error
+        raise DataError(f"scan cannot be read: {path} ({' '.join(str(error).split())}) - fetch it again") from error
 
 
 def _read_sidecar(params, folder):
-    """The run's sidecar, or the one it inherits from the top of the dataset."""
-    for path in (folder / f"{run_name(params)}.json", params.data_path / f"task-{params.task}_bold.json"):
-        content = read_json(path)
-        if content is not None:
-            return content
-    return {}
+    """The run's sidecar on top of what it inherits from the top of the dataset, key by key."""
+    merged = {}
+    for path in (params.data_path / f"task-{params.task}_bold.json", folder / f"{run_name(params)}.json"):
+        content = read_json(path, default={}, mend="fetch it again")
+        if not isinstance(content, dict):
+            raise DataError(f"{path} must hold names and values - fetch it again")
+        merged |= content
+    return merged
+
+
+def _read_events(path, *, needed):
+    """Events of the run; None where there are none, or where they are of no use and not needed."""
+    if not path.is_file():
+        return None
+    try:
+        events = read_table(path, columns=("onset", "duration", "trial_type"))
+        read_times(events, "onset", path.name)
+    except DataError:
+        if needed:
+            raise
+        return None
+    return events
 
 
 def _repetition_time(header, sidecar, source, name):
-    in_header = float(header.get_zooms()[3]) * SECONDS_OF_UNIT.get(header.get_xyzt_units()[1], 1.0)
+    in_header = float(header.get_zooms()[3]) * SECONDS_OF_CODE.get(int(header["xyzt_units"]) & 0x38, 1.0)
     in_sidecar = sidecar.get("RepetitionTime")
+    if in_sidecar is not None and (isinstance(in_sidecar, bool) or not isinstance(in_sidecar, int | float)):
+        raise DataError(
+            f"{name}: RepetitionTime in the sidecar must be a number, got {in_sidecar!r} - mend the sidecar"
+        )
     if source == "header" or (in_sidecar is None and source is None):
         chosen = in_header
     elif in_sidecar is None:
@@ -223,7 +247,7 @@ def _sound_onset(given, events, path):
         raise DataError(
             f"no music, speech or story event in {path.name} - set audio_onset, the onset of the sound in s"
         )
-    return float(events["onset"].iloc[heard[0]])
+    return float(read_times(events.iloc[heard], "onset", path.name).min())
 
 
 def _orientation_warnings(header):
@@ -317,23 +341,18 @@ def _mask_file(params):
 
 def _write_masked(folder, files, params, train):
     """Decompress, mask and store a run as float32: the work that the cache saves."""
-    image = _open_image(files.bold)
-    try:
-        # The scan's own type, usually int16: a float64 copy of a whole run would be 840 MB.
-        data = np.asanyarray(image.dataobj) if params.smoothing_fwhm == 0 else _smooth(image, params.smoothing_fwhm)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"scan damaged: {files.bold} ({error}) - fetch it again") from error
-    affine = image.affine
-    if params.downsample > 1:
-        data, affine = downsample_grid(data, affine, params.downsample)
-    train_data = data[..., train[0] : train[-1] + 1]
-    finite = np.isfinite(train_data).all(axis=3) if data.dtype.kind == "f" else np.ones(data.shape[:3], bool)
-    if data.dtype.kind == "f":
-        finite &= np.isfinite(data).all(axis=3)
+    data, affine = read_whole(files.bold)
+    finite = np.isfinite(data).all(axis=3) if data.dtype.kind == "f" else np.ones(data.shape[:3], bool)
     if np.mean(~finite) > MAX_BAD_VOXELS:
         raise DataError(f"{np.mean(~finite):.0%} of the voxels of {files.bold.name} are not numbers - check the scan")
+    if params.smoothing_fwhm > 0:
+        data = _smooth(nib.Nifti1Image(data, affine), params.smoothing_fwhm)
+    if params.downsample > 1:
+        data, affine = downsample_grid(data, affine, params.downsample)
+        finite = downsample_grid(finite, affine, params.downsample)[0] == 1
+    train_data = data[..., train[0] : train[-1] + 1]
     mean_image = np.where(finite, train_data.mean(axis=3, dtype=np.float64), 0).astype(np.float32)
-    mask = _make_mask(mean_image, affine, params) & finite
+    mask = _make_mask(mean_image, affine, params, known_place=any(files.form_codes)) & finite
     varying = train_data.max(axis=3) > train_data.min(axis=3)
     counts = {"not finite": int(np.sum(~finite)), "constant in train": int(np.sum(mask & ~varying))}
     if params.mask != "none":
@@ -353,6 +372,32 @@ def _write_masked(folder, files, params, train):
         value_range=np.array([in_range.min(), in_range.max()], dtype=float),
     )
     write_json(folder / "counts.json", counts)
+
+
+def read_whole(path):
+    """Read an image to its last byte, so that a gzip checksum that does not fit is noticed.
+
+    Returns
+    -------
+    data : array
+        In the image's own type, usually int16, or float32 where its header scales the values:
+        a float64 copy of a whole film run would be 840 MB.
+    affine : array of shape (4, 4)
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    image = _open_image(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+            image = type(image).from_bytes(handle.read())
+        scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
+        data = np.asanyarray(image.dataobj, dtype=np.float32 if scaled else None)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"scan damaged: {path} ({' '.join(str(error).split())}) - fetch it again") from error
+    return data.astype(np.float32, copy=False) if data.dtype.kind == "f" else data, image.affine
 
 
 def _smooth(image, fwhm):
@@ -382,7 +427,7 @@ def downsample_grid(data, affine, factor):
     return coarse, affine @ scale
 
 
-def _make_mask(mean_image, affine, params):
+def _make_mask(mean_image, affine, params, *, known_place):
     if params.mask == "none":
         return np.ones(mean_image.shape, bool)
     if params.mask == "brain":
@@ -397,12 +442,14 @@ def _make_mask(mean_image, affine, params):
             except (ValueError, IndexError):
                 return np.zeros(mean_image.shape, bool)
         return np.asarray(image.dataobj) > 0
-    image = _open_image(_mask_file(params))
-    if image.shape[:3] != mean_image.shape:
+    values, place = read_whole(_mask_file(params))
+    if values.size != mean_image.size or values.shape[:3] != mean_image.shape:
         raise DataError(
-            f"mask {params.mask} has the grid {image.shape[:3]}, the scan {mean_image.shape} - resample the mask"
+            f"mask {params.mask} has the grid {values.shape}, the scan {mean_image.shape} - resample the mask"
         )
-    return np.asarray(image.dataobj).reshape(mean_image.shape) > 0
+    if known_place and not np.allclose(place, affine, atol=1e-2):
+        raise DataError(f"mask {params.mask} lies elsewhere in the head than the scan - resample the mask")
+    return values.reshape(mean_image.shape) > 0
 
 
 def _take_off_line(volumes, train):
@@ -416,7 +463,7 @@ def _take_off_line(volumes, train):
 def _regions(run, params):
     """The whole, then the sidecar's own regions, then (simulated data) the planted ones."""
     regions = {"volume" if params.mask == "none" else "brain": np.ones(run.n_voxels, bool)}
-    names = run.files.sidecar.get("ROINames", [])
+    names = run.files.sidecar.get("ROINames") or []
     if len(names) == run.n_voxels:
         regions |= {str(name): np.arange(run.n_voxels) == k for k, name in enumerate(names)}
     truth = read_truth(params)
@@ -468,6 +515,8 @@ def write_map(run, params, values, *, model, stat, description):
     """
     path = params.subject_path / f"{run.files.entities}_desc-{model}_stat-{stat}_statmap.nii.gz"
     image = nib.Nifti1Image(run.to_grid(values), run.affine)
+    image.set_sform(run.affine, code=run.files.form_codes[0])
+    image.set_qform(run.affine, code=run.files.form_codes[1])
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = f"bold_audio {model} {stat}"[:79].encode()
     with write_whole(path) as part:

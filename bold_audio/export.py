@@ -7,9 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from bold_audio.files import ModelError, file_md5, fingerprint, read_json, write_json, write_text, write_whole
+from bold_audio.files import (
+    DataError,
+    ModelError,
+    file_md5,
+    fingerprint,
+    read_json,
+    write_json,
+    write_text,
+    write_whole,
+)
 
 OPSET = 18
+BUNDLE_KEYS = {"delay", "onnx_md5"}
 MAX_DIFFERENCE = 1e-4  # between torch and onnxruntime, relative to the largest value
 
 
@@ -29,7 +39,7 @@ def find_same_model(models_dir, name, checkpoint):
     """The version that was exported from this very checkpoint; None where there is none."""
     folder = Path(models_dir) / name
     for path in folder.glob("[0-9]*/bundle.json"):
-        if read_json(path).get("checkpoint_md5") == file_md5(checkpoint):
+        if _read_bundle(path).get("checkpoint_md5") == file_md5(checkpoint):
             return int(path.parent.name)
     return None
 
@@ -156,7 +166,7 @@ def open_predictor(runtime, *, models_dir, name, version, checkpoint):
         return lambda X: mlp_drive(model, X), facts
     version = version or next_version(models_dir, name) - 1
     folder = Path(models_dir) / name / str(version)
-    facts = read_json(folder / "bundle.json")
+    facts = _read_bundle(folder / "bundle.json")
     if facts is None or not (folder / "model.onnx").is_file():
         raise ModelError(f"no model {name} version {version} in {models_dir} - run notebook 05 to export it")
     _check_delay(folder / "best_dt.txt", facts["delay"])
@@ -165,10 +175,22 @@ def open_predictor(runtime, *, models_dir, name, version, checkpoint):
     return _session(folder / "model.onnx"), facts
 
 
+def _read_bundle(path):
+    """What a version's bundle says; None where there is none."""
+    try:
+        facts = read_json(path)
+    except DataError as error:
+        raise ModelError(f"{path} is damaged - export the model again") from error
+    if facts is not None and not (isinstance(facts, dict) and set(facts) >= BUNDLE_KEYS):
+        raise ModelError(f"{path} lacks what inference needs - export the model again")
+    return facts
+
+
 def _check_delay(path, delay):
     """``best_dt.txt`` is a copy for people; it must say what the bundle says."""
+    text = ""
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
+        text = path.read_bytes().decode("utf-8-sig", errors="replace").strip()
         written = float(text)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing - export the model again") from None

@@ -1,6 +1,7 @@
 """Sound file, annotation tables or film blocks → feature frames that carry their own times."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -78,15 +79,22 @@ def read_sound(path, *, sample_rate):
         raise DataError(f"sound file is empty: {path} - copy it again")
     if path.suffix.lower() in VIDEO_ENDINGS:
         with tempfile.TemporaryDirectory() as folder:
-            return read_sound(_sound_of_video(path, Path(folder) / "sound.wav"), sample_rate=sample_rate)
+            wav = _sound_of_video(path, Path(folder) / "sound.wav")
+            try:
+                return read_sound(wav, sample_rate=sample_rate)
+            except DataError as error:
+                raise DataError(str(error).replace(str(wav), str(path))) from error
+    _check_riff(path)
     try:
         info = soundfile.info(path)
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise DataError(
-            f"sound file is damaged or of an unknown kind: {path} ({error}) - convert it: "
-            f"ffmpeg -i {path.name} -vn {path.stem}.wav"
+            f"sound file is damaged or of an unknown kind: {path} ({' '.join(str(error).split())}) - convert it: "
+            f"{_ffmpeg(path, 'sound.wav')}"
         ) from error
+    if len(samples) == 0:
+        raise DataError(f"0.0 s of sound in {path} - export it again")
     if len(samples) < info.frames:
         raise DataError(
             f"sound stops at {len(samples) / rate:.1f} s, its header says {info.frames / rate:.1f} s: {path} - "
@@ -104,13 +112,43 @@ def read_sound(path, *, sample_rate):
     return y, warnings
 
 
+def _ffmpeg(path, target):
+    """The command a person can paste to take the sound out of a file."""
+    return f"ffmpeg -i {shlex.quote(path.name)} -vn {target}"
+
+
+def _check_riff(path):
+    """Notice a cut WAV file: libsndfile takes what is left of it for the whole."""
+    with path.open("rb") as handle:
+        start = handle.read(12)
+        size = path.stat().st_size
+        if start[:4] != b"RIFF" or start[8:] != b"WAVE":
+            return
+        byte_rate = 0
+        while len(header := handle.read(8)) == 8:
+            kind, length = header[:4], int.from_bytes(header[4:], "little")
+            if kind == b"fmt ":
+                byte_rate = int.from_bytes(handle.read(length)[8:12], "little")
+            elif kind == b"data":
+                there = size - handle.tell()
+                # Lengths of 0 and 2³² − 1 are what a recorder writes before it knows.
+                if byte_rate and there < length < 2**32 - 2**16:
+                    heard, said = there / byte_rate, length / byte_rate
+                    raise DataError(
+                        f"sound stops at {heard:.1f} s, its header says {said:.1f} s: {path} - copy it again"
+                    )
+                return
+            else:
+                handle.seek(length + length % 2, 1)
+
+
 def _sound_of_video(path, wav):
     """Let ffmpeg write the sound of a video to ``wav``."""
     command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(path), "-vn", str(wav)]
     if shutil.which("ffmpeg") is None:
         raise DataError(
             f"cannot decode {path.name} without ffmpeg - install ffmpeg, or convert it elsewhere: "
-            f"ffmpeg -i {path.name} -vn {path.stem}.wav"
+            f"{_ffmpeg(path, 'sound.wav')}"
         )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not wav.is_file():
@@ -124,7 +162,8 @@ def _one_channel(samples):
     y = samples.mean(axis=1)
     loudest = np.sqrt(np.mean(samples**2, axis=0)).max()
     if samples.shape[1] > 1 and np.sqrt(np.mean(y**2)) < 0.01 * loudest:
-        return samples[:, 0], ("the channels cancel each other, so the first channel was used",)
+        heard = int(np.argmax(np.sqrt(np.mean(samples**2, axis=0)) > 0.01 * loudest))
+        return samples[:, heard], ("the channels cancel each other, so the first channel was used",)
     return y, ()
 
 
@@ -162,7 +201,8 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
     y, warnings = read_sound(path, sample_rate=sample_rate)
     if len(y) < n_fft:
         raise DataError(
-            f"{len(y) / sample_rate:.3f} s of sound in {path} - one window needs {n_fft / sample_rate:.3f} s"
+            f"{len(y) / sample_rate:.3f} s of sound in {path}, one window needs {n_fft / sample_rate:.3f} s - "
+            "use the whole sound"
         )
     mel = librosa.feature.melspectrogram(y=y, sr=sample_rate, n_fft=n_fft, hop_length=hop_length)
     frames = librosa.feature.mfcc(S=librosa.power_to_db(mel, top_db=None), n_mfcc=n_mfcc).T
@@ -201,9 +241,9 @@ def annotation_features(paths, *, duration):
     columns, names = [], []
     for path in map(Path, paths):
         table = read_table(path, columns=("onset", "offset"))
-        onsets = table["onset"].to_numpy(float)
+        onsets, offsets = (read_times(table, name, path) for name in ("onset", "offset"))
         kind = path.stem.removeprefix("sound_annotation_")
-        columns += [_rate(onsets, n_frames), _share_on(onsets, table["offset"].to_numpy(float), n_frames)]
+        columns += [_rate(onsets, n_frames), _share_on(onsets, offsets, n_frames)]
         names += [f"{kind}_onset_rate", f"{kind}_on"]
     return SoundFeatures(
         frames=np.stack(columns, axis=1).astype(np.float32),
@@ -230,9 +270,9 @@ def block_features(events, *, onset, duration):
     if not set(BLOCK_TYPES) <= set(kinds):
         return None
     speech = events[kinds == "speech"]
-    start = speech["onset"].to_numpy(float) - onset
+    start = read_times(speech, "onset", "events.tsv") - onset
     n_frames = int(round(duration / ANNOTATION_STEP))
-    on = _share_on(start, start + speech["duration"].to_numpy(float), n_frames)
+    on = _share_on(start, start + read_times(speech, "duration", "events.tsv"), n_frames)
     return SoundFeatures(
         frames=on[:, None].astype(np.float32),
         frame_times=(np.arange(n_frames) + 0.5) * ANNOTATION_STEP,
@@ -263,13 +303,23 @@ def read_table(path, *, columns):
     try:
         table = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, quoting=3)
     except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a tab-separated table ({error}) - fetch it again") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a tab-separated table ({reason}) - fetch it again") from error
     missing = [c for c in columns if c not in table.columns]
     if missing or not len(table):
         raise DataError(
             f"{path} has {'no rows' if not missing else 'no column ' + missing[0]} - it needs {', '.join(columns)}"
         )
     return table
+
+
+def read_times(table, column, path):
+    """A column of times as floats, in seconds; every one must be a number."""
+    times = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+    if not np.isfinite(times).all():
+        bad = table[column].to_numpy()[~np.isfinite(times)][0]
+        raise DataError(f"{column} in {path} must be a number of seconds, got {bad!r} - mend the table")
+    return times
 
 
 def _rate(onsets, n_frames):

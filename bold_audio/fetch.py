@@ -65,6 +65,15 @@ def film_events():
     return "\n".join(lines) + "\n"
 
 
+def check_fmri_subject(subject, registry=None):
+    """Refuse a subject of whom the release holds no fMRI, and name those it holds."""
+    known = fmri_subjects(registry or release_files())
+    if subject not in known:
+        absent = subject in [f"{number:02}" for number in range(1, 64)]  # 63 people, those without fMRI have iEEG
+        what = f"sub-{subject} has no fMRI (iEEG only)" if absent else f"unknown subject {subject!r}"
+        raise ParameterError(f"{what} - fMRI subjects: {' '.join(known)}")
+
+
 def fetch_subject(subject, data_dir, *, base_url=OPENNEURO_URL, progress=None, registry=None, waits=(2, 10)):
     """Download what a subject lacks, check it, and write its sidecar and events.
 
@@ -98,10 +107,7 @@ def fetch_subject(subject, data_dir, *, base_url=OPENNEURO_URL, progress=None, r
         If the subject has no fMRI; if the server refuses, is silent or sends another file; if the disk is in the way.
     """
     registry, data_dir = registry or release_files(), Path(data_dir)
-    if subject not in (known := fmri_subjects(registry)):
-        absent = subject in [f"{number:02}" for number in range(1, 64)]  # 63 people, those without fMRI have iEEG
-        what = f"sub-{subject} has no fMRI (iEEG only)" if absent else f"unknown subject {subject!r}"
-        raise ParameterError(f"{what} - fMRI subjects: {' '.join(known)}")
+    check_fmri_subject(subject, registry)
     wanted = {data_dir / item.path: item for item in registry if item.subject in (subject, "n/a")}
     try:
         lacking = [path for path, item in wanted.items() if not _is_right(path, item)]

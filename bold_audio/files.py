@@ -83,6 +83,8 @@ def write_whole(path, *, replace_folder=False):
     try:
         part = scratch / path.name
         yield part
+        if not part.exists():
+            raise FileNotFoundError(f"nothing was written for {path}")
         if replace_folder and path.is_dir():
             os.rename(path, scratch / "replaced")
         os.replace(part, path)
@@ -101,15 +103,15 @@ def write_json(path, content):
     write_text(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
 
 
-def read_json(path, default=None):
-    """Read a JSON file; return ``default`` where there is none."""
+def read_json(path, default=None, *, mend="delete it, it is made again"):
+    """Read a JSON file; return ``default`` where there is none. ``mend`` is what a damaged one needs."""
     path = Path(path)
     if not path.is_file():
         return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is not readable JSON ({error}) - delete it, it is made again") from error
+        raise DataError(f"{path} is not readable JSON ({error}) - {mend}") from error
 
 
 def write_table(path, table):

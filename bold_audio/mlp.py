@@ -189,8 +189,11 @@ class AudioFmriMLP(pl.LightningModule):
 def mean_pearson(predicted, true):
     """Pearson r per voxel over time, averaged over the voxels that vary; NaN where none does."""
     a, b = predicted - predicted.mean(dim=0), true - true.mean(dim=0)
-    norm = torch.sqrt((a * a).sum(dim=0) * (b * b).sum(dim=0))
-    return ((a * b).sum(dim=0) / norm)[norm > 0].mean()
+    aa, bb = (a * a).sum(dim=0), (b * b).sum(dim=0)
+    # What rounding leaves of a constant series is not variation.
+    floors = ((len(x) * (1e-6 * x.abs().amax(dim=0)) ** 2) for x in (predicted, true))
+    varies = (aa > next(floors)) & (bb > next(floors))
+    return ((a * b).sum(dim=0) / torch.sqrt(aa * bb))[varies].mean()
 
 
 def fold_basis(model, basis):
@@ -299,14 +302,14 @@ def train_mlp(X, T, *, fit, val, delay, value_range, settings, folder, loggers=(
             log_every_n_steps=1,
         )
         trainer.fit(model, datamodule=data)
-        if not history.rows or not np.isfinite(history.rows[-1]["train_MSE"]) or not checkpoint.best_model_path:
+        losses = [row.get(name, np.nan) for row in history.rows[-1:] for name in ("train_MSE", "val_MSE")]
+        if not losses or not np.isfinite(losses).all() or not checkpoint.best_model_path:
             raise ModelError(f"the loss is not a number at epoch {len(history.rows) - 1} - lower lr {settings.lr:g}")
         # Read back from disk: the best weights, not a reference to the last ones.
         best = AudioFmriMLP.load_from_checkpoint(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+        folded = fold_basis(best, data.basis)
     row = min(history.rows, key=lambda r: r["val_MSE"])
-    return TrainedMLP(
-        fold_basis(best, data.basis), delay, history.rows, row["epoch"], row["val_MSE"], row["val_Pearson"]
-    )
+    return TrainedMLP(folded, delay, history.rows, row["epoch"], row["val_MSE"], row["val_Pearson"])
 
 
 class _quiet:

@@ -213,7 +213,7 @@ def read_parameter_file(path):
         raise ParameterError(f"cannot read parameter file {path}{line} - write it as 'name: value' lines") from error
     if not isinstance(content, dict):
         raise ParameterError(f"{path} must hold 'name: value' lines, got a {type(content).__name__}")
-    if bare := re.search(r"^subject:\s*(0\d+)\s*(?:#.*)?$", text, flags=re.MULTILINE):
+    if bare := re.search(r"^\s*subject:\s*(0\d+)\s*(?:#.*)?$", text, flags=re.MULTILINE):
         # YAML reads 011 as the octal number 9.
         raise ParameterError(f'{path}: write the subject in quotes: "{bare[1]}"')
     return content
@@ -243,7 +243,7 @@ def load_params(subject, dataset=None, **given):
     """
     label = normalise_subject(subject)
     dataset = dataset or (SIMULATED if label == SIMULATED else DEFAULT_DATASET)
-    if not isinstance(dataset, str) or not re.fullmatch(r"[A-Za-z0-9_]+", dataset):
+    if not isinstance(dataset, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,50}", dataset):
         raise ParameterError(f"dataset must be letters, digits and '_', got {dataset!r} - check its spelling")
     folder = project_root() / "params"
     given = {name: value for name, value in given.items() if value is not None}
@@ -259,11 +259,16 @@ def load_params(subject, dataset=None, **given):
         merged |= read_parameter_file(subject_file)
     merged |= given | {"subject": label, "dataset": dataset}
     try:
-        return Params(**merged)
+        params = Params(**merged)
     except ValidationError as error:
         raise ParameterError(_one_line(error)) from None
     except TypeError as error:
         raise ParameterError(f"parameter names must be words ({error})") from None
+    for name in ("outputs_dir", "models_dir"):
+        folder = params.resolve(getattr(params, name))
+        if folder == params.data_path or params.data_path in folder.parents:
+            raise ParameterError(f"{name} must lie outside the data, got {folder} inside {params.data_path}")
+    return params
 
 
 def _one_line(error):
@@ -271,7 +276,7 @@ def _one_line(error):
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]) or "parameters"
     if first["type"] == "extra_forbidden":
-        return f"unknown parameter {name}{nearest(name)}"
+        return f"unknown parameter {' '.join(name.split())[:80]}{nearest(name)}"
     if first["type"] == "missing":
         return f"parameter {name} is missing - set it in params/"
     what = first["msg"].removeprefix("Value error, ")

@@ -1,6 +1,7 @@
 """Executed notebooks and tables → HTML pages that open without a network."""
 
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,8 @@ from bold_audio.files import read_json, write_text
 
 # Scripts that nbconvert's template asks other hosts for; plotly's own are embedded by the notebooks.
 REMOTE_SCRIPT = re.compile(r'<script[^>]*\bsrc="(?:https?:)?//[^"]*"[^>]*>\s*</script>')
+REMOTE = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
+REMOTE_STYLE = re.compile(r"""(?:@import\s+(?:url\()?|url\()\s*["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
 MATHJAX_CONFIG = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.DOTALL)
 
 INDEX = """<!DOCTYPE html>
@@ -68,10 +71,31 @@ def write_page(executed, page):
     write_text(page, html)
 
 
+class _Remote(HTMLParser):
+    """Collect what tags and styles would fetch from another host."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.in_style = [], False
+
+    def handle_starttag(self, tag, attributes):
+        self.in_style = tag == "style"
+        if tag != "a":
+            self.found += [v for k, v in attributes if k in ("src", "href", "poster", "data") and REMOTE.match(v or "")]
+
+    def handle_endtag(self, tag):
+        self.in_style = False
+
+    def handle_data(self, text):
+        if self.in_style:
+            self.found += REMOTE_STYLE.findall(text)
+
+
 def remote_references(html):
     """What a page would fetch from another host: scripts, styles and pictures, not links to follow."""
-    pattern = r'<(?:script|img|link|iframe|audio|source)\b[^>]*\b(?:src|href)="((?:https?:)?//[^"]+)"'
-    return re.findall(pattern, html)
+    parser = _Remote()
+    parser.feed(html)
+    return parser.found
 
 
 def write_index(folder, *, title, note, sentences, tables, pages, foot):

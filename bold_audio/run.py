@@ -1,6 +1,7 @@
 """The command line: simulate and fetch subjects, run the notebooks with papermill, write the reports."""
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -149,7 +150,10 @@ def chosen_steps(text):
         match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
         if not match:
             raise ParameterError(f"steps must look like 00-06 or 02,03, got {text!r}")
-        wanted |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+        part_of = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if not part_of:
+            raise ParameterError(f"steps must run from the lower to the higher, got {text!r}")
+        wanted |= set(part_of)
     steps = [name for name in STEPS if int(name[:2]) in wanted]
     if len(steps) < len(wanted):
         raise ParameterError(f"steps must be between 00 and {STEPS[-1][:2]}, got {text!r}")
@@ -160,6 +164,8 @@ def parse_given(pairs):
     """``-p NAME VALUE`` pairs as a dictionary; values are read as YAML."""
     given = {}
     for name, value in pairs:
+        if name in ("subject", "dataset"):
+            raise ParameterError(f"-p {name} has an option of its own - use --{name} {value}")
         try:
             given[name] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -222,6 +228,8 @@ def execute(step, folder, given):
     """
     import papermill
 
+    # A parameter that a notebook's own cell does not list is fine: the schema has checked them all.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     root = project_root()
     target = Path(folder) / f"{step}.ipynb"
     papermill.execute_notebook(

@@ -24,7 +24,11 @@ def small_params(sim_dir, tmp_path):
     """Function: parameters of the small simulated subject, outputs in a folder of the test's own."""
 
     def make(**given):
-        folders = {"data_dir": str(sim_dir), "outputs_dir": str(tmp_path / "outputs"), "models_dir": str(tmp_path / "models")}
+        folders = {
+            "data_dir": str(sim_dir),
+            "outputs_dir": str(tmp_path / "outputs"),
+            "models_dir": str(tmp_path / "models"),
+        }
         return load_params("sim", **(folders | given))
 
     return make

@@ -21,7 +21,14 @@ def case():
     rows = np.arange(20, 210)
     blocks = scale_on((np.arange(n_volumes) // 25 % 2)[:, None].astype(float), rows)[0]
     folds = blocked_folds(rows, n_folds=4, gap_volumes=8)
-    return {"Y": Y, "X": scale_on(X, rows)[0], "blocks": blocks, "rows": rows, "folds": folds, "test": np.arange(230, 300)}
+    return {
+        "Y": Y,
+        "X": scale_on(X, rows)[0],
+        "blocks": blocks,
+        "rows": rows,
+        "folds": folds,
+        "test": np.arange(230, 300),
+    }
 
 
 def test_sound_equals_ridge_of_scikit_learn(case):
@@ -43,11 +50,14 @@ def test_linear_equals_regression_of_scikit_learn(case):
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_history_equals_least_squares_per_voxel(case, order):
     Y, rows, test = case["Y"].astype(float), case["rows"], case["test"]
+
+    def lagged(k, v):
+        return np.column_stack([np.ones(len(k)), *(Y[k - lag, v] for lag in range(1, order + 1))])
+
     model = encoding.fit_linear(case["Y"], rows=rows, order=order)
     predicted = encoding.predict(model.phi, encoding.drive_of(model, np.zeros((len(test), 0))), case["Y"], test)
     for v in range(Y.shape[1]):
-        lagged = lambda k, v=v: np.column_stack([np.ones(len(k)), *(Y[k - lag, v] for lag in range(1, order + 1))])
-        known = lagged(test) @ np.linalg.lstsq(lagged(rows), Y[rows, v], rcond=None)[0]
+        known = lagged(test, v) @ np.linalg.lstsq(lagged(rows, v), Y[rows, v], rcond=None)[0]
         np.testing.assert_allclose(predicted[:, v], known, rtol=2e-6)
 
 
@@ -55,7 +65,9 @@ def test_constant_and_copy_previous(case):
     Y, rows, test = case["Y"], case["rows"], case["test"]
     constant = encoding.fit_constant(Y, rows)
     drive = encoding.drive_of(constant, np.zeros((len(test), 0)))
-    np.testing.assert_allclose(encoding.predict(constant.phi, drive, Y, test)[3], Y[rows].mean(axis=0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(
+        encoding.predict(constant.phi, drive, Y, test)[3], Y[rows].mean(axis=0, dtype=float), rtol=1e-6
+    )
     copy = encoding.fit_copy_previous(Y)
     drive = encoding.drive_of(copy, np.zeros((len(test), 0)))
     assert np.array_equal(encoding.predict(copy.phi, drive, Y, test), Y[test - 1])
@@ -66,7 +78,9 @@ def test_constant_and_copy_previous(case):
 def test_banded_model_equals_brute_force(case, target):
     """History and blocks without, sound with a penalty, each voxel by itself."""
     Y, rows, order, alpha = case["Y"].astype(float), case["rows"], 2, 50.0
-    model = encoding.fit_linear(case["Y"], rows=rows, order=order, free=case["blocks"], ridge=case["X"], alphas=[alpha], target=target)
+    model = encoding.fit_linear(
+        case["Y"], rows=rows, order=order, free=case["blocks"], ridge=case["X"], alphas=[alpha], target=target
+    )
     for v in (0, 1, 50, 99):
         t = Y[rows, v] - (Y[rows - 1, v] if target == "difference" else 0)
         A = np.column_stack([*(Y[rows - lag, v] for lag in (1, 2)), case["blocks"][rows], case["X"][rows]])
@@ -102,7 +116,8 @@ def test_each_voxel_gets_the_strength_with_the_smallest_error(case):
     alphas = [1.0, 100.0, 1e4, np.inf]
     model = encoding.fit_linear(case["Y"], rows=case["rows"], folds=case["folds"], ridge=case["X"], alphas=alphas)
     errors = sum(
-        encoding.fold_errors(case["Y"], fit=fit, helds=[held], ridge=case["X"], alphas=alphas)[0] for fit, held in case["folds"]
+        encoding.fold_errors(case["Y"], fit=fit, helds=[held], ridge=case["X"], alphas=alphas)[0]
+        for fit, held in case["folds"]
     )
     np.testing.assert_array_equal(model.alpha, np.array(alphas)[np.argmin(errors, axis=0)])
     assert len(set(model.alpha)) > 1
@@ -129,7 +144,9 @@ def test_order_is_found():
     rng = np.random.default_rng(3)
     Y = lfilter([1], [1, -0.2, -0.6], rng.normal(size=(600, 80)), axis=0).astype(np.float32) + 900
     rows = np.arange(10, 560)
-    order, errors = encoding.choose_order(Y, rows=rows, folds=blocked_folds(rows, n_folds=4, gap_volumes=10), max_order=5)
+    order, errors = encoding.choose_order(
+        Y, rows=rows, folds=blocked_folds(rows, n_folds=4, gap_volumes=10), max_order=5
+    )
     assert order == 2 and errors.argmin() == 1 and errors[0] > 1.1 * errors[1]
 
 
@@ -165,7 +182,9 @@ def test_whitening_undoes_an_autoregression():
     white = white - white.mean(axis=0)
     assert abs(np.mean(white[1:] * white[:-1]) / np.mean(white**2)) < 0.01
     X = rng.normal(size=(3000, 2))
-    np.testing.assert_allclose(encoding.whiten(X @ np.ones((2, 3)), phi)[2:], (encoding.whiten(X, phi) @ np.ones((2, 3)))[2:])
+    np.testing.assert_allclose(
+        encoding.whiten(X @ np.ones((2, 3)), phi)[2:], (encoding.whiten(X, phi) @ np.ones((2, 3)))[2:]
+    )
 
 
 def test_rows_without_blocks_leave_the_block_rows_out(case):

@@ -186,9 +186,6 @@ def test_pearson_is_per_voxel_over_time_then_the_mean_over_voxels_that_vary():
     assert float(got) == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="mean_pearson keeps what rounding leaves of a constant; scores.pearson_r has a floor for it"
-)
 def test_pearson_leaves_out_a_constant_that_float32_cannot_average_exactly():
     true = torch.from_numpy(np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32))
     predicted = true.clone()
@@ -246,7 +243,6 @@ def test_another_seed_draws_other_weights(train):
     assert all(np.abs(value - other[name]).max() > 1e-3 for name, value in first.items() if name.endswith("weight"))
 
 
-@pytest.mark.xfail(strict=True, reason="fold_basis draws weights outside fork_rng")
 def test_training_leaves_the_random_numbers_of_the_caller_alone(train):
     torch.manual_seed(7)
     expected = torch.rand(4)
@@ -262,7 +258,6 @@ def test_training_leaves_the_random_numbers_of_the_caller_alone(train):
         pytest.param(
             64,
             id="one batch an epoch",
-            marks=pytest.mark.xfail(strict=True, reason="only the last train_MSE is looked at, val_MSE is NaN here"),
         ),
     ],
 )

@@ -92,7 +92,9 @@ def test_later_sound_does_not_change_earlier_volumes():
     before = np.arange(N_VOLUMES) * T_R < 240
     for response in ("delay", "hrf"):
         a, b = (
-            pairing.make_design(SoundFeatures(f, times, tuple("abc"), 400.0, ""), np.arange(N_VOLUMES) * T_R, T_R, response=response).at(6.0)
+            pairing.make_design(
+                SoundFeatures(f, times, tuple("abc"), 400.0, ""), np.arange(N_VOLUMES) * T_R, T_R, response=response
+            ).at(6.0)
             for f in (frames, changed)
         )
         assert np.array_equal(a[before], b[before], equal_nan=True)
@@ -174,7 +176,11 @@ def test_scaling_uses_train_rows_alone():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"window": 0}, "window must be > 0"), ({"times": [0, 2, 1]}, "must increase"), ({"times": [0, 1]}, "one time per frame")],
+    [
+        ({"window": 0}, "window must be > 0"),
+        ({"times": [0, 2, 1]}, "must increase"),
+        ({"times": [0, 1]}, "one time per frame"),
+    ],
 )
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,11 @@ from bold_audio import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("bold-audio ")])
@@ -43,7 +47,9 @@ def test_links_lead_somewhere(link):
 
 
 def test_index_lists_every_notebook():
-    assert sorted(re.findall(r"\(notebooks/(\w+)\.ipynb\)", README)) == sorted(p.stem for p in ROOT.glob("notebooks/*.ipynb"))
+    assert sorted(re.findall(r"\(notebooks/(\w+)\.ipynb\)", README)) == sorted(
+        p.stem for p in ROOT.glob("notebooks/*.ipynb")
+    )
 
 
 def test_no_number_was_left_to_be_filled_in():

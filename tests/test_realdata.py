@@ -66,7 +66,12 @@ def test_a_scan_without_sound_gains_nothing(shared, sim_dir, tmp_path):
     assert subject.blocks is None and subject.run.files.onset == 0.0
     rows = workflow.fit_linear_rows(subject, 5.0, names=("constant", "history", "history_sound"))
     table, _ = workflow.score_rows(
-        subject, rows, subject.split.test, subject.run.regions, fitted_until=subject.split.train[-1], predictions=["one_step"]
+        subject,
+        rows,
+        subject.split.test,
+        subject.run.regions,
+        fitted_until=subject.split.train[-1],
+        predictions=["one_step"],
     )
     gain = table[(table["model"] == "history_sound") & (table["region"] == "brain")]["skill"].item()
     assert gain < 0.005

@@ -119,9 +119,7 @@ def test_subject_index_shows_the_region_it_speaks_of_one_step_and_open_loop_apar
 # --- remote references --------------------------------------------------------------------
 
 MISSED = [
-    pytest.param(
-        html, marks=pytest.mark.xfail(strict=True, reason="the pattern knows lower case and double quotes only")
-    )
+    pytest.param(html)
     for html in (
         "<img src='https://example.org/a.png'>",
         '<IMG SRC="https://example.org/a.png">',

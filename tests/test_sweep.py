@@ -28,8 +28,9 @@ def case():
     folds = pairing.blocked_folds(rows, n_folds=4, gap_volumes=10)
     regions = {"brain": np.ones(n_voxels, bool), "planted": np.arange(n_voxels) < 12}
     return {
-        "Y": Y.astype(np.float32), "designs": designs, "rows": rows, "folds": folds, "gap_volumes": 10, "alphas": ALPHAS,
-        "regions": regions, "delay_region": "responsive", "target": "volume", "value_range": (0.0, 1000.0),
+        "Y": Y.astype(np.float32), "designs": designs, "rows": rows, "folds": folds, "gap_volumes": 10,
+        "alphas": ALPHAS, "regions": regions, "delay_region": "responsive", "target": "volume",
+        "value_range": (0.0, 1000.0),
     }  # fmt: skip
 
 
@@ -96,7 +97,9 @@ def test_noise_has_no_skill(case):
 
 
 def test_unknown_region_is_refused(case):
-    with pytest.raises(ParameterError, match="delay_region must be responsive, brain or one of brain, planted, got 'LPTLL'"):
+    with pytest.raises(
+        ParameterError, match="delay_region must be responsive, brain or one of brain, planted, got 'LPTLL'"
+    ):
         sweep.sweep_delays(**(case | {"delay_region": "LPTLL"}))
 
 
