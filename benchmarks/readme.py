@@ -63,11 +63,8 @@ def simulated():
     print(f"{kept['n_voxels'].iloc[0]} voxels\n")
     print(markdown(rounded(kept)[["model", *ROUND, "reference"]]))
     planted = table[(table["region"] == "planted_r2_over_0.2") & (table["prediction"] == "one_step")].set_index("model")
-    both = planted.loc["history_sound"]
-    print(
-        f"\nIn the {both['n_voxels']} voxels planted with r2 >= 0.2: sound alone r {planted.loc['sound', 'r_median']:.2f}, ",
-        end="",
-    )
+    both, r = planted.loc["history_sound"], planted.loc["sound", "r_median"]
+    print(f"\nIn the {both['n_voxels']} voxels planted with r2 >= 0.2: sound alone r {r:.2f}, ", end="")
     print(f"gain of history_sound {both['skill']:+.3f}, partial r {both['partial_r_median']:.2f}")
 
 

@@ -348,7 +348,8 @@ def mlflow_logger(uri, experiment, run_name, *, local_folder):
     local_folder = Path(local_folder)
     local_folder.mkdir(parents=True, exist_ok=True)
     local = uri is None
-    logging.getLogger("alembic").setLevel(logging.ERROR)
+    for chatty in ("alembic", "pytorch_lightning.loggers.mlflow"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     logger = MLFlowLogger(
         experiment_name=experiment,
         run_name=run_name,

@@ -19,11 +19,11 @@ def full(tmp_path_factory):
     """Function: parameters of the default, full-size subject whose planted response is of a kind."""
     made = {}
 
-    def make(response, **given):
-        if response not in made:
-            made[response] = tmp_path_factory.mktemp("full") / "sim"
-            simulate_subject(made[response], response=response)
-        folders = {"data_dir": str(made[response]), "outputs_dir": str(made[response].parent / "outputs")}
+    def make(kind, **given):
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("full") / "sim"
+            simulate_subject(made[kind], response=kind)
+        folders = {"data_dir": str(made[kind]), "outputs_dir": str(made[kind].parent / "outputs")}
         return load_params("sim", **folders, **given)
 
     return make
