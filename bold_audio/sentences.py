@@ -70,10 +70,11 @@ def about_gain(table, region):
             verdict = "adds next to nothing to"
         else:
             verdict = "adds to" if row["skill"] > 0 else "takes away from"
-        partial = f", partial r {row['partial_r_median']:.3f}" if np.isfinite(row["partial_r_median"]) else ""
+        partial = f"partial r {row['partial_r_median']:.3f} in the median voxel; "
+        partial = partial if np.isfinite(row["partial_r_median"]) else ""
         lines.append(
             f"In `{region}` the sound {verdict} what {past} already predict{'s' if model == 'history_sound' else ''}: "
-            f"gain {row['skill']:+.4f} of the squared error (median over voxels{partial}; one-step, "
+            f"gain {row['skill']:+.4f} of the squared error ({partial}one-step, "
             f"{row['n_volumes']} test volumes, {row['n_voxels']} voxels)."
         )
     return " ".join(lines) + " No significance is claimed: that takes surrogates, not one test part."
