@@ -32,7 +32,7 @@ STEPS = (
     "06_inference",
 )
 EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, AccessError, MachineError, ModelError)}
-EXIT_CODES |= {"MemoryError": 5, "DeadKernelError": 5, "PermissionError": 5}
+EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5}
 
 
 def main(arguments=None):
@@ -192,6 +192,7 @@ def _run(options):
 
 
 def _run_subject(options, params, steps, given):
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     from bold_audio.report import write_page, write_subject_index
@@ -200,12 +201,16 @@ def _run_subject(options, params, steps, given):
     started = time.perf_counter()
     for step in steps:
         begun = time.perf_counter()
+        where = params.subject_path / f"{step}.ipynb"
         try:
             executed = execute(step, params.subject_path, given)
+        except DeadKernelError:
+            if options.debug:
+                raise
+            return _fail(options, f"{step}: its kernel died - check the memory; what it had done is in {where}", 5)
         except PapermillExecutionError as error:
             if options.debug:
                 raise
-            where = params.subject_path / f"{step}.ipynb"
             message = " ".join(str(error.evalue).split()) or error.ename
             if error.ename not in EXIT_CODES:
                 message = f"{step} failed with {error.ename}: {message[:300]} - the traceback is in {where}"
@@ -232,9 +237,11 @@ def execute(step, folder, given):
     logging.getLogger("papermill").setLevel(logging.ERROR)
     root = project_root()
     target = Path(folder) / f"{step}.ipynb"
+    # Papermill fills {names} in paths from the parameters, unless braces are doubled.
+    source, out = (str(p).replace("{", "{{").replace("}", "}}") for p in (root / "notebooks" / f"{step}.ipynb", target))
     papermill.execute_notebook(
-        str(root / "notebooks" / f"{step}.ipynb"),
-        str(target),
+        source,
+        out,
         parameters=given,
         cwd=str(root),
         kernel_name="python3",

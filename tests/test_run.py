@@ -227,9 +227,6 @@ def test_misspelt_parameter_fails_under_plain_papermill(project):
     assert not (project / "data").exists() and not (project / "outputs").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="execute raises DeadKernelError, which is no PapermillExecutionError: traceback, status 1"
-)
 def test_kernel_that_dies_is_one_line(project):  # R11
     path = project / "notebooks/00_data_download.ipynb"
     path.write_text(path.read_text().replace("import pandas as pd", "import os; os._exit(9)"))
@@ -239,7 +236,6 @@ def test_kernel_that_dies_is_one_line(project):  # R11
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="papermill fills {x} in paths: escape braces in execute")
 def test_outputs_may_lie_in_a_folder_with_braces(project):  # P13
     done = call(
         "bold-audio", "run", "--subject", "09", "--steps", "00", *given(outputs_dir="out {x} 100%"), cwd=project

@@ -1,6 +1,6 @@
 """Draw the README's pictures and print its tables, from what the runs left in outputs/.
 
-    bold-audio run --subject sim && python benchmarks/alice.py && python benchmarks/readme.py
+    bold-audio run --subject sim && python benchmarks/alice.py && python docs/readme.py
 
 Needs Chromium for kaleido (BROWSER_PATH may name it). Prints Markdown; the pictures go to docs/.
 """
