@@ -39,7 +39,11 @@ def find_same_model(models_dir, name, checkpoint):
     """The version that was exported from this very checkpoint; None where there is none."""
     folder = Path(models_dir) / name
     for path in folder.glob("[0-9]*/bundle.json"):
-        if _read_bundle(path).get("checkpoint_md5") == file_md5(checkpoint):
+        try:
+            same = _read_bundle(path).get("checkpoint_md5") == file_md5(checkpoint)
+        except ModelError:
+            continue  # a damaged old version is not this model, and stops nobody from exporting
+        if same:
             return int(path.parent.name)
     return None
 

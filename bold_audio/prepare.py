@@ -71,8 +71,10 @@ class Subject:
 
     def result_key(self, *modules, without=frozenset()):
         """Hash of inputs, parameters and code that a result depends on."""
+        import bold_audio.prepare as this
+
         kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
-        return fingerprint(kept, self.input_md5, code_fingerprint(features, data, pairing, *modules))
+        return fingerprint(kept, self.input_md5, code_fingerprint(features, data, pairing, this, *modules))
 
     def record(self, step, **facts):
         """Write what a step did into ``provenance.json``."""

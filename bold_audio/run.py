@@ -247,6 +247,6 @@ def execute(step, folder, given):
         kernel_name="python3",
         progress_bar=False,
         log_output=False,
-        extra_arguments=["--log-level=ERROR"],  # ipykernel warns about loopback TCP at every start
+        extra_arguments=["--log-level=CRITICAL"],  # ipykernel warns about loopback TCP at every start
     )
     return target

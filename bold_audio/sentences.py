@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from bold_audio import data
+
 EXPECTED_MSE = 1e-5  # the original project's expectation for the test part
 EXPECTED_R = (0.05, 0.1)  # on average in auditory cortex
 EXPECTED_BEST_R = (0.1, 0.2)  # in its best voxels
@@ -12,6 +14,8 @@ def about_data(params, sound):
     """What a reader must know of the scan and the sound before any number."""
     parts = [f"sub-{params.subject} of {params.dataset}"]
     parts += [note for note in (params.data_note,) if note]
+    if data.read_truth(params) and "SIMULATED" not in " ".join(parts):
+        parts.append("SIMULATED by bold_audio, whatever the dataset is called")
     if params.feature_source == "annotations":
         parts.append(f"features from ANNOTATIONS, not from the sound: {', '.join(sound.names)}")
     else:

@@ -13,6 +13,13 @@ from bold_audio.prepare import Subject, annotation_paths, ensure_scan, open_subj
 MLP_ONLY = {"hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay", "seed"}
 
 
+def _this():
+    """This module, whose own code the results depend on too."""
+    import bold_audio.workflow as this
+
+    return this
+
+
 def ensure_sweep(subject):
     """The delay sweep of this subject: re-read where inputs, parameters and code are the same, else made.
 
@@ -22,7 +29,7 @@ def ensure_sweep(subject):
     -------
     sweep.DelaySweep
     """
-    key = subject.result_key(encoding, sweep, without=MLP_ONLY)
+    key = subject.result_key(encoding, sweep, _this(), without=MLP_ONLY)
     table_path, mask_path = subject.path("dt_sweep.tsv"), subject.path("responsive_mask.nii.gz")
     done = read_json(subject.path("provenance.json"), default={}).get("dt_sweep", {})
     if done.get("key") == key and table_path.is_file() and mask_path.is_file():
@@ -189,7 +196,7 @@ def ensure_mlp(subject, *, progress=False):
     """
     params = subject.params
     delays = params.mlp_delays or [ensure_sweep(subject).delay]
-    key = subject.result_key(mlp, encoding, sweep)
+    key = subject.result_key(mlp, encoding, sweep, _this())
     checkpoint, history_path = checkpoint_folder(params) / "best.ckpt", subject.path("mlp_history.tsv")
     done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
     if done.get("key") == key and checkpoint.is_file() and history_path.is_file():

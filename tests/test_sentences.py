@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from bold_audio import pairing, sentences
+from bold_audio.features import SoundFeatures
 from bold_audio.params import load_params
 from bold_audio.scores import median_of
 from bold_audio.sweep import DelaySweep
@@ -255,3 +256,9 @@ def test_row_of_what_is_not_there_is_none():
     assert sentences.row_of(table(without=["mlp"]), "mlp", REGION) is None
     assert sentences.row_of(table(), "mlp", "nowhere") is None
     assert sentences.row_of(table(), "mlp", REGION, "open_loop")["skill"] == -7.0
+
+
+def test_simulated_data_are_called_that_whatever_the_dataset_is_named(sim_dir):
+    params = load_params("sim", "ds003688", data_dir=str(sim_dir))
+    sound = SoundFeatures(np.zeros((2, 1)), np.arange(2.0), ("mfcc0",), 2.0, "sound file film.wav")
+    assert "SIMULATED" in sentences.about_data(params, sound)
