@@ -22,8 +22,6 @@ from bold_audio.files import (
     fingerprint,
     read_json,
     write_json,
-    write_text,
-    write_whole,
 )
 from bold_audio.params import DEFAULT_DATASET, SIMULATED
 
@@ -501,54 +499,3 @@ def planted_delay(params):
     truth = read_truth(params)
     best = truth and truth["pooled"]["best_single_delay"]
     return best.get(params.response) if best else None
-
-
-def write_map(run, params, values, *, model, stat, description):
-    """Write one value per voxel as a NIfTI map beside its JSON description.
-
-    The map has the scan's own affine and carries all its BIDS entities; voxels outside
-    the mask are NaN.
-
-    Returns
-    -------
-    Path
-    """
-    path = params.subject_path / f"{run.files.entities}_desc-{model}_stat-{stat}_statmap.nii.gz"
-    image = nib.Nifti1Image(run.to_grid(values), run.affine)
-    image.set_sform(run.affine, code=run.files.form_codes[0])
-    image.set_qform(run.affine, code=run.files.form_codes[1])
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = f"bold_audio {model} {stat}"[:79].encode()
-    with write_whole(path) as part:
-        nib.save(image, part)
-    write_text(
-        path.with_name(path.name.replace(".nii.gz", ".json")),
-        json.dumps(
-            {"Description": description, "Sources": [f"bids:raw:{_raw_path(run, params)}"], "SpatialReference": "orig"},
-            indent=1,
-        )
-        + "\n",
-    )
-    return path
-
-
-def _raw_path(run, params):
-    return run.files.bold.relative_to(params.data_path).as_posix()
-
-
-def write_dataset_description(params, version):
-    """Make the outputs of a dataset a BIDS derivative."""
-    source = {"DOI": "doi:10.18112/openneuro.ds003688.v1.0.7", "Version": "1.0.7"}
-    folder = params.subject_path.parent
-    write_json(
-        folder / "dataset_description.json",
-        {
-            "Name": f"bold_audio outputs for {params.label}",
-            "BIDSVersion": "1.9.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "bold_audio", "Version": version}],
-            "SourceDatasets": [source] if params.dataset == DEFAULT_DATASET else [],
-            "DatasetLinks": {"raw": params.data_path.as_uri()},
-        },
-    )
-    write_text(folder / ".bidsignore", "**/*_statmap.*\n**/*.html\n**/*.ipynb\n")

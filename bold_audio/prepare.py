@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bold_audio import __version__, data, features, pairing
+from bold_audio import __version__, brain, data, features, pairing
 from bold_audio.files import DataError, code_fingerprint, file_md5, fingerprint, lock, record_step
 from bold_audio.params import SIMULATED
 
@@ -172,5 +172,5 @@ def open_subject(params):
         split.train, n_folds=params.n_folds, gap_volumes=pairing.volumes_of(params.gap, files.t_r)
     )
     run = data.load_run(files, params, train=split.train)
-    data.write_dataset_description(params, __version__)
+    brain.write_dataset_description(params, __version__)
     return Subject(params, run, sound, blocks, split, folds, designs)

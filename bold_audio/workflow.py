@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bold_audio import data, encoding, export, mlp, pairing, scores, sentences, sweep
+from bold_audio import brain, data, encoding, export, mlp, pairing, scores, sentences, sweep
 from bold_audio.files import read_json, write_json, write_table, write_text, write_whole
 
 # One door for notebooks: a subject is opened and its results are made from here.
@@ -418,7 +418,7 @@ def write_maps(subject, voxels, found):
         ),
     ]
     return [
-        data.write_map(subject.run, subject.params, values, model=model, stat=stat, description=text)
+        brain.write_map(subject.run, subject.params, values, model=model, stat=stat, description=text)
         for model, stat, values, text in maps
     ]
 

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 from bold_audio import data
+from bold_audio.brain import write_dataset_description, write_map
 from bold_audio.data import (
     BoldRun,
     downsample_grid,
     load_run,
     locate_run,
     smooth_volumes,
-    write_dataset_description,
-    write_map,
 )
 from bold_audio.files import DataError, ParameterError, project_root
 from bold_audio.params import load_params
