@@ -303,7 +303,7 @@ def load_run(files, params, *, train):
     return run
 
 
-def smooth_volumes(run, fwhm, *, until):
+def smooth_volumes(run, fwhm, *, until, cache_path):
     """Average each volume with its neighbours inside the mask, by a Gaussian of ``fwhm`` mm.
 
     Parameters
@@ -312,21 +312,36 @@ def smooth_volumes(run, fwhm, *, until):
     fwhm : float
         Full width at half maximum, in mm; 0 returns the volumes as they are.
     until : int
-        Volumes from here on are left as they are: nobody needs them smoothed.
+        Volumes from here on are left out: nobody needs them smoothed.
+    cache_path : Path
+        Folder of the cache, which the volumes are written to one by one.
 
     Returns
     -------
-    array of shape (n_volumes, n_voxels), float32
+    array of shape (until, n_voxels), float32
+        Memory-mapped.
     """
     if fwhm == 0:
-        return run.volumes
+        return run.volumes[:until]
+    import bold_audio.data as this
+
+    made_of = Path(run.volumes.filename).parent.name  # names the scan, the mask and what was done to it
+    key = f"smooth-{fingerprint(made_of, fwhm, until, code_fingerprint(this))}"
+    folder = cached_folder(cache_path, key, lambda part: _write_smooth(part, run, fwhm, until))
+    return np.load(folder / "volumes.npy", mmap_mode="r")
+
+
+def _write_smooth(folder, run, fwhm, until):
     sigma = fwhm / np.sqrt(8 * np.log(2)) / np.linalg.norm(run.affine[:3, :3], axis=0)
     share = gaussian_filter(run.mask.astype(np.float32), sigma, mode="constant")[run.mask]
-    smooth, grid = np.array(run.volumes), np.zeros(run.mask.shape, np.float32)
-    for volume in smooth[:until]:
-        grid[run.mask] = volume
-        volume[:] = gaussian_filter(grid, sigma, mode="constant")[run.mask] / share
-    return smooth
+    grid = np.zeros(run.mask.shape, np.float32)
+    smooth = np.lib.format.open_memmap(
+        folder / "volumes.npy", mode="w+", dtype=np.float32, shape=(int(until), run.n_voxels)
+    )
+    for k in range(until):
+        grid[run.mask] = run.volumes[k]
+        smooth[k] = gaussian_filter(grid, sigma, mode="constant")[run.mask] / share
+    smooth.flush()
 
 
 def _mask_file(params):

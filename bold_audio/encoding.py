@@ -6,14 +6,19 @@ Every model says
 
 with the voxel's own previous volumes ``y[k−l]`` and features ``x[k]`` shared by all voxels.
 ``copy_previous`` is phi_1 = 1, ``constant`` the intercept alone; a model of the difference
-y[k] − y[k−1] is one with phi_1 = 1 held fixed. The free part F of a regression (own lags,
-blocks) is not penalised; the ridge part Z has one strength α per voxel. With
-Z = U S Vᵀ (train mean taken off), P = Z V and D = 1 / (S² + α), the two parts separate:
+y[k] − y[k−1] is one with phi_1 = 1 held fixed. The two bands of a regression have strengths of
+their own: F holds the voxel's own lags, penalised by γ, the same for all voxels (Γ: γ on the lags'
+diagonal, 0 for the blocks, which are free), and the ridge part Z, the sound, has one strength α per
+voxel. With Z = U S Vᵀ (train mean taken off), P = Z V and D = 1 / (S² + α), the two separate:
 
-    (FᵀF − FᵀP D PᵀF) φ = Fᵀy − FᵀP D Pᵀy,        b = V D (Pᵀy − PᵀF φ)
+    (FᵀF + Γ − FᵀP D PᵀF) φ = Fᵀy − FᵀP D Pᵀy,        b = V D (Pᵀy − PᵀF φ)
 
 so a voxel costs one small solve, batched over voxels, and α → ∞ gives the model without
 sound exactly.
+
+**The sound must be able to vanish.** The smallest of twenty cross-validated errors is small by luck
+too: chosen so, sound that carries nothing makes a model worse than the past alone. Strengths are
+therefore chosen by empirical Bayes over all voxels (`choose_strengths`).
 """
 
 from dataclasses import dataclass
@@ -21,6 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 
 JITTER = 1e-10  # relative, on the diagonal: keeps constant voxels solvable
+EM_STEPS = 100
+HISTORY_ALPHAS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths tried for the previous volumes
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,18 @@ def fit_copy_previous(Y):
 
 
 def fit_linear(
-    Y, *, rows, folds=(), free=None, ridge=None, order=0, alphas=(np.inf,), target="volume", chunk_voxels=8192
+    Y,
+    *,
+    rows,
+    folds=(),
+    free=None,
+    ridge=None,
+    order=0,
+    history_alpha=0.0,
+    alphas=(np.inf,),
+    follows=None,
+    target="volume",
+    chunk_voxels=8192,
 ):
     """Fit a linear encoding model to every voxel.
 
@@ -130,8 +148,12 @@ def fit_linear(
         Features without and with a penalty, scaled on ``rows``.
     order : int
         Number of the voxel's own previous volumes.
+    history_alpha : float
+        Ridge strength γ of the previous volumes, for volumes of variance 1.
     alphas : sequence of float
         Ridge strengths to choose from; infinite leaves the ridge features out.
+    follows : array of bool, shape (n_voxels,), optional
+        Voxels that may have the ridge features at all; all without it. The others get an infinite strength.
     target : {"volume", "difference"}
         ``difference`` predicts y[k] − y[k−1].
     chunk_voxels : int
@@ -145,19 +167,62 @@ def fit_linear(
     free = np.zeros((n_volumes, 0)) if free is None else free
     ridge = np.zeros((n_volumes, 0)) if ridge is None else ridge
     alphas = np.asarray(alphas, dtype=float)
+    band = {"free": free, "ridge": ridge, "order": order, "target": target, "chunk_voxels": chunk_voxels}
+    alpha = np.full(n_voxels, alphas[0])
+    may = np.ones(n_voxels, bool) if follows is None else np.asarray(follows, bool)
+    if len(alphas) > 1 and may.any():
+        options = {**band, "history_alphas": (history_alpha,), "alphas": alphas}
+        errors = sum(fold_errors(Y, fit=fit, helds=(held,), **options)[0, 0] for fit, held in folds)
+        n_held = sum(len(held) for _, held in folds)
+        alpha[may] = alphas[choose_strengths(errors[:, may], alphas, n_held=n_held)]
+    alpha[~may] = np.inf
     parts = []
     for slab in slabs(n_voxels, chunk_voxels):
         y = np.asarray(Y[:, slab], dtype=np.float64)
         centre = y[rows].mean(axis=0)
         y -= centre
-        if len(alphas) > 1:
-            errors = sum(_fold_errors(y, free, ridge, fit, (held,), order, alphas, target)[0] for fit, held in folds)
-            alpha = alphas[np.argmin(errors, axis=0)]
-        else:
-            alpha = np.full(y.shape[1], alphas[0])
-        solved = _Regression(y, free, ridge, rows, order, target).solve(alpha)
-        parts.append(_as_model(*solved, centre, alpha, target))
+        solved = _Regression(y, free, ridge, rows, order, target).solve(alpha[slab], history_alpha)
+        parts.append(_as_model(*solved, centre, alpha[slab], target))
     return LinearModel(*(np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in _FIELDS))
+
+
+def choose_strengths(errors, alphas, *, n_held):
+    """Choose each voxel's ridge strength from its held-out errors and from what the other voxels need.
+
+    Against the model without sound, strength α predicts voxel v's held-out volumes with the likelihood ratio
+    (error_v(α) / error_v(∞))^(−n/2). How often each strength is right beforehand is learnt from all voxels (expectation
+    maximisation, uniform at the start); where the sound carries nothing the weight of ∞ tends to 1 and takes the
+    lucky voxels with it. Strength α keeps the share s²/(s² + α) of a feature's weight, s² = n for features of variance
+    1; the strength chosen is the one whose share is nearest to the mean share under the voxel's posterior.
+
+    Parameters
+    ----------
+    errors : array of shape (n_alphas, n_voxels)
+        Held-out squared error.
+    alphas : array of shape (n_alphas,)
+        Without an infinite one, the smallest error decides.
+    n_held : int
+        Held-out volumes that were summed over.
+
+    Returns
+    -------
+    array of int, shape (n_voxels,)
+        Index into ``alphas``.
+    """
+    off = np.isinf(alphas)
+    if not off.any() or off.all():
+        return np.argmin(errors, axis=0)
+    null = errors[off][0]
+    ratio = np.where(null > 0, errors / np.where(null > 0, null, 1), 1.0)
+    log_ratio = -n_held / 2 * np.log(np.maximum(ratio, 1e-12))
+    likelihood = np.exp(log_ratio - log_ratio.max(axis=0))
+    prior = np.full(len(alphas), 1 / len(alphas))
+    for _ in range(EM_STEPS):
+        joint = prior[:, None] * likelihood
+        prior = np.mean(joint / joint.sum(axis=0), axis=1)
+    share = n_held / (n_held + np.asarray(alphas, dtype=float))
+    kept = share @ (prior[:, None] * likelihood) / (prior @ likelihood)
+    return np.argmin(np.abs(kept - share[:, None]), axis=0)
 
 
 _FIELDS = ("intercept", "phi", "weights", "alpha")
@@ -168,8 +233,20 @@ def slabs(n_voxels, chunk_voxels):
     return [slice(start, min(start + chunk_voxels, n_voxels)) for start in range(0, n_voxels, chunk_voxels)]
 
 
-def fold_errors(Y, *, fit, helds, free=None, ridge=None, order=0, alphas=(np.inf,), target="volume", chunk_voxels=8192):
-    """Squared error of each voxel on held-out blocks, for every ridge strength.
+def fold_errors(
+    Y,
+    *,
+    fit,
+    helds,
+    free=None,
+    ridge=None,
+    order=0,
+    history_alphas=(0.0,),
+    alphas=(np.inf,),
+    target="volume",
+    chunk_voxels=8192,
+):
+    """Squared error of each voxel on held-out blocks, for every pair of ridge strengths.
 
     Parameters
     ----------
@@ -179,32 +256,28 @@ def fold_errors(Y, *, fit, helds, free=None, ridge=None, order=0, alphas=(np.inf
         Volumes to fit on.
     helds : sequence of arrays of int
         Held-out blocks.
+    history_alphas : sequence of float
+        Ridge strengths of the previous volumes.
 
     Returns
     -------
-    array of shape (n_helds, n_alphas, n_voxels), float32
+    array of shape (n_helds, n_history_alphas, n_alphas, n_voxels), float32
         Sum over the block's volumes of the squared error, in raw intensities.
     """
     n_volumes = len(Y)
     free = np.zeros((n_volumes, 0)) if free is None else free
     ridge = np.zeros((n_volumes, 0)) if ridge is None else ridge
-    alphas = np.asarray(alphas, dtype=float)
-    errors = np.empty((len(helds), len(alphas), Y.shape[1]), dtype=np.float32)
+    errors = np.empty((len(helds), len(history_alphas), len(alphas), Y.shape[1]), dtype=np.float32)
     for slab in slabs(Y.shape[1], chunk_voxels):
         y = np.asarray(Y[:, slab], dtype=np.float64)
         y -= y[fit].mean(axis=0)
-        errors[:, :, slab] = _fold_errors(y, free, ridge, fit, helds, order, alphas, target)
-    return errors
-
-
-def _fold_errors(y, free, ridge, fit, helds, order, alphas, target):
-    regression = _Regression(y, free, ridge, fit, order, target)
-    seen = [regression.moments(held) for held in helds]
-    errors = np.empty((len(helds), len(alphas), y.shape[1]))
-    for i, alpha in enumerate(alphas):
-        solved = regression.coefficients(np.full(1, alpha))
-        for j, held in enumerate(seen):
-            errors[j, i] = held.squared_error(*solved)
+        regression = _Regression(y, free, ridge, fit, order, target)
+        seen = [regression.moments(held) for held in helds]
+        for g, history_alpha in enumerate(history_alphas):
+            for a, alpha in enumerate(alphas):
+                solved = regression.coefficients(np.full(1, float(alpha)), history_alpha)
+                for h, held in enumerate(seen):
+                    errors[h, g, a, slab] = held.squared_error(*solved)
     return errors
 
 
@@ -237,6 +310,7 @@ class _Regression:
 
     def __init__(self, y, free, ridge, rows, order, target):
         self.y, self.free, self.ridge, self.order, self.target = y, free, ridge, order, target
+        self.n_rows = len(rows)
         self.t_mean = _target(y, rows, target).mean(axis=0)
         self.lag_means = [y[rows - lag].mean(axis=0) for lag in range(1, order + 1)]
         self.free_mean, self.ridge_mean = free[rows].mean(axis=0), ridge[rows].mean(axis=0)
@@ -267,7 +341,7 @@ class _Regression:
         FP[:, order:] = shared.T @ P
         return _Moments(np.einsum("kv,kv->v", t, t), Ft, FF, FP, t.T @ P, P.T @ P)
 
-    def coefficients(self, alpha):
+    def coefficients(self, alpha, history_alpha=0.0):
         """Weights of the free and of the rotated ridge part, for one strength (shape (1,)) or one per voxel."""
         fit = self.fit
         D = np.where(self.s2 > 1e-12 * self.s2.max(initial=0), 1 / (self.s2 + alpha[:, None]), 0.0)
@@ -275,13 +349,15 @@ class _Regression:
             return fit.Ft, D * fit.Pt
         FPD = fit.FP * D[:, None, :]
         left = fit.FF - FPD @ fit.FP.transpose(0, 2, 1)
+        lags = np.arange(self.order)
+        left[:, lags, lags] += history_alpha / self.n_rows * fit.FF[:, lags, lags]
         right = fit.Ft - np.einsum("vwq,vq->vw", FPD, fit.Pt)
         f = np.linalg.solve(left, right[..., None])[..., 0]
         return f, D * (fit.Pt - np.einsum("vwq,vw->vq", fit.FP, f))
 
-    def solve(self, alpha):
+    def solve(self, alpha, history_alpha=0.0):
         """Intercept, weights of the lags and weights of the features, as columns per voxel."""
-        f, b = self.coefficients(alpha)
+        f, b = self.coefficients(alpha, history_alpha)
         phi, free_weights, ridge_weights = f[:, : self.order].T, f[:, self.order :].T, self.Vt.T @ b.T
         intercept = self.t_mean - self.free_mean @ free_weights - self.ridge_mean @ ridge_weights
         for lag, mean in enumerate(self.lag_means):
@@ -297,68 +373,46 @@ def _as_model(intercept, phi, weights, centre, alpha, target):
     return LinearModel(intercept + centre - phi.sum(axis=0) * centre, phi, weights, alpha)
 
 
-def choose_order(Y, *, rows, folds, max_order, free=None, chunk_voxels=8192):
-    """Choose how many previous volumes a voxel's history needs, by blocked folds inside train.
+@dataclass(frozen=True)
+class History:
+    """How much of the past a voxel is given.
 
-    One order serves all voxels: the one with the smallest error summed over voxels, each
+    Parameters
+    ----------
+    order : int
+        Previous volumes.
+    alpha : float
+        Their ridge strength, for volumes of variance 1.
+    errors : array of shape (max_order, n_alphas)
+        Held-out error of each order and strength, relative to the voxels' variance.
+    """
+
+    order: int
+    alpha: float
+    errors: np.ndarray
+
+
+def choose_history(Y, *, rows, folds, max_order, alphas=HISTORY_ALPHAS, free=None, chunk_voxels=8192):
+    """Choose how many previous volumes a voxel's history needs and their strength, by blocked folds inside train.
+
+    One order and strength serve all voxels: those with the smallest error summed over voxels, each
     divided by its variance over ``rows`` so that loud voxels do not decide.
 
     Returns
     -------
-    order : int
-    errors : array of shape (max_order,)
-        That error for orders 1 … ``max_order``, relative to the voxels' variance.
+    History
     """
     variance = Y[rows].var(axis=0, dtype=np.float64)
     variance = np.where(variance > 0, variance, np.inf)
     n_held = sum(len(held) for _, held in folds)
-    errors = np.zeros(max_order)
+    errors = np.zeros((max_order, len(alphas)))
     for order in range(1, max_order + 1):
         for fit, held in folds:
-            error = fold_errors(Y, fit=fit, helds=(held,), free=free, order=order, chunk_voxels=chunk_voxels)
-            errors[order - 1] += np.sum(error[0, 0] / variance)
-    return int(np.argmin(errors)) + 1, errors / (n_held * max(1, np.sum(np.isfinite(variance))))
-
-
-def shared_history(Y, *, rows, order):
-    """Weights of previous volumes that serve all voxels at once, each divided by its variance.
-
-    Parameters
-    ----------
-    Y : array of shape (n_volumes, n_voxels)
-        Run.
-    rows : array of int
-        Train volumes.
-    order : int
-        Number of previous volumes.
-
-    Returns
-    -------
-    array of shape (order,)
-    """
-    z = np.asarray(Y[: rows[-1] + 1], dtype=np.float32) - Y[rows].mean(axis=0)
-    spread = z[rows].std(axis=0)
-    z /= np.where(spread > 0, spread, np.inf)
-    lags = [z[rows - lag] for lag in range(order + 1)]
-    products = np.array([[np.einsum("kv,kv->", a, b, dtype=np.float64) for b in lags] for a in lags[1:]])
-    return np.linalg.solve(products[:, 1:], products[:, 0])
-
-
-def whiten(A, phi):
-    """Take off each row what the rows before it predict: A[k] − Σ phi_l A[k−l]; the first rows become 0.
-
-    Done to volumes and features alike, it leaves their relation as it is and the noise nearly white.
-
-    Examples
-    --------
-    >>> whiten(np.array([[1.0], [2.0], [4.0]]), [0.5]).T
-    array([[0. , 1.5, 3. ]])
-    """
-    whitened = np.array(A, dtype=np.result_type(A, np.float32))
-    for lag, weight in enumerate(phi, start=1):
-        whitened[len(phi) :] -= whitened.dtype.type(weight) * A[len(phi) - lag : len(A) - lag]
-    whitened[: len(phi)] = 0
-    return whitened
+            options = {"free": free, "order": order, "history_alphas": alphas, "chunk_voxels": chunk_voxels}
+            errors[order - 1] += fold_errors(Y, fit=fit, helds=(held,), **options)[0, :, 0] @ (1 / variance)
+    order, strength = np.unravel_index(np.argmin(errors), errors.shape)
+    relative = errors / (n_held * max(1, np.sum(np.isfinite(variance))))
+    return History(int(order) + 1, float(alphas[strength]), relative)
 
 
 LINEAR_NAMES = (
@@ -381,7 +435,20 @@ def reference_of(name):
     return REFERENCES.get(name, "constant")
 
 
-def fit_rows(Y, *, rows, folds, sound, sound_at_zero, blocks, alphas, max_order, chunk_voxels=8192, names=LINEAR_NAMES):
+def fit_rows(
+    Y,
+    *,
+    rows,
+    folds,
+    sound,
+    sound_at_zero,
+    blocks,
+    alphas,
+    max_order,
+    follows=None,
+    chunk_voxels=8192,
+    names=LINEAR_NAMES,
+):
     """Fit the linear rows of the score table.
 
     Parameters
@@ -394,6 +461,8 @@ def fit_rows(Y, *, rows, folds, sound, sound_at_zero, blocks, alphas, max_order,
         Speech/music boxcar at the chosen delay; None where the film has no blocks.
     max_order : int
         Most previous volumes tried.
+    follows : array of bool, shape (n_voxels,), optional
+        Voxels in which the sound may add to the past.
     names : sequence of str
         Which rows to fit.
 
@@ -405,7 +474,10 @@ def fit_rows(Y, *, rows, folds, sound, sound_at_zero, blocks, alphas, max_order,
     nothing = np.zeros((len(Y), 0))
     common = {"rows": rows, "chunk_voxels": chunk_voxels}
     chosen = {**common, "folds": folds, "alphas": alphas}
-    order = choose_order(Y, folds=folds, max_order=max_order, **common)[0] if any("history" in n for n in names) else 0
+    past = {"order": 0}
+    if any("history" in name for name in names):
+        found = choose_history(Y, folds=folds, max_order=max_order, **common)
+        past = {"order": found.order, "history_alpha": found.alpha}
     fits = {
         "constant": lambda: (fit_constant(Y, rows), nothing),
         "copy_previous": lambda: (fit_copy_previous(Y), nothing),
@@ -413,11 +485,11 @@ def fit_rows(Y, *, rows, folds, sound, sound_at_zero, blocks, alphas, max_order,
         "linear_delay": lambda: (fit_linear(Y, ridge=sound, target="difference", **chosen), sound),
         "blocks": lambda: (fit_linear(Y, ridge=blocks, **chosen), blocks),
         "sound": lambda: (fit_linear(Y, ridge=sound, **chosen), sound),
-        "history": lambda: (fit_linear(Y, order=order, **common), nothing),
-        "history_sound": lambda: (fit_linear(Y, order=order, ridge=sound, **chosen), sound),
-        "history_blocks": lambda: (fit_linear(Y, order=order, free=blocks, **common), blocks),
+        "history": lambda: (fit_linear(Y, **past, **common), nothing),
+        "history_sound": lambda: (fit_linear(Y, **past, ridge=sound, follows=follows, **chosen), sound),
+        "history_blocks": lambda: (fit_linear(Y, **past, free=blocks, **common), blocks),
         "history_blocks_sound": lambda: (
-            fit_linear(Y, order=order, free=blocks, ridge=sound, **chosen),
+            fit_linear(Y, **past, free=blocks, ridge=sound, follows=follows, **chosen),
             np.hstack([blocks, sound]),
         ),
     }

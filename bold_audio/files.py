@@ -12,6 +12,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 
@@ -118,6 +119,12 @@ def write_table(path, table):
     """Write a pandas table as TSV with ``n/a`` for what is missing, as BIDS asks."""
     with write_whole(path) as part:
         table.to_csv(part, sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n")
+
+
+def write_arrays(path, **arrays):
+    """Write NumPy arrays by name as one ``.npz`` file."""
+    with write_whole(path) as part, part.open("wb") as handle:
+        np.savez(handle, **arrays)
 
 
 @contextlib.contextmanager

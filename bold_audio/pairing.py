@@ -139,6 +139,8 @@ class SoundDesign:
         Further windows, each one repetition time earlier.
     shift : float
         Time to peak of the response the frames were convolved with, in seconds.
+    window : float, optional
+        Length of the averaging interval, in seconds; the repetition time without it.
     """
 
     frames: np.ndarray
@@ -147,6 +149,7 @@ class SoundDesign:
     t_r: float
     n_lags: int = 0
     shift: float = 0.0
+    window: float | None = None
 
     def at(self, delay):
         """Features of each volume at ``delay`` s: array of shape (n_volumes, n_features · (1 + n_lags))."""
@@ -156,7 +159,7 @@ class SoundDesign:
                 self.frame_times,
                 self.sound_times,
                 delay=delay - self.shift + lag * self.t_r,
-                window=self.t_r,
+                window=self.window or self.t_r,
             )
             for lag in range(self.n_lags + 1)
         ]
@@ -290,24 +293,6 @@ def blocked_folds(rows, *, n_folds, gap_volumes):
             )
         folds.append((fit, held))
     return folds
-
-
-def leave_two_out(folds, gap_volumes):
-    """For each pair of folds, the volumes that lie in neither block nor its gaps.
-
-    Returns
-    -------
-    dict of (int, int) to array of int
-        Keys ``(f, g)`` with ``f < g``. Pairs that leave fewer than 8 volumes are absent.
-    """
-    pairs = {}
-    for f, (fit, _) in enumerate(folds):
-        for g in range(f + 1, len(folds)):
-            held = folds[g][1]
-            rest = fit[(fit < held[0] - gap_volumes) | (fit > held[-1] + gap_volumes)]
-            if len(rest) >= MIN_PART:
-                pairs[f, g] = rest
-    return pairs
 
 
 def scale_on(X, rows):

@@ -78,6 +78,7 @@ class Params(BaseModel):
     # pairing
     delays: Annotated[list[Seconds], Field(min_length=1, max_length=2000)]
     delay_region: str
+    delay_by: Literal["evidence", "skill"]
     response: Literal["delay", "fir", "hrf"]
     sound_lags: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=60)]
     history_order: Annotated[Count, Field(le=20)]

@@ -54,6 +54,14 @@ class Subject:
         return pairing.volumes_of(self.params.gap, self.run.files.t_r)
 
     @property
+    def block_length(self):
+        """Length of the film's alternating blocks, in seconds; None where it has none."""
+        if self.blocks is None:
+            return None
+        speech = self.run.files.events["trial_type"].astype(str) == "speech"
+        return float(self.run.files.events.loc[speech, "duration"].astype(float).median())
+
+    @property
     def after_train(self):
         """Volumes right after train, through the gap to the end of test."""
         return np.arange(self.split.train[-1] + 1, self.split.test[-1] + 1)

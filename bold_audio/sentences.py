@@ -36,24 +36,71 @@ def about_split(split, t_r):
     )
 
 
-def about_delay(found, *, blocks=False, truth=None):
-    """The chosen delay, how flat its curve is, and what it cannot tell."""
-    curve = found.table[found.table["region"] == found.region]
-    best = curve.loc[curve["skill"].idxmax()]
-    text = f"Inside train, the sound predicts held-out volumes of `{found.region}` best at **Δt = {found.delay:g} s**"
-    text += f" (skill {best['skill']:.3f} ± {best['fold_spread']:.3f} over the train mean)."
-    if best["skill"] <= best["fold_spread"]:
-        text += " That skill is not above its spread over folds, so no delay is really told apart here."
-    near = curve[curve["skill"] >= best["skill"] - best["fold_spread"]]["delay"]
-    if len(near) > 1:
-        text += f" Delays from {near.min():g} to {near.max():g} s are within one such spread of it."
+def about_delay(found, *, block_length=None, truth=None):
+    """The chosen delay, how sure it is, and what it cannot tell."""
+    row = found.chosen
+    curve = found.table[found.table["region"] == found.region].set_index("delay")
+    here = curve.loc[found.delay]
+    sure = f"p = {row['p']:.3g} among {row['n_shifts']:.0f} circular shifts of the sound"
+    span = f" (95 % interval {row['low']:g} to {row['high']:g} s)" if np.isfinite(row["low"]) else ""
+    if row["identifiable"]:
+        text = (
+            f"Inside train, the volumes of `{found.region}` follow the sound best at **Δt = {found.delay:g} s**{span}; "
+        )
+        text += f"{sure}. "
+    else:
+        text = (
+            f"**Not identifiable:** the sound explains `{found.region}` no better in its place than shifted ({sure}). "
+        )
+        text += f"Δt = {found.delay:g} s{span} is only the largest of what chance gives. "
+        if row["n_shifts"] < 19:
+            text += f"With {row['n_shifts']:.0f} admissible shifts p cannot fall to .05 at all. "
+    text += f"At that delay the skill on held-out volumes is {here['skill']:.4f} ± {here['fold_spread']:.4f}"
+    text += f"; by skill alone the best delay is {curve['skill'].idxmax():g} s."
+    if not span:
+        text += " An interval needs at least three delays."
     if found.at_edge:
         text += " It lies at the edge of the delays tried: try a wider grid before trusting it."
-    if blocks:
-        text += " Speech and music alternate every 30 s, so a delay and the same delay ± 60 s look alike to the blocks."
+    if block_length:
+        text += (
+            f" Speech and music alternate every {block_length:g} s, so a delay and the same delay ± "
+            f"{2 * block_length:g} s look alike to the blocks."
+        )
     if truth is not None:
         off = found.delay - truth
         text += f" The delay that fits the planted (simulated) response best is {truth:.2f} s: off by {off:+.2f} s."
+    return text
+
+
+def about_voxel_delays(found, level=0.05):
+    """How many voxels have a delay of their own, and how these spread."""
+    sure = found.voxels[found.voxels["p"] <= level]
+    share = len(sure) / len(found.voxels)
+    text = f"{len(sure)} of {len(found.voxels)} voxels ({share:.1%}) follow the sound at p ≤ {level:g} each; "
+    text += f"chance alone gives {level:.0%}, so this map is for looking, not for counting."
+    known = sure[sure["high"] - sure["low"] <= (found.table["delay"].max() - found.table["delay"].min()) / 2]
+    if len(known):
+        low, middle, high = known["delay"].quantile([0.25, 0.5, 0.75])
+        text += (
+            f" {len(known)} of them know their delay: their 95 % interval spans at most half of the delays tried. "
+            f"Half of these delays lie between {low:.1f} and {high:.1f} s (median {middle:.1f} s)."
+        )
+    return text
+
+
+def about_settings(table):
+    """Which features predict best inside train, and whether the blocks alone do as well."""
+    sound = table[~table["blocks"]]
+    best = sound.loc[sound["skill"].idxmax()]
+    text = (
+        f"{len(table):,} settings. The best with sound alone: {best['n_features']:.0f} features, "
+        f"{best['n_lags']:.0f} further windows, Δt = {best['delay']:g} s, skill {best['skill']:.4f}. "
+        "It is the best of many, so it flatters."
+    )
+    blocks = table[table["n_features"] == 0]
+    if len(blocks):
+        both = table[table["blocks"] & (table["n_features"] > 0)]
+        text += f" The blocks alone reach {blocks['skill'].max():.4f}, sound and blocks {both['skill'].max():.4f}."
     return text
 
 

@@ -1,6 +1,10 @@
-"""Choose the delay inside train: every delay and ridge strength, by blocked folds, voxel by voxel.
+"""Which delay: skill of every delay on held-out blocks, the delay that the volumes support best, and how sure that is.
 
-Plain and exact: it forms every held-out prediction. A faster way must give these numbers.
+Three readings of the same volumes, all inside train. **Skill**: squared error on held-out blocks, summed over a region
+(`gram`). **Evidence**: how much better than no sound a delay explains a region of which a few per cent follow the
+sound (`evidence`); it chooses the delay and gives the interval, because it uses every volume at once and weighs voxels
+by what they show. **Surrogates**: the same evidence for circular shifts of the sound (`significance`); a region whose
+best evidence is not above 95 % of them has no identifiable delay.
 """
 
 from dataclasses import dataclass
@@ -8,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bold_audio.encoding import fold_errors
+from bold_audio import evidence, gram, significance, voxelwise
 from bold_audio.files import ParameterError
-from bold_audio.pairing import leave_two_out
+from bold_audio.pairing import scale_on
 
-RESPONSIVE_SHARE = 0.03  # "the few per cent of voxels best predicted"
-COARSE_STEP = 4  # every 4th strength when the responsive voxels are sought
+RESPONSIVE_SHARE = evidence.SHARE  # "the few per cent of voxels" that follow the sound best
+SLAB = 2048  # voxels worked on at once: what follows the products stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -23,21 +27,36 @@ class DelaySweep:
     Parameters
     ----------
     table : DataFrame
-        One row per region and delay: ``delay`` (s), ``region``, ``alpha`` (best strength at that
-        delay), ``mse`` (scaled BOLD, held-out volumes of train), ``skill`` over the train mean
-        (voxels weighted by their variance), ``fold_spread`` (standard error of the skill over folds).
+        One row per region and delay: ``delay`` (s), ``region``, ``alpha`` (best strength at that delay), ``skill``
+        over the train mean (held-out volumes, voxels of equal variance), ``fold_spread`` (standard error of the skill
+        over folds), ``evidence`` (T of the region).
+    regions : DataFrame
+        One row per region: ``delay`` (best supported, s), its 95 % interval ``low`` … ``high`` (s), ``p`` of its
+        evidence among the circular shifts, ``threshold`` (evidence that 95 % of the shifts stay below),
+        ``identifiable``, ``n_voxels``.
+    voxels : DataFrame
+        One row per voxel: ``delay``, ``low``, ``high`` (s), ``p``, ``skill`` (of the best delay and strength tried).
     delay : float
         The chosen delay, in seconds.
     region : str
-        The region whose skill chose it.
+        The region that chose it.
     responsive : array of bool, shape (n_voxels,)
-        The voxels best predicted out of fold inside train, over all delays.
+        The few per cent of voxels with the highest evidence at any delay.
+    grams : dict of str to list of gram.Gram
+        Each region's volumes, voxels of equal variance: further questions about features need no voxels. One matrix, or
+        one per fold where each held-out block has voxels of its own.
+    whitening : array of shape (1 + order,)
+        Filter that whitened the volumes.
     """
 
     table: pd.DataFrame
+    regions: pd.DataFrame
+    voxels: pd.DataFrame
     delay: float
     region: str
     responsive: np.ndarray
+    grams: dict
+    whitening: np.ndarray
 
     @property
     def at_edge(self):
@@ -45,47 +64,84 @@ class DelaySweep:
         delays = self.table["delay"]
         return delays.nunique() > 1 and self.delay in (delays.min(), delays.max())
 
+    @property
+    def follows(self):
+        """Voxels in which the sound may add to the past: array of bool, shape (n_voxels,).
+
+        Those whose own evidence is above 95 % of the circular shifts, and none where the region that chose the delay
+        is not identifiable: slow noise that goes along with the sound by chance must not enter a model.
+        """
+        return (self.voxels["p"].to_numpy() <= significance.LEVEL) & bool(self.chosen["identifiable"])
+
+    @property
+    def chosen(self):
+        """The row of ``regions`` that chose the delay."""
+        return self.regions.set_index("region").loc[self.region]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Features of every volume of a run at every delay, not yet scaled.
+
+    Parameters
+    ----------
+    delays : array of shape (n_delays,)
+        In seconds, increasing.
+    at : array of shape (n_delays, n_volumes, n_features)
+        Rows outside the part used may be NaN.
+    between : array of shape (n_volumes, n_features) or None
+        Features half a repetition time after the first delay: refines the circular shifts.
+    """
+
+    delays: np.ndarray
+    at: np.ndarray
+    between: np.ndarray | None = None
+
 
 def sweep_delays(
     Y,
-    designs,
+    sound,
     *,
+    t_r,
     rows,
     folds,
-    gap_volumes,
+    order,
     alphas,
     regions,
-    delay_region,
-    target,
-    value_range,
+    delay_region="responsive",
+    target="whitened",
+    choose_by="evidence",
+    block_length=None,
     chunk_voxels=8192,
 ):
-    """Score every delay on the held-out blocks of train and choose one.
+    """Score every delay inside train, choose one, and say how sure it is.
 
     Parameters
     ----------
     Y : array of shape (n_volumes, n_voxels)
-        Run.
-    designs : dict of float to array of shape (n_volumes, n_features)
-        Features at each delay, scaled on ``rows``.
+        Run; read in slabs of voxels, so it may be memory-mapped.
+    sound : Sound
+    t_r : float
+        Repetition time, in seconds.
     rows : array of int
-        Train volumes.
+        Train volumes, consecutive; ``order`` volumes before them are there too.
     folds : list of (fit, held) arrays of int
         Blocked folds inside ``rows``.
-    gap_volumes : int
-        Gap on both sides of a held-out block, in volumes.
+    order : int
+        Previous volumes of the filter that whitens.
     alphas : sequence of float
         Ridge strengths.
     regions : dict of str to array of bool, shape (n_voxels,)
-        Regions to give a curve of their own; ``responsive`` is added.
+        Regions to give a curve of their own, the whole first; ``responsive`` is added.
     delay_region : str
         The region that chooses: ``responsive``, ``brain`` (all voxels) or a name in ``regions``.
-    target : {"volume", "difference"}
-        What is predicted.
-    value_range : (float, float)
-        Scaling of BOLD for ``mse``.
+    target : {"whitened", "difference", "volume"}
+        What the skill is of. The evidence is always of whitened volumes.
+    choose_by : {"evidence", "skill"}
+    block_length : float, optional
+        Length of the film's alternating blocks, in seconds.
     chunk_voxels : int
-        Voxels per slab.
+        Voxels per slab: bounds memory.
 
     Returns
     -------
@@ -95,75 +151,122 @@ def sweep_delays(
     ------
     ParameterError
         If ``delay_region`` is not a region of this run.
-
-    Notes
-    -----
-    The responsive voxels that score held-out block f are found on the other blocks alone, by
-    models that saw neither f nor its gaps (nested folds), so finding them flatters no delay.
     """
-    alphas = np.asarray(alphas, dtype=float)
-    variance = Y[rows].var(axis=0, dtype=np.float64)
-    weight = np.where(variance > 0, 1 / np.where(variance > 0, variance, 1), 0.0)
-    options = {"target": target, "chunk_voxels": chunk_voxels}
     whole = next(iter(regions))
-    members = {name: [roi] * len(folds) for name, roi in regions.items()}
-    if Y.shape[1] > 1 / RESPONSIVE_SHARE:
-        members["responsive"] = _nested_responsive(Y, designs, folds, gap_volumes, alphas, options)
-    # Each fold's error summed in each region, as (raw, weighted by 1 / variance).
-    sums = {name: np.zeros((2, len(designs), len(folds), len(alphas) + 1)) for name in members}
-    best_error = np.full(Y.shape[1], np.inf)
-    for d, X in enumerate(designs.values()):
-        total = 0.0
-        for f, (fit, held) in enumerate(folds):
-            error = fold_errors(Y, fit=fit, helds=(held,), ridge=X, alphas=[*alphas, np.inf], **options)[0]
-            total = total + error
-            for name, rois in members.items():
-                inside = error[:, rois[f]].astype(np.float64)
-                sums[name][0, d, f] = inside.sum(axis=1)
-                sums[name][1, d, f] = inside @ weight[rois[f]]
-        best_error = np.minimum(best_error, total.min(axis=0))
-        null_error = total[-1]
-    responsive = _best_share(1 - _divide(best_error, null_error))
-    n_held = sum(len(held) for _, held in folds)
-    scale = (value_range[1] - value_range[0]) ** 2
-    table = pd.concat(
-        _curve(name, list(designs), alphas, *sums[name], n_held * np.mean([roi.sum() for roi in members[name]]) * scale)
-        for name in members
-    )
-    if delay_region not in (*members, "brain", "volume", "responsive"):
+    if delay_region not in (*regions, "brain", "volume", "responsive"):
         raise ParameterError(
             f"delay_region must be responsive, brain or one of {', '.join(regions)}, got {delay_region!r}"
         )
+    delays = np.asarray(sound.delays, dtype=float)
+    run = {"volumes": np.arange(rows[0] - order, rows[-1] + 1), "train": rows}
+    grams = gram.gram_matrices(Y, **run, regions=regions, scaled=True, chunk_voxels=chunk_voxels)
+    white = np.r_[1.0, -grams[whole].shared_history(rows, order)]
+    X = np.stack([features_of(A, white, rows) for A in sound.at])
+    between = None if sound.between is None else features_of(sound.between, white, rows)
+    inside = [(fit - rows[0], held - rows[0]) for fit, held in folds]
+    slabs = gram.Slabs(Y, **run, taps=white, chunk_voxels=min(chunk_voxels, SLAB))
+
+    circular, window = _circular(X[0], between, delays=delays, t_r=t_r)
+    shifts = significance.admissible_shifts(len(rows), t_r, longest_delay=delays[-1], block_length=block_length)
+    seen = _see_evidence(
+        slabs, X, circular, window=window, shifts=shifts, delays=delays, alphas=alphas, regions=regions
+    )
+    best = voxelwise.best_per_voxel(slabs, X, inside, alphas)
+    voxels = seen.voxels.assign(skill=best.skill)
+
+    members, parts = dict(regions), {name: [one] for name, one in grams.items()}
+    if Y.shape[1] > 1 / RESPONSIVE_SHARE:
+        members["responsive"] = best_share(seen.score)
+        nested = dict(enumerate(_nested_responsive(slabs, X, inside, alphas)))
+        made = gram.gram_matrices(Y, **run, regions=nested, scaled=True, chunk_voxels=chunk_voxels)
+        parts["responsive"] = list(made.values())
+    plain = X if target == "whitened" else np.stack([features_of(A, [1.0], rows) for A in sound.at])
+    # The evidence of the whole is that of its few responsive voxels, whoever they are.
+    pooled = {name: whole if name == "responsive" else name for name in members}
+    table = pd.concat(
+        region_curve(name, target_matrix(parts[name], target, white, rows), plain, inside, delays, alphas).assign(
+            evidence=seen.pooled[pooled[name]]
+        )
+        for name in members
+    ).reset_index(drop=True)
+    taus = _temper(slabs, X, seen.pooled, regions, delays=delays, alphas=alphas)
+    summary = pd.DataFrame(
+        {"region": name, "n_voxels": int(roi.sum())}
+        | _summary(seen.pooled[pooled[name]], seen.circular[pooled[name]], shifts, delays, taus[pooled[name]])
+        for name, roi in members.items()
+    )
     # Six regions in place of voxels have no "few per cent": the whole chooses then.
     region = delay_region if delay_region in members else whole
-    curve = table[table["region"] == region]
-    delay = float(curve["delay"].iloc[int(np.nanargmax(curve["skill"]))])
-    return DelaySweep(table.reset_index(drop=True), delay, region, responsive)
+    if choose_by == "evidence":
+        delay = summary.set_index("region").loc[region, "delay"]
+    else:
+        curve = table[table["region"] == region]
+        delay = curve["delay"].iloc[int(curve["skill"].argmax())]
+    responsive = members.get("responsive", best_share(seen.score))
+    return DelaySweep(table, summary, voxels, float(delay), region, responsive, parts, white)
 
 
-def _nested_responsive(Y, designs, folds, gap_volumes, alphas, options):
-    """Responsive voxels for each held-out block, found without it."""
-    coarse = [*alphas[np.isfinite(alphas)][::COARSE_STEP], np.inf]
-    pairs = leave_two_out(folds, gap_volumes)
-    best = np.full((len(folds), Y.shape[1]), np.inf, dtype=np.float32)
-    null = np.zeros_like(best)
-    for d, X in enumerate(designs.values()):
-        total = np.zeros((len(folds), len(coarse), Y.shape[1]), dtype=np.float32)
-        for (f, g), fit in pairs.items():
-            errors = fold_errors(Y, fit=fit, helds=(folds[f][1], folds[g][1]), ridge=X, alphas=coarse, **options)
-            total[f] += errors[1]
-            total[g] += errors[0]
-        best = np.minimum(best, total.min(axis=1))
-        if d == 0:
-            null = total[:, -1]
-    return [_best_share(1 - _divide(best[f], null[f])) for f in range(len(folds))]
+def target_matrix(grams, target, whitening, rows):
+    """Gram matrix of a region's ``target`` (whitened, difference or volume), (n_folds or 1, n_rows, n_rows)."""
+    taps = {"whitened": whitening, "difference": [1.0, -1.0], "volume": [1.0]}[target]
+    return np.stack([one.target(taps, rows) for one in grams])
 
 
-def _divide(error, reference):
-    return np.where(reference > 0, error / np.where(reference > 0, reference, 1), 1.0)
+def features_of(A, taps, rows):
+    """Features of ``rows`` filtered like the volumes, Σ_l taps[l] · A[k − l], then scaled on those that have sound."""
+    filtered = sum(weight * np.asarray(A, dtype=np.float64)[rows - lag] for lag, weight in enumerate(taps))
+    return scale_on(filtered, np.flatnonzero(np.isfinite(filtered).all(axis=1)))[0]
 
 
-def _best_share(score):
+def _circular(first, between, *, delays, t_r):
+    """Circular designs, and how many steps of theirs span the delays."""
+    step = t_r if between is None else t_r / 2
+    return significance.circular_designs(first, between), 1 + int((delays[-1] - delays[0]) / step + 1e-9)
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    pooled: dict  # region → (n_delays,)
+    circular: dict  # region → (n_rows,), best over the delays for each circular shift
+    voxels: pd.DataFrame
+    score: np.ndarray  # (n_voxels,), best over the delays
+
+
+def _see_evidence(slabs, X, circular, *, window, shifts, delays, alphas, regions):
+    """Evidence of every delay and of every circular shift, per voxel and summed over regions, slab by slab."""
+    here, shifted = evidence.make_basis(X, alphas), evidence.make_basis(circular, alphas)
+    per_volume = len(circular) // X.shape[1]
+    names = list(regions)
+
+    def see(slab, y):
+        log_b, log_shifted = evidence.log_evidence(y, here), evidence.log_evidence(y, shifted)
+        member = np.stack([regions[name][slab] for name in names]).astype(np.float32).T
+        best = significance.best_in_window(log_shifted, window, per_volume)
+        weight = evidence.posterior(log_b, delays)
+        low, high = evidence.interval(weight, delays)
+        known = {"delay": evidence.median(weight, delays), "low": low, "high": high}
+        voxels = pd.DataFrame(known | {"p": significance.shift_p_value(best, shifts)})
+        return evidence.mixture(log_b) @ member, evidence.mixture(log_shifted) @ member, voxels, log_b.max(axis=0)
+
+    sums, shifted_sums, voxels, scores = zip(*slabs.map(see), strict=True)
+    pooled, circular_sums = (np.sum(one, axis=0, dtype=np.float64).T for one in (sums, shifted_sums))
+    best = [significance.best_in_window(one, window, per_volume) for one in circular_sums]
+    return _Evidence(
+        dict(zip(names, pooled, strict=True)),
+        dict(zip(names, best, strict=True)),
+        pd.concat(voxels, ignore_index=True),
+        np.concatenate(scores),
+    )
+
+
+def _nested_responsive(slabs, X, folds, alphas):
+    """Responsive voxels for each held-out block, found by the evidence of the other volumes alone."""
+    fits = [(fit, evidence.make_basis(X[:, fit], alphas)) for fit, _ in folds]
+    scores = slabs.map(lambda _, y: [evidence.log_evidence(y[fit], basis).max(axis=0) for fit, basis in fits])
+    return [best_share(score) for score in np.concatenate(scores, axis=1)]
+
+
+def best_share(score):
     """The few per cent of voxels with the highest score; at least one."""
     n_best = max(1, int(round(RESPONSIVE_SHARE * len(score))))
     roi = np.zeros(len(score), bool)
@@ -171,20 +274,61 @@ def _best_share(score):
     return roi
 
 
-def _curve(name, delays, alphas, raw, weighted, n_values):
-    """One region's curve over delays, each with its own best strength."""
-    total = weighted[:, :, :-1].sum(axis=1)
-    best = np.argmin(total, axis=1)
-    index = np.arange(len(delays))
-    null = weighted[:, :, -1]
-    per_fold = 1 - _divide(weighted[index, :, best], null)
+def region_curve(name, K, X, folds, delays, alphas):
+    """One region's skill over the delays, each with its own best strength; every strength leaves the sound in."""
+    alphas = np.asarray(alphas, dtype=float)
+    alphas = alphas[np.isfinite(alphas)]
+    errors = gram.ridge_errors(gram.fold_products(K, X, folds), [*alphas, np.inf])
+    best = errors[:, :, :-1].sum(axis=1).argmin(axis=1)
+    chosen, null = errors[np.arange(len(X)), :, best], errors[:, :, -1]
+    null = np.where(null > 0, null, np.inf)
+    per_fold = 1 - chosen / null
     return pd.DataFrame(
         {
             "delay": delays,
             "region": name,
             "alpha": alphas[best],
-            "mse": raw[index, :, best].sum(axis=1) / n_values,
-            "skill": 1 - _divide(weighted[index, :, best].sum(axis=1), null.sum(axis=1)),
-            "fold_spread": per_fold.std(axis=1, ddof=1) / np.sqrt(per_fold.shape[1]),
+            "skill": 1 - chosen.sum(axis=1) / null.sum(axis=1),
+            "fold_spread": per_fold.std(axis=1, ddof=1) / np.sqrt(len(folds)),
         }
     )
+
+
+def _temper(slabs, X, pooled, regions, *, delays, alphas):
+    """τ of every region, at its own best delay; NaN where too few delays were tried to see a slope."""
+    if len(delays) < 3:
+        return dict.fromkeys(regions, np.nan)
+    finite = [a for a in alphas if np.isfinite(a)]
+    at = {name: int(np.clip(T.argmax(), 1, len(delays) - 2)) for name, T in pooled.items()}
+    change = {name: (X[k + 1] - X[k - 1]) / (delays[k + 1] - delays[k - 1]) for name, k in at.items()}
+    bases = {name: evidence.make_basis(X[k : k + 1], finite) for name, k in at.items()}
+
+    def slopes(slab, y):
+        return {
+            name: evidence.slope_by_volume(
+                y[:, roi[slab]],
+                X[at[name]],
+                change[name],
+                finite,
+                evidence.log_evidence(y[:, roi[slab]], bases[name])[0],
+            )
+            for name, roi in regions.items()
+            if roi[slab].any()
+        }
+
+    made = slabs.map(slopes)
+    slope = {name: sum(one[name] for one in made if name in one) for name in regions}
+    return {name: evidence.temper(pooled[name], delays, slope[name], k) for name, k in at.items()}
+
+
+def _summary(T, circular, shifts, delays, tau):
+    """What a region's evidence says: best delay, interval, and whether the sound's place matters."""
+    low = high = np.nan
+    if np.isfinite(tau):
+        low, high = evidence.interval(evidence.posterior(T / tau, delays), delays)
+    elif len(delays) > 2:
+        low, high = delays[0], delays[-1]
+    p = float(significance.shift_p_value(circular, shifts))
+    threshold = np.quantile(circular[shifts], 1 - significance.LEVEL) if len(shifts) else np.nan
+    found = {"delay": delays[T.argmax()], "low": float(low), "high": float(high), "tau": tau, "p": p}
+    return found | {"n_shifts": len(shifts), "threshold": threshold, "identifiable": p <= significance.LEVEL}

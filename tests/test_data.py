@@ -644,17 +644,24 @@ def test_smoothing_inside_the_mask_is_a_gaussian_mean_of_its_voxels(tree):
     mask = np.zeros(SHAPE, bool)
     mask[4:9, 4:9, 4:7] = True
     run = made.load(mask=write_mask(made, mask, affine=np.diag([4.0, 3, 2, 1])))
-    smooth = smooth_volumes(run, 6.0, until=5)
+    smooth = smooth_volumes(run, 6.0, until=5, cache_path=made.params().cache_path)
     place = np.argwhere(mask) * [4.0, 3, 2]  # mm
     for voxel in (0, 30, 74):
         weight = np.exp(-4 * np.log(2) * np.sum((place - place[voxel]) ** 2, axis=1) / 6.0**2)
-        np.testing.assert_allclose(smooth[:5, voxel], run.volumes[:5] @ weight / weight.sum(), rtol=2e-3)
-    np.testing.assert_array_equal(smooth[5:], run.volumes[5:])  # left as they are
+        np.testing.assert_allclose(smooth[:, voxel], run.volumes[:5] @ weight / weight.sum(), rtol=2e-3)
     np.testing.assert_array_equal(
         run.volumes, tree(name="again", affine=np.diag([4.0, 3, 2, 1])).load().volumes[:, mask.ravel()]
     )
-    assert smooth.dtype == np.float32
-    assert smooth_volumes(run, 0, until=5) is run.volumes
+    assert smooth.dtype == np.float32 and smooth.shape == (5, mask.sum())
+
+
+def test_without_smoothing_the_volumes_are_the_runs_own(tree):
+    made = tree()
+    run, cache = made.load(), made.params().cache_path
+    before = sorted(cache.iterdir())
+    plain = smooth_volumes(run, 0, until=5, cache_path=cache)
+    assert plain.shape == (5, run.n_voxels) and np.shares_memory(plain, run.volumes)
+    assert sorted(cache.iterdir()) == before, "nothing is written for it"
 
 
 def test_detrending_takes_the_line_of_train_off_the_whole_run(tree):
@@ -680,6 +687,50 @@ def readings(monkeypatch):
     calls, read = [], data._write_masked
     monkeypatch.setattr(data, "_write_masked", lambda *a: calls.append(a) or read(*a))
     return calls
+
+
+def test_smoothed_volumes_are_read_from_the_cache_the_second_time(tree, monkeypatch):
+    made = tree()
+    run, cache = made.load(mask="brain"), made.params().cache_path
+    first = smooth_volumes(run, 6.0, until=7, cache_path=cache)
+    assert isinstance(first, np.memmap) and first.shape == (7, run.n_voxels)
+    write, calls = data._write_smooth, []
+    monkeypatch.setattr(data, "_write_smooth", lambda *a: calls.append(a[2:]) or write(*a))
+    again = smooth_volumes(run, 6.0, until=7, cache_path=cache)
+    assert not calls and again.filename == first.filename
+    np.testing.assert_array_equal(first, again)
+    for fwhm, until in ((4.0, 7), (6.0, 9)):
+        other = smooth_volumes(run, fwhm, until=until, cache_path=cache)
+        assert calls.pop() == (fwhm, until) and other.filename != first.filename and other.shape[0] == until
+        assert np.array_equal(other[:7], first) == (fwhm == 6.0)
+
+
+def test_smoothed_volumes_of_another_mask_or_scan_are_others(tree):
+    made = tree()
+    runs = [made.load(mask="brain"), made.load(), tree(head(seed=1), name="other").load()]
+    made_of = [smooth_volumes(run, 6.0, until=7, cache_path=made.params().cache_path) for run in runs]
+    assert len({smooth.filename for smooth in made_of}) == 3
+    assert [smooth.shape[1] for smooth in made_of] == [run.n_voxels for run in runs]
+    assert not np.array_equal(made_of[1], made_of[2])
+
+
+def test_a_smoothing_that_breaks_off_leaves_no_cache_entry(tree, monkeypatch):
+    made = tree()
+    run, cache = made.load(mask="brain"), made.params().cache_path
+    smooth, calls = data.gaussian_filter, []
+
+    def breaks(*args, **given):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return smooth(*args, **given)
+
+    monkeypatch.setattr(data, "gaussian_filter", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        smooth_volumes(run, 6.0, until=7, cache_path=cache)
+    assert not list(cache.glob("smooth-*"))
+    whole = smooth_volumes(run, 6.0, until=7, cache_path=cache)
+    assert whole.shape[0] == 7 and np.all(np.asarray(whole).any(axis=1))
 
 
 def same_run(first, second):

@@ -36,6 +36,22 @@ def delay_table():
     return pd.concat([pd.DataFrame(p) for p in parts])
 
 
+def region_table():
+    regions = pd.DataFrame(
+        {"region": ["brain", "auditory"], "delay": [4.0, 5.0], "low": [4.0, 4.5], "high": [6.0, 5.5]}
+    )
+    return regions.assign(p=[0.6, 0.01], identifiable=[False, True], threshold=3.0, n_shifts=130)
+
+
+def settings_table():
+    parts = [(n, lags, blocks) for n in (1, 2) for lags in (0, 1) for blocks in (False, True)] + [(0, 0, True)]
+    table = pd.DataFrame(parts, columns=["n_features", "n_lags", "blocks"])
+    return table.assign(delay=5.0, skill=0.1 * table["n_features"] + 0.01 * table["n_lags"] + 0.001 * table["blocks"])
+
+
+CURVES = {str(n): {"auditory": np.array([0.1, 0.3, 0.2]) * n, "brain": np.zeros(3)} for n in (1, 2)}
+
+
 def score_table(**columns):
     table = pd.DataFrame({"model": MODELS, "prediction": "one_step", "region": "auditory", "reference": "constant"})
     return table.assign(mse=np.linspace(9e-5, 2e-5, 11), skill=np.linspace(0, 0.7, 11), **columns)
@@ -52,6 +68,10 @@ EVERY_FIGURE = {
     "voxel": lambda g: figures.plot_blocks_and_voxel(np.arange(7.0), g[0, :, 0], g[0, :, 1], delay=5, blocks=BLOCKS),
     "course": lambda g: figures.plot_time_course(np.arange(7.0), {"measured": g[0, :, 0]}, title="t", unit="BOLD (SD)"),
     "delay": lambda g: figures.plot_delay_curve(delay_table(), chosen=5.0, truth={"left": 5.5}, block_period=60),
+    "evidence": lambda g: figures.plot_delay_evidence(delay_table().assign(evidence=1.0), region_table().iloc[1]),
+    "intervals": lambda g: figures.plot_delay_intervals(region_table(), truth={"auditory": 5.2}),
+    "settings": lambda g: figures.plot_settings(settings_table()),
+    "curves": lambda g: figures.curve_player(CURVES, [4.0, 5, 6], prefix="Features: ", title="t"),
     "slices": lambda g: figures.plot_slices(g, affine=LEFTWARD, background=np.abs(g), symmetric=True, **MAP),
     "voxels": lambda g: figures.plot_slices(g, **MAP),
     "truth": lambda g: figures.plot_truth_prediction(g, g, affine=LEFTWARD, time=3.0, **MAP),
@@ -135,6 +155,47 @@ def test_delay_curve_shows_skill_band_choice_and_truth():
     assert "60 s" in fig.layout.title.subtitle.text
     plain = figures.plot_delay_curve(delay_table().drop(columns="fold_spread"))
     assert len(plain.data) == 2 and not plain.layout.shapes and plain.layout.title.subtitle.text is None
+
+
+def test_interval_of_the_chosen_delay_is_shaded_and_written():
+    fig = figures.plot_delay_curve(delay_table(), chosen=5.0, interval=(4.5, 5.5))
+    assert [(s.x0, s.x1) for s in fig.layout.shapes] == [(4.5, 5.5), (5.0, 5.0)]
+    assert fig.layout.annotations[0].text == "chosen: 5 s (4.5 to 5.5 s)"
+    assert len(figures.plot_delay_curve(delay_table(), chosen=5.0, interval=(np.nan, np.nan)).layout.shapes) == 1
+
+
+def test_evidence_is_shown_beside_its_surrogates_and_says_when_there_is_nothing():
+    table = pd.DataFrame({"delay": [4.0, 5, 6], "evidence": [-2.0, 7.0, 1.0]})
+    sure, unsure = (figures.plot_delay_evidence(table, region_table().iloc[k]) for k in (1, 0))
+    np.testing.assert_array_equal(sure.data[0].y, [-2, 7, 1])
+    band = [s for s in sure.layout.shapes if s.xref == "x domain"]
+    assert band[0].y1 == 3.0 and "95 % of 130 circular shifts" in sure.layout.annotations[0].text
+    assert "NOT IDENTIFIABLE" in unsure.layout.title.text and "NOT" not in sure.layout.title.text
+
+
+def test_intervals_tell_regions_with_a_delay_from_those_without():
+    fig = figures.plot_delay_intervals(region_table(), truth={"auditory": 5.2, "elsewhere": 9.0})
+    rows = {t.name: t for t in fig.data}
+    assert list(rows["identifiable"].y) == ["auditory"] and list(rows["not identifiable"].y) == ["brain"]
+    assert rows["identifiable"].error_x.array[0] == 0.5 and rows["not identifiable"].error_x.arrayminus[0] == 0
+    assert list(rows["planted"].y) == ["auditory"]
+
+
+def test_settings_show_the_best_delay_of_each_and_the_blocks_alone():
+    fig = figures.plot_settings(settings_table())
+    lines = {t.name: list(t.y) for t in fig.data}
+    np.testing.assert_allclose(lines["1 further windows and blocks"], [0.111, 0.211])
+    np.testing.assert_allclose(lines["0 further windows"], [0.1, 0.2])
+    assert fig.layout.shapes[0].y0 == pytest.approx(0.001)
+
+
+def test_slider_of_curves_holds_every_setting_of_every_region():
+    fig = figures.curve_player(CURVES, [4.0, 5, 6], prefix="Features: ", title="t")
+    steps = fig.layout.sliders[0].steps
+    assert [step.label for step in steps] == ["1", "2"] and fig.layout.sliders[0].active == 1
+    np.testing.assert_allclose(steps[0].args[0]["y"], [[0.1, 0.3, 0.2], [0, 0, 0]])
+    np.testing.assert_allclose(fig.data[0].y, [0.2, 0.6, 0.4])
+    assert fig.layout.yaxis.range[1] > 0.6
 
 
 @pytest.mark.parametrize("affine", [LEFTWARD, SAGITTAL], ids=["left-handed axial", "sagittal"])

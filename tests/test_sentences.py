@@ -45,11 +45,14 @@ def table(*, without=(), partial=0.123, **changes):
     return pd.DataFrame(lines)
 
 
-def sweep(skill, *, spread=0.01, delays=(4.0, 5.0, 6.0, 7.0, 8.0), delay=None):
+def sweep(skill, *, spread=0.01, delays=(4.0, 5.0, 6.0, 7.0, 8.0), delay=None, voxels=None, **region):
     curve = pd.DataFrame({"delay": delays, "region": "responsive", "skill": skill, "fold_spread": spread})
     whole = curve.assign(region="brain", skill=0.9)
     chosen = delays[int(np.argmax(skill))] if delay is None else delay
-    return DelaySweep(pd.concat([whole, curve], ignore_index=True), chosen, "responsive", np.ones(3, bool))
+    row = {"low": 5.4, "high": 6.8, "p": 0.01, "n_shifts": 130, "identifiable": True} | region
+    regions = pd.DataFrame([row | {"region": "responsive"}, row | {"region": "brain", "low": 0.1, "p": 0.777}])
+    table = pd.concat([whole, curve], ignore_index=True)
+    return DelaySweep(table, regions, voxels, chosen, "responsive", np.ones(3, bool), {}, np.ones(1))
 
 
 PEAK = (0.02, 0.084, 0.111, 0.05, 0.01)
@@ -102,22 +105,48 @@ def test_split_in_volumes_and_seconds():
 
 def test_delay_sentence_holds_the_numbers_of_the_region_that_chose():
     text = sentences.about_delay(sweep(PEAK))
-    assert "held-out volumes of `responsive` best at **Δt = 6 s** (skill 0.111 ± 0.010 over the train mean)" in text
-    for other in ("edge", "planted", "30 s", "not above", "within one such spread"):
+    assert "the volumes of `responsive` follow the sound best at **Δt = 6 s** (95 % interval 5.4 to 6.8 s)" in text
+    assert "p = 0.01 among 130 circular shifts" in text and "skill on held-out volumes is 0.1110 ± 0.0100" in text
+    for other in ("edge", "planted", "30 s", "Not identifiable", "0.777"):
         assert other not in text
 
 
-def test_flat_curve_gives_the_delays_that_cannot_be_told_apart():
-    text = sentences.about_delay(sweep(PEAK, spread=0.03))
-    assert "Delays from 5 to 6 s are within one such spread of it." in text
-    assert "Delays from 5 to 7 s" in sentences.about_delay(sweep(PEAK, spread=0.07))
+def test_delay_no_better_than_its_shifts_is_not_called_one():
+    text = sentences.about_delay(sweep(PEAK, p=0.4, identifiable=False))
+    assert text.startswith("**Not identifiable:**") and "p = 0.4 among 130" in text and "what chance gives" in text
+    assert "follow the sound best" not in text and "cannot fall to .05" not in text
+    few = sentences.about_delay(sweep(PEAK, p=0.1, n_shifts=9, identifiable=False))
+    assert "With 9 admissible shifts p cannot fall to .05 at all." in few
 
 
-def test_skill_within_its_spread_is_not_called_a_delay():
-    warned = "not above its spread over folds, so no delay is really told apart"
-    assert warned in sentences.about_delay(sweep(PEAK, spread=0.2))
-    assert warned in sentences.about_delay(sweep((-0.01, -0.002, -0.03, -0.01, -0.02)))
-    assert warned not in sentences.about_delay(sweep(PEAK, spread=0.1))
+def test_skill_that_prefers_another_delay_is_shown_beside():
+    assert "by skill alone the best delay is 6 s" in sentences.about_delay(sweep(PEAK, delay=5.0))
+    assert "Δt = 5 s" in sentences.about_delay(sweep(PEAK, delay=5.0))
+
+
+def test_missing_interval_is_explained():
+    text = sentences.about_delay(sweep([0.1, 0.2], delays=(5.0, 6.0), low=np.nan, high=np.nan))
+    assert "needs at least three delays" in text and "95 % interval" not in text
+
+
+def test_voxels_own_delays_are_counted_beside_chance():
+    delay = np.r_[np.full(4, 5.0), np.full(2, 7.0), np.full(94, 6.0)]
+    width, p = np.r_[np.full(6, 1.0), np.full(94, 4.0)], np.r_[np.full(8, 0.01), np.full(92, 0.5)]
+    voxels = pd.DataFrame({"delay": delay, "low": delay - width / 2, "high": delay + width / 2, "p": p})
+    text = sentences.about_voxel_delays(sweep(PEAK, voxels=voxels))
+    assert "8 of 100 voxels (8.0%) follow the sound at p ≤ 0.05" in text and "chance alone gives 5%" in text
+    assert "6 of them know their delay" in text and "between 5.0 and 6.5 s (median 5.0 s)" in text
+    nobody = sentences.about_voxel_delays(sweep(PEAK, voxels=voxels.assign(p=0.5)))
+    assert "0 of 100" in nobody and "know their delay" not in nobody
+
+
+def test_best_of_many_settings_is_called_flattering_and_blocks_stand_beside():
+    table = pd.DataFrame({"n_features": [1, 2, 2, 0], "n_lags": [0, 1, 0, 0], "blocks": [False, False, True, True],
+                          "delay": 5.0, "skill": [0.1, 0.3, 0.35, 0.2]})  # fmt: skip
+    text = sentences.about_settings(table)
+    assert "4 settings" in text and "2 features, 1 further windows, Δt = 5 s, skill 0.3000" in text
+    assert "flatters" in text and "blocks alone reach 0.2000, sound and blocks 0.3500" in text
+    assert "blocks" not in sentences.about_settings(table[~table["blocks"]])
 
 
 @pytest.mark.parametrize("skill, edge", [((5, 4, 3, 2, 1), True), ((1, 2, 3, 4, 5), True), ((1, 2, 5, 2, 1), False)])
@@ -131,8 +160,8 @@ def test_single_delay_has_no_edge():
 
 
 def test_blocks_that_alternate_are_named_only_where_there_are_some():
-    assert "a delay and the same delay ± 60 s look alike" in sentences.about_delay(sweep(PEAK), blocks=True)
-    assert "60 s" not in sentences.about_delay(sweep(PEAK), blocks=False)
+    assert "a delay and the same delay ± 60 s look alike" in sentences.about_delay(sweep(PEAK), block_length=30.0)
+    assert "60 s" not in sentences.about_delay(sweep(PEAK))
 
 
 @pytest.mark.parametrize("truth, off", [(6.25, "-0.25"), (5.5, "+0.50"), (6.0, "+0.00")])
