@@ -22,11 +22,12 @@ def measure(subject_label, feature_source):
     params = load_params(subject_label, "alice", feature_source=feature_source)
     subject = workflow.open_subject(params)
     found = workflow.ensure_sweep(subject)
-    rows = workflow.fit_linear_rows(subject, found.delay)
+    rows = workflow.fit_linear_rows(subject, found.delay, follows=found.follows)
     table, _ = workflow.score_rows(
         subject, rows, subject.split.test, subject.run.regions, fitted_until=subject.split.train[-1]
     )
-    return found.table.assign(subject=subject_label), table.assign(subject=subject_label, delay=found.delay)
+    known = {"subject": subject_label, "delay": found.delay, "identifiable": bool(found.chosen["identifiable"])}
+    return found.table.assign(subject=subject_label), table.assign(**known)
 
 
 def main():
@@ -50,7 +51,10 @@ def main():
         print(f"\n{source}: r on the test part, one-step, and the gain of history_sound over history, mean of people")
         shown = r[["sound", "history", "history_sound"]].assign(gain=gain)
         print(shown.round(4).to_string())
+        sure = tables.groupby("subject")["identifiable"].first()
+        print(f"\n{source}: the delay is identifiable in {sure.sum()} of {len(sure)} people")
         result[source] = {
+            "identifiable": int(sure.sum()),
             "lptl_peak_s": float(curve.loc["LPTL"].idxmax()),
             "lptl_history_r": round(float(r.loc["LPTL", "history"]), 4),
             "lptl_history_sound_r": round(float(r.loc["LPTL", "history_sound"]), 4),
