@@ -20,7 +20,9 @@ LOCK = tomllib.loads((ROOT / "uv.lock").read_text())
 LOCKED = [package for package in LOCK["package"] if package["name"] != PROJECT["name"]]
 LINES = (ROOT / "constraints.txt").read_text().splitlines()
 CONSTRAINTS = [Requirement(line) for line in LINES if line and not line.startswith("#")]
-DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["dev"]]
+LISTED = [Requirement(line) for line in sum(EXTRAS.values(), PROJECT["dependencies"])]
 MACHINE = re.compile(r"file:/{2}|(?<![\w.~)}-])/(?:opt|work|home|root|Users)/")
 
 
@@ -34,7 +36,7 @@ def applying():
 
 def test_lock_is_made_from_this_pyproject():
     (ours,) = (package for package in LOCK["package"] if package["name"] == PROJECT["name"])
-    wanted = {(canonicalize_name(r.name), str(r.specifier), frozenset(r.extras)) for r in DIRECT}
+    wanted = {(canonicalize_name(r.name), str(r.specifier), frozenset(r.extras)) for r in LISTED}
     locked = {
         (r["name"], str(SpecifierSet(r.get("specifier", ""))), frozenset(r.get("extras", ())))
         for r in ours["metadata"]["requires-dist"]
@@ -43,7 +45,7 @@ def test_lock_is_made_from_this_pyproject():
     assert LOCK["requires-python"] == PROJECT["requires-python"]
 
 
-@pytest.mark.parametrize("requirement", DIRECT, ids=lambda r: r.name)
+@pytest.mark.parametrize("requirement", LISTED, ids=lambda r: r.name)
 def test_direct_dependency_is_locked_within_its_specifier(requirement):
     versions = [p["version"] for p in LOCKED if p["name"] == canonicalize_name(requirement.name)]
     assert versions
