@@ -21,12 +21,15 @@ too: chosen so, sound that carries nothing makes a model worse than the past alo
 therefore chosen by empirical Bayes over all voxels (`choose_strengths`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bold_audio.space import SpatialHistory, principal_space
+
 JITTER = 1e-10  # relative, on the diagonal: keeps constant voxels solvable
 EM_STEPS = 100
+SPACE_ALPHAS = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e6)  # of the previous volume's components
 HISTORY_ALPHAS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths tried for the previous volumes
 
 
@@ -43,12 +46,15 @@ class LinearModel:
         Weight of each feature; free features first, then ridge features.
     alpha : array of shape (n_voxels,)
         Ridge strength chosen for each voxel; infinite where the features vanish.
+    space : SpatialHistory, optional
+        What components of the whole previous volume add.
     """
 
     intercept: np.ndarray
     phi: np.ndarray
     weights: np.ndarray
     alpha: np.ndarray
+    space: SpatialHistory | None = None
 
 
 def drive_of(model, X):
@@ -59,7 +65,7 @@ def drive_of(model, X):
     return drive
 
 
-def predict(phi, drive, Y, rows):
+def predict(phi, drive, Y, rows, space=None):
     """One-step prediction: previous volumes are measured.
 
     Parameters
@@ -72,23 +78,27 @@ def predict(phi, drive, Y, rows):
         Measured run.
     rows : array of int, shape (n_rows,)
         Volumes to predict, each at least ``order``.
+    space : SpatialHistory, optional
+        What components of the whole previous volume add.
 
     Returns
     -------
     array of shape (n_rows, n_voxels), float32
     """
     predicted = np.array(drive, dtype=np.float32)
+    if space is not None:
+        predicted += space(Y[rows - 1])
     for lag, weight in enumerate(phi, start=1):
         predicted += weight.astype(np.float32) * Y[rows - lag]
     return predicted
 
 
-def rollout(phi, drive, Y, rows):
+def rollout(phi, drive, Y, rows, space=None):
     """Open-loop prediction: previous volumes are the model's own predictions.
 
     Parameters
     ----------
-    phi, drive, Y
+    phi, drive, Y, space
         As for `predict`. Volumes of ``Y`` from ``rows[0]`` on are not read.
     rows : array of int
         Contiguous volumes, the first one right after the last measured one.
@@ -97,13 +107,15 @@ def rollout(phi, drive, Y, rows):
     -------
     array of shape (n_rows, n_voxels), float32
     """
-    order = len(phi)
+    order = max(len(phi), 1)  # components need a volume before them even where own history does not
     start = int(rows[0])
     series = np.concatenate([np.asarray(Y[start - order : start], dtype=np.float32), np.array(drive, dtype=np.float32)])
     weights = np.asarray(phi, dtype=np.float32)
     for k in range(order, len(series)):
-        for lag in range(1, order + 1):
-            series[k] += weights[lag - 1] * series[k - lag]
+        for lag, weight in enumerate(weights, start=1):
+            series[k] += weight * series[k - lag]
+        if space is not None:
+            series[k] += space(series[k - 1 : k])[0]
     return series[order:]
 
 
@@ -126,6 +138,7 @@ def fit_linear(
     rows,
     folds=(),
     free=None,
+    free_alphas=None,
     ridge=None,
     order=0,
     history_alpha=0.0,
@@ -145,7 +158,9 @@ def fit_linear(
     folds : list of (fit, held) arrays of int
         Blocked folds inside ``rows``; choose each voxel's ridge strength. Not needed for one.
     free, ridge : arrays of shape (n_volumes, n_features), optional
-        Features without and with a penalty, scaled on ``rows``.
+        Features without and with a penalty of each voxel's own, scaled on ``rows``.
+    free_alphas : array of shape (n_free,), optional
+        Known ridge strength of each free feature; 0 without it.
     order : int
         Number of the voxel's own previous volumes.
     history_alpha : float
@@ -167,7 +182,15 @@ def fit_linear(
     free = np.zeros((n_volumes, 0)) if free is None else free
     ridge = np.zeros((n_volumes, 0)) if ridge is None else ridge
     alphas = np.asarray(alphas, dtype=float)
-    band = {"free": free, "ridge": ridge, "order": order, "target": target, "chunk_voxels": chunk_voxels}
+    free_alphas = np.zeros(free.shape[1]) if free_alphas is None else np.asarray(free_alphas, dtype=float)
+    band = {
+        "free": free,
+        "free_alphas": free_alphas,
+        "ridge": ridge,
+        "order": order,
+        "target": target,
+        "chunk_voxels": chunk_voxels,
+    }
     alpha = np.full(n_voxels, alphas[0])
     may = np.ones(n_voxels, bool) if follows is None else np.asarray(follows, bool)
     if len(alphas) > 1 and may.any():
@@ -181,7 +204,7 @@ def fit_linear(
         y = np.asarray(Y[:, slab], dtype=np.float64)
         centre = y[rows].mean(axis=0)
         y -= centre
-        solved = _Regression(y, free, ridge, rows, order, target).solve(alpha[slab], history_alpha)
+        solved = _Regression(y, free, ridge, rows, order, target, free_alphas).solve(alpha[slab], history_alpha)
         parts.append(_as_model(*solved, centre, alpha[slab], target))
     return LinearModel(*(np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in _FIELDS))
 
@@ -191,9 +214,10 @@ def choose_strengths(errors, alphas, *, n_held):
 
     Against the model without sound, strength α predicts voxel v's held-out volumes with the likelihood ratio
     (error_v(α) / error_v(∞))^(−n/2). How often each strength is right beforehand is learnt from all voxels (expectation
-    maximisation, uniform at the start); where the sound carries nothing the weight of ∞ tends to 1 and takes the
-    lucky voxels with it. Strength α keeps the share s²/(s² + α) of a feature's weight, s² = n for features of variance
-    1; the strength chosen is the one whose share is nearest to the mean share under the voxel's posterior.
+    maximisation, uniform at the start); where the sound carries nothing, nearly all weight goes to ∞ and to strengths
+    that leave next to nothing, and a lucky voxel needs more luck than the others show. Strength α keeps the share
+    s²/(s² + α) of a feature's weight, s² = n for features of variance 1; the strength chosen is the one whose share is
+    nearest to the mean share under the voxel's posterior.
 
     Parameters
     ----------
@@ -239,6 +263,7 @@ def fold_errors(
     fit,
     helds,
     free=None,
+    free_alphas=None,
     ridge=None,
     order=0,
     history_alphas=(0.0,),
@@ -250,7 +275,7 @@ def fold_errors(
 
     Parameters
     ----------
-    Y, free, ridge, order, alphas, target, chunk_voxels
+    Y, free, free_alphas, ridge, order, alphas, target, chunk_voxels
         As for `fit_linear`.
     fit : array of int
         Volumes to fit on.
@@ -271,7 +296,7 @@ def fold_errors(
     for slab in slabs(Y.shape[1], chunk_voxels):
         y = np.asarray(Y[:, slab], dtype=np.float64)
         y -= y[fit].mean(axis=0)
-        regression = _Regression(y, free, ridge, fit, order, target)
+        regression = _Regression(y, free, ridge, fit, order, target, free_alphas)
         seen = [regression.moments(held) for held in helds]
         for g, history_alpha in enumerate(history_alphas):
             for a, alpha in enumerate(alphas):
@@ -308,9 +333,10 @@ class _Moments:
 class _Regression:
     """One slab on one set of rows, ready to be solved for any strength."""
 
-    def __init__(self, y, free, ridge, rows, order, target):
+    def __init__(self, y, free, ridge, rows, order, target, free_alphas=None):
         self.y, self.free, self.ridge, self.order, self.target = y, free, ridge, order, target
         self.n_rows = len(rows)
+        self.free_alphas = np.zeros(free.shape[1]) if free_alphas is None else free_alphas
         self.t_mean = _target(y, rows, target).mean(axis=0)
         self.lag_means = [y[rows - lag].mean(axis=0) for lag in range(1, order + 1)]
         self.free_mean, self.ridge_mean = free[rows].mean(axis=0), ridge[rows].mean(axis=0)
@@ -351,6 +377,8 @@ class _Regression:
         left = fit.FF - FPD @ fit.FP.transpose(0, 2, 1)
         lags = np.arange(self.order)
         left[:, lags, lags] += history_alpha / self.n_rows * fit.FF[:, lags, lags]
+        shared = self.order + np.arange(len(self.free_alphas))
+        left[:, shared, shared] += self.free_alphas
         right = fit.Ft - np.einsum("vwq,vq->vw", FPD, fit.Pt)
         f = np.linalg.solve(left, right[..., None])[..., 0]
         return f, D * (fit.Pt - np.einsum("vwq,vw->vq", fit.FP, f))
@@ -415,6 +443,27 @@ def choose_history(Y, *, rows, folds, max_order, alphas=HISTORY_ALPHAS, free=Non
     return History(int(order) + 1, float(alphas[strength]), relative)
 
 
+def choose_space_alpha(Y, before, history, *, rows, folds, chunk_voxels=8192):
+    """Choose the ridge strength of the previous volume's components, one for all voxels, by blocked folds.
+
+    Parameters
+    ----------
+    before : array of shape (n_volumes, n_components)
+        Scores of the volume before each, of variance 1.
+    history : History
+        The own history they are added to.
+
+    Returns
+    -------
+    float
+    """
+    variance = Y[rows].var(axis=0, dtype=np.float64)
+    weight = np.where(variance > 0, 1 / np.where(variance > 0, variance, 1), 0)
+    options = {"ridge": before, "order": history.order, "history_alphas": (history.alpha,), "alphas": SPACE_ALPHAS}
+    errors = [fold_errors(Y, fit=fit, helds=(held,), chunk_voxels=chunk_voxels, **options)[0, 0] for fit, held in folds]
+    return SPACE_ALPHAS[int(np.argmin(sum(errors) @ weight))]
+
+
 LINEAR_NAMES = (
     "constant",
     "copy_previous",
@@ -445,6 +494,7 @@ def fit_rows(
     blocks,
     alphas,
     max_order,
+    n_components=0,
     follows=None,
     chunk_voxels=8192,
     names=LINEAR_NAMES,
@@ -461,6 +511,8 @@ def fit_rows(
         Speech/music boxcar at the chosen delay; None where the film has no blocks.
     max_order : int
         Most previous volumes tried.
+    n_components : int
+        Principal components of the previous volume in every past; 0: own history alone.
     follows : array of bool, shape (n_voxels,), optional
         Voxels in which the sound may add to the past.
     names : sequence of str
@@ -474,10 +526,26 @@ def fit_rows(
     nothing = np.zeros((len(Y), 0))
     common = {"rows": rows, "chunk_voxels": chunk_voxels}
     chosen = {**common, "folds": folds, "alphas": alphas}
-    past = {"order": 0}
+    past, before, space = {"order": 0}, nothing, None
     if any("history" in name for name in names):
         found = choose_history(Y, folds=folds, max_order=max_order, **common)
         past = {"order": found.order, "history_alpha": found.alpha}
+        if n_components:
+            space = principal_space(Y, rows=rows, n_components=n_components, chunk_voxels=chunk_voxels)
+            before = np.vstack([np.zeros((1, space.loadings.shape[1])), space.scores(Y[:-1])])
+            past["free_alphas"] = choose_space_alpha(Y, before, found, folds=folds, **common)
+
+    def fit_past(shared, **options):
+        """A model of the past, components of the previous volume first among its free features."""
+        alphas = np.r_[np.full(before.shape[1], past.get("free_alphas", 0.0)), np.zeros(shared.shape[1])]
+        free = np.hstack([before, shared])
+        model = fit_linear(Y, **past | {"free_alphas": alphas}, free=free, **options)
+        if space is None:
+            return model
+        k = before.shape[1]
+        added = SpatialHistory(space, model.weights[:k].astype(np.float32))
+        return replace(model, weights=model.weights[k:], space=added)
+
     fits = {
         "constant": lambda: (fit_constant(Y, rows), nothing),
         "copy_previous": lambda: (fit_copy_previous(Y), nothing),
@@ -485,11 +553,11 @@ def fit_rows(
         "linear_delay": lambda: (fit_linear(Y, ridge=sound, target="difference", **chosen), sound),
         "blocks": lambda: (fit_linear(Y, ridge=blocks, **chosen), blocks),
         "sound": lambda: (fit_linear(Y, ridge=sound, **chosen), sound),
-        "history": lambda: (fit_linear(Y, **past, **common), nothing),
-        "history_sound": lambda: (fit_linear(Y, **past, ridge=sound, follows=follows, **chosen), sound),
-        "history_blocks": lambda: (fit_linear(Y, **past, free=blocks, **common), blocks),
+        "history": lambda: (fit_past(nothing, **common), nothing),
+        "history_sound": lambda: (fit_past(nothing, ridge=sound, follows=follows, **chosen), sound),
+        "history_blocks": lambda: (fit_past(blocks, **common), blocks),
         "history_blocks_sound": lambda: (
-            fit_linear(Y, **past, free=blocks, ridge=sound, follows=follows, **chosen),
+            fit_past(blocks, ridge=sound, follows=follows, **chosen),
             np.hstack([blocks, sound]),
         ),
     }

@@ -211,7 +211,7 @@ def slope_by_volume(y, X, change, alphas, log_b):
     moved = change @ (Vt.T @ (kept * c * per_s))
     moved -= U @ (U.T @ moved)
     moved += U @ (kept * per_s * (Vt @ (change.T @ residual)))
-    return -np.einsum("kv,kv,v->k", residual, moved, sure[use] / np.mean(residual**2, axis=0))
+    return np.einsum("kv,kv,v->k", residual, moved, sure[use] / np.mean(residual**2, axis=0))
 
 
 def curvature(T, delays, at):

@@ -121,8 +121,8 @@ def write_table(path, table):
         table.to_csv(part, sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n")
 
 
-def write_arrays(path, **arrays):
-    """Write NumPy arrays by name as one ``.npz`` file."""
+def write_arrays(path, arrays):
+    """Write a dictionary of NumPy arrays as one ``.npz`` file."""
     with write_whole(path) as part, part.open("wb") as handle:
         np.savez(handle, **arrays)
 

@@ -139,7 +139,7 @@ def centred_slab(Y, train, *, scaled):
     Returns
     -------
     y : array of shape (n_volumes, n_voxels), float32
-        Voxels constant in train are 0.
+        Voxels constant in train are 0 throughout.
     varies : array of bool, shape (n_voxels,)
     """
     y = np.array(Y, dtype=np.float32)
@@ -149,6 +149,7 @@ def centred_slab(Y, train, *, scaled):
     y -= np.full(len(inside), 1 / len(inside), np.float32) @ y[train]
     power = np.einsum("kv,kv->v", y[train], y[train])
     varies = power > 0
+    y[:, ~varies] = 0
     if scaled:
         y *= np.sqrt(len(inside) / np.where(varies, power, np.inf)).astype(np.float32)
     return y, varies

@@ -82,6 +82,7 @@ class Params(BaseModel):
     response: Literal["delay", "fir", "hrf"]
     sound_lags: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=60)]
     history_order: Annotated[Count, Field(le=20)]
+    history_components: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=100)]
     target: Literal["difference", "volume"]
     sweep_target: Literal["whitened", "difference", "volume"]
     sweep_fwhm: Annotated[Number, Field(ge=0, le=50)]

@@ -17,7 +17,7 @@ from bold_audio.files import ParameterError
 from bold_audio.pairing import scale_on
 
 RESPONSIVE_SHARE = evidence.SHARE  # "the few per cent of voxels" that follow the sound best
-SLAB = 2048  # voxels worked on at once: what follows the products stays in the processor's cache
+SLAB = 512  # voxels worked on at once: what follows the products stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _see_evidence(slabs, X, circular, *, window, shifts, delays, alphas, regions
         member = np.stack([regions[name][slab] for name in names]).astype(np.float32).T
         best = significance.best_in_window(log_shifted, window, per_volume)
         weight = evidence.posterior(log_b, delays)
-        low, high = evidence.interval(weight, delays)
+        low, high = evidence.interval(weight, delays) if len(delays) > 2 else (np.nan, np.nan)
         known = {"delay": evidence.median(weight, delays), "low": low, "high": high}
         voxels = pd.DataFrame(known | {"p": significance.shift_p_value(best, shifts)})
         return evidence.mixture(log_b) @ member, evidence.mixture(log_shifted) @ member, voxels, log_b.max(axis=0)

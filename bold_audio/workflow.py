@@ -1,6 +1,8 @@
 """Each notebook's result, made once and re-read by the next: sweep, training, export, scores, maps."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +20,7 @@ from bold_audio import (
     scores,
     sentences,
     significance,
+    space,
     sweep,
     voxelwise,
 )
@@ -25,7 +28,9 @@ from bold_audio.files import read_json, write_arrays, write_json, write_table, w
 
 # One door for notebooks: a subject is opened and its results are made from here.
 from bold_audio.prepare import Subject, annotation_paths, ensure_scan, open_subject, read_features  # noqa: F401
+from bold_audio.space import SpatialHistory
 
+REGION = "region "  # before a region's name among the arrays of dt_gram.npz
 MLP_ONLY = {"hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay", "seed"}
 
 
@@ -46,7 +51,7 @@ def ensure_sweep(subject):
     -------
     sweep.DelaySweep
     """
-    key = subject.result_key(encoding, gram, evidence, significance, voxelwise, sweep, _this(), without=MLP_ONLY)
+    key = subject.result_key(encoding, space, gram, evidence, significance, voxelwise, sweep, _this(), without=MLP_ONLY)
     paths = {name: subject.path(name) for name in ("dt_sweep.tsv", "dt_regions.tsv", "dt_voxels.npz", "dt_gram.npz")}
     mask_path = subject.path("responsive_mask.nii.gz")
     done = read_json(subject.path("provenance.json"), default={}).get("dt_sweep", {})
@@ -71,10 +76,10 @@ def ensure_sweep(subject):
     )
     write_table(paths["dt_sweep.tsv"], found.table)
     write_table(paths["dt_regions.tsv"], found.regions)
-    write_arrays(paths["dt_voxels.npz"], **{name: found.voxels[name].to_numpy() for name in found.voxels})
-    stacked = {name: np.stack([one.K for one in ones]) for name, ones in found.grams.items()}
+    write_arrays(paths["dt_voxels.npz"], {name: found.voxels[name].to_numpy() for name in found.voxels})
+    matrices = {f"{REGION}{name}": np.stack([one.K for one in ones]) for name, ones in found.grams.items()}
     first = next(iter(found.grams.values()))[0].first
-    write_arrays(paths["dt_gram.npz"], whitening=found.whitening, first=first, **stacked)
+    write_arrays(paths["dt_gram.npz"], {"whitening": found.whitening, "first": np.array(first)} | matrices)
     write_text(subject.path("best_dt.txt"), f"{found.delay:.10g}\n")
     with write_whole(mask_path) as part:
         nib.save(nib.Nifti1Image((run.to_grid(found.responsive) > 0).astype(np.uint8), run.affine), part)
@@ -89,8 +94,9 @@ def _read_sweep(subject, paths, mask_path, done):
     counts = regions.set_index("region")["n_voxels"]
     with np.load(paths["dt_voxels.npz"]) as voxels, np.load(paths["dt_gram.npz"]) as kept:
         known = pd.DataFrame({name: voxels[name] for name in voxels.files})
-        names = [name for name in kept.files if name not in ("whitening", "first")]
-        grams = {name: [gram.Gram(K, int(kept["first"]), int(counts[name])) for K in kept[name]] for name in names}
+        names = [name.removeprefix(REGION) for name in kept.files if name.startswith(REGION)]
+        first = int(kept["first"])
+        grams = {name: [gram.Gram(K, first, int(counts[name])) for K in kept[f"{REGION}{name}"]] for name in names}
         whitening = kept["whitening"]
     return sweep.DelaySweep(table, regions, known, done["delay"], done["region"], responsive, grams, whitening)
 
@@ -273,7 +279,7 @@ def ensure_mlp(subject, *, progress=False):
     """
     params = subject.params
     delays = params.mlp_delays or [ensure_sweep(subject).delay]
-    key = subject.result_key(mlp, encoding, sweep, _this())
+    key = subject.result_key(mlp, encoding, space, sweep, _this())
     checkpoint, history_path = checkpoint_folder(params) / "best.ckpt", subject.path("mlp_history.tsv")
     done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
     if done.get("key") == key and checkpoint.is_file() and history_path.is_file():
@@ -331,6 +337,24 @@ def ensure_export(subject):
     return version, difference
 
 
+class Row(NamedTuple):
+    """A model as a row of the score table.
+
+    Parameters
+    ----------
+    phi : array of shape (order, n_voxels)
+        Weights of the voxel's own previous volumes.
+    drive : callable
+        Volumes → the part of their prediction that needs no past, array of shape (n_volumes, n_voxels).
+    space : SpatialHistory, optional
+        What components of the whole previous volume add.
+    """
+
+    phi: np.ndarray
+    drive: Callable
+    space: SpatialHistory | None = None
+
+
 def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, names=encoding.LINEAR_NAMES):
     """Fit the linear rows of the score table on ``rows`` (train by default).
 
@@ -338,8 +362,7 @@ def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, name
 
     Returns
     -------
-    dict of str to (phi, drive)
-        ``drive(volumes)`` is the part of the prediction of those volumes that needs no past.
+    dict of str to Row
     """
     rows = subject.split.train if rows is None else rows
     fitted = encoding.fit_rows(
@@ -351,6 +374,7 @@ def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, name
         blocks=subject.scaled("blocks", delay, rows)[0] if subject.blocks is not None else None,
         alphas=subject.params.alphas,
         max_order=subject.params.history_order,
+        n_components=subject.params.history_components,
         follows=follows,
         chunk_voxels=subject.params.chunk_voxels,
         names=names,
@@ -359,7 +383,7 @@ def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, name
     def drive(model, X):
         return lambda volumes: encoding.drive_of(model, X[volumes])
 
-    return {name: (model.phi, drive(model, X)) for name, (model, X) in fitted.items()}
+    return {name: Row(model.phi, drive(model, X), model.space) for name, (model, X) in fitted.items()}
 
 
 def mlp_row(subject, predict, facts):
@@ -368,7 +392,7 @@ def mlp_row(subject, predict, facts):
     X = (raw - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
     hash_here = export.mask_fingerprint(subject.run.mask, subject.run.affine)
     export.check_fits(facts, n_features=X.shape[1], subject=subject.params.subject, mask_hash=hash_here)
-    return history_weights(facts["target"], subject.run.n_voxels), lambda volumes: predict(X[volumes])
+    return Row(history_weights(facts["target"], subject.run.n_voxels), lambda volumes: predict(X[volumes]))
 
 
 def predict_row(subject, row, volumes, prediction, *, fitted_until):
@@ -377,11 +401,10 @@ def predict_row(subject, row, volumes, prediction, *, fitted_until):
     Open loop starts right after ``fitted_until``, the last volume fitted on: nothing measured
     after it, not even in the gap, is used.
     """
-    phi, drive = row
     if prediction == "one_step":
-        return encoding.predict(phi, drive(volumes), subject.Y, volumes)
+        return encoding.predict(row.phi, row.drive(volumes), subject.Y, volumes, row.space)
     path = np.arange(fitted_until + 1, volumes[-1] + 1)
-    return encoding.rollout(phi, drive(path), subject.Y, path)[-len(volumes) :]
+    return encoding.rollout(row.phi, row.drive(path), subject.Y, path, row.space)[-len(volumes) :]
 
 
 def score_rows(subject, rows, volumes, regions, *, fitted_until, predictions=("one_step", "open_loop")):
@@ -390,7 +413,7 @@ def score_rows(subject, rows, volumes, regions, *, fitted_until, predictions=("o
     Parameters
     ----------
     subject : Subject
-    rows : dict of str to (phi, drive)
+    rows : dict of str to Row
         Models; ``constant`` is among them.
     volumes : array of int
         Contiguous volumes that nothing was fitted on.

@@ -329,6 +329,25 @@ def test_a_difference_model_rolls_out_as_a_running_sum(case):
     np.testing.assert_allclose(encoding.rollout(model.phi, drive, Y, test), summed, rtol=1e-5)
 
 
+def test_rows_with_a_past_use_the_order_and_strength_found():
+    rng = np.random.default_rng(4)
+    Y = lfilter([1], [1, -0.1], rng.normal(size=(90, 200)), axis=0).astype(np.float32) + 900
+    X, rows = rng.normal(size=(90, 2)), np.arange(10, 90)
+    given = {"rows": rows, "folds": blocked_folds(rows, n_folds=4, gap_volumes=10)}
+    found = encoding.choose_history(Y, max_order=3, **given)
+    assert found.alpha > 0
+    fitted = encoding.fit_rows(
+        Y, sound=X, sound_at_zero=X, blocks=X[:, :1], alphas=[10.0, np.inf], max_order=3, **given
+    )  # fmt: skip
+    past = {"order": found.order, "history_alpha": found.alpha}
+    bands = {"history": {}, "history_blocks": {"free": X[:, :1]}, "history_sound": {"ridge": X}}
+    for name, band in bands.items():
+        alphas = {"alphas": [10.0, np.inf]} if "ridge" in band else {}
+        known = encoding.fit_linear(Y, **given, **past, **band, **alphas)
+        np.testing.assert_array_equal(fitted[name][0].phi, known.phi)
+        np.testing.assert_array_equal(fitted[name][0].weights, known.weights)
+
+
 def test_rows_without_blocks_leave_the_block_rows_out(case):
     rows = encoding.fit_rows(
         case["Y"], rows=case["rows"], folds=case["folds"], sound=case["X"], sound_at_zero=case["X"], blocks=None,

@@ -190,7 +190,27 @@ def test_slopes_of_the_volumes_add_up_to_that_of_the_evidence():
     for at in (8, 10, 14, 16):
         change = (X[at + 1] - X[at - 1]) / 0.5
         summed = evidence.slope_by_volume(y, X[at], change, ALPHAS, log_b[at]).sum()
-        assert abs(summed) == pytest.approx(abs(T[at + 1] - T[at - 1]) / 0.5, rel=0.1)
+        assert summed == pytest.approx((T[at + 1] - T[at - 1]) / 0.5, rel=0.1)
+
+
+def test_slope_of_a_volume_is_its_residual_times_the_change_of_its_refitted_prediction():
+    """The fit is made again at a delay slightly longer and shorter; without a penalty, where that is exact."""
+    rng = np.random.default_rng(3)
+    X = smooth_designs(rng, DELAYS, n_rows=60)
+    x, change = X[9] - X[9].mean(axis=0), X[10] - X[8]
+    y = region(rng, X, n_voxels=7, gain=0.5)
+    y = y - y.mean(axis=0)
+    log_b = np.array([8.0, 3.0, 0.0, 1.0, 2.0, 5.0, -9.0])
+
+    def fitted(step):
+        moved = x + step * (change - change.mean(axis=0))
+        return moved @ np.linalg.lstsq(moved, y, rcond=None)[0]
+
+    residual, moved = y - fitted(0), (fitted(1e-5) - fitted(-1e-5)) / 2e-5
+    sure = evidence.follows(log_b) * (evidence.follows(log_b) > 0.01)
+    known = (residual * moved / np.mean(residual**2, axis=0)) @ sure
+    found = evidence.slope_by_volume(y, X[9], change, [1e-9], log_b)
+    np.testing.assert_allclose(found**2, known**2, rtol=1e-3, atol=1e-6 * np.max(known**2))
 
 
 def test_voxels_that_do_not_follow_the_sound_have_no_slope():

@@ -37,13 +37,20 @@ def spoilt_dir(sim_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("response", ["hrf", "delay"])
 def test_nothing_fitted_knows_the_test_part(small_params, spoilt_dir, response):
-    settings = {"response": response, "delays": [5.0, 6.0], "mlp_delays": [5.0], "max_epochs": 2, "history_order": 2}
+    settings = {
+        "response": response,
+        "delays": [5.0, 6.0, 7.0],
+        "mlp_delays": [5.0],
+        "max_epochs": 2,
+        "history_order": 2,
+    }
+    settings["history_components"] = 3
     fitted = []
     for given in ({}, {"data_dir": str(spoilt_dir)}):
         params = small_params(**settings, **given)
         subject = workflow.open_subject(params)
         found = workflow.ensure_sweep(subject)
-        rows = workflow.fit_linear_rows(subject, found.delay)
+        rows = workflow.fit_linear_rows(subject, found.delay, follows=found.follows)
         model, facts, _, _ = workflow.ensure_mlp(subject)
         train, test = subject.split.train, subject.split.test
         assert test[0] == FIRST_TEST
@@ -55,9 +62,12 @@ def test_nothing_fitted_knows_the_test_part(small_params, spoilt_dir, response):
                 "train volumes": np.asarray(subject.Y[train]),
                 "sweep": found.table.drop(columns="region").to_numpy(float),
                 "responsive": found.responsive,
+                "intervals": found.regions.drop(columns="region").fillna(-1.0).to_numpy(float),
+                "voxels' delays": found.voxels.fillna(-1.0).to_numpy(),
+                "components": rows["history"].space.weights,
                 "scaling": np.array([facts["feature_mean"], facts["feature_scale"]]),
-                **{f"phi of {name}": phi for name, (phi, _) in rows.items()},
-                **{f"train drive of {name}": drive(train) for name, (_, drive) in rows.items()},
+                **{f"phi of {name}": row.phi for name, row in rows.items()},
+                **{f"train drive of {name}": row.drive(train) for name, row in rows.items()},
                 **{f"mlp {name}": value.numpy() for name, value in model.state_dict().items()},
             }
         )

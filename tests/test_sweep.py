@@ -113,6 +113,20 @@ def test_two_regions_with_delays_2_s_apart_are_told_apart(found):
     assert early["identifiable"] and late["identifiable"]
 
 
+def test_voxels_that_repeat_one_another_make_no_interval_narrower(case):
+    """Every voxel six times over is no more evidence than once; the sound is faint here, the intervals wide."""
+    given, noise = case[0], np.random.default_rng(3).normal(size=(N_VOLUMES, N_VOXELS))
+    Y = given["Y"] / given["Y"][ROWS].std(axis=0) + 4 * lfilter([1], [1, -0.5], noise, axis=0)
+    regions = {name: np.repeat(roi, 6) for name, roi in REGIONS.items()}
+    single = sweep.sweep_delays(**(given | {"Y": Y.astype(np.float32)}))
+    copies = sweep.sweep_delays(**(given | {"Y": np.repeat(Y, 6, axis=1).astype(np.float32), "regions": regions}))
+    for name in ("planted", "late"):
+        once, six = row_of(single, name), row_of(copies, name)
+        assert six["tau"] > 4 and six["high"] - six["low"] >= once["high"] - once["low"]
+        low, high = evidence.interval(evidence.posterior(curve_of(copies, name)["evidence"].to_numpy(), DELAYS), DELAYS)
+        assert six["high"] - six["low"] > high - low, "or this test says nothing"
+
+
 def test_silent_voxels_have_no_delay(found):
     """They share brain and sound with those that hear: p at its nominal level, interval as wide as the range."""
     silent, voxels = row_of(found, "silent"), found.voxels[REGIONS["silent"]]
