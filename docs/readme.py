@@ -5,6 +5,7 @@
 Needs Chromium for kaleido (BROWSER_PATH may name it). Prints Markdown; the pictures go to docs/.
 """
 
+import nibabel as nib
 import pandas as pd
 import plotly.io as pio
 
@@ -42,7 +43,7 @@ def simulated():
     params = load_params("sim")
     subject = workflow.open_subject(params)
     found = workflow.ensure_sweep(subject)
-    r_map = workflow.nib.load(next(params.subject_path.glob("*desc-sound_stat-r_statmap.nii.gz"))).get_fdata()
+    r_map = nib.load(next(params.subject_path.glob("*desc-sound_stat-r_statmap.nii.gz"))).get_fdata()
     save(
         figures.plot_slices(
             r_map,
