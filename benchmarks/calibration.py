@@ -1,11 +1,12 @@
 """How often the delay engine is right about simulated subjects, and how often it finds what is not there.
 
-    python benchmarks/calibration.py [--quick] [--people 100] [--seed0 0] [--rows FILE]
+    python benchmarks/calibration.py [--quick] [--people 100] [--seed0 200] [--rows FILE]
 
 Small SIMULATED heads, 641 volumes, default parameters, four groups of subjects: ``one`` delay from 3 to 9 s for both
 sides, ``two`` delays (5.0 s left, 6.5 s right), the same two by ``delay`` windows without a haemodynamic response, and
-``null`` without sound. Seeds 0 to 99; the engine was developed on seeds from 1000 on, and nothing is tuned on what
-comes out here. Files are made in a temporary folder and deleted subject by subject. Ends with one line of JSON;
+``null`` without sound. Seeds 200 to 299: the engine was developed on seeds from 1000 on; a first look at 0 to 99
+showed that circular shifts alone call 9 % of silent voxels significant, which led to phase-randomised surrogates. Nothing
+is tuned on what comes out here. Files are made in a temporary folder and deleted subject by subject. Ends with one line of JSON;
 the exit code is 0 whatever comes out.
 """
 
@@ -161,7 +162,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two people per group, at most a minute")
     parser.add_argument("--people", type=int, help="subjects per group (default: 100)")
-    parser.add_argument("--seed0", type=int, default=0, help="seed of the first one")
+    parser.add_argument("--seed0", type=int, default=200, help="seed of the first one (default: 200)")
     parser.add_argument("--processes", type=int, default=joblib.cpu_count(), help="subjects measured at once")
     parser.add_argument("--rows", type=Path, help="write every interval to this TSV file")
     options = parser.parse_args()

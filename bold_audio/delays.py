@@ -10,7 +10,7 @@ from bold_audio import brain, data, evidence, feature_grid, gram, significance, 
 from bold_audio.files import read_json, write_arrays, write_table, write_text, write_whole
 
 REGION = "region "  # before a region's name among the arrays of dt_gram.npz
-MLP_ONLY = {"hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay", "seed"}
+MLP_ONLY = {"hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay"}
 
 
 def ensure_sweep(subject):
@@ -46,6 +46,7 @@ def ensure_sweep(subject):
         target=params.sweep_target,
         choose_by=params.delay_by,
         block_length=subject.block_length,
+        seed=params.seed,
         chunk_voxels=params.chunk_voxels,
     )
     write_table(paths["dt_sweep.tsv"], found.table)
@@ -116,10 +117,9 @@ def open_feature_grid(subject, found, *, n_lags=2, window=None, target=None, reg
 
 
 def delayed_sound(subject, delays):
-    """Features of every volume at every delay, with what refines the circular shifts to half a repetition time."""
-    design, half = subject.designs["sound"], subject.run.files.t_r / 2
-    between = design.at(delays[0] + half) if delays[-1] - delays[0] >= half else None
-    return sweep.Sound(np.asarray(delays, dtype=float), np.stack([design.at(delay) for delay in delays]), between)
+    """Features of every volume at every delay."""
+    design = subject.designs["sound"]
+    return sweep.Sound(np.asarray(delays, dtype=float), np.stack([design.at(delay) for delay in delays]))
 
 
 def write_delay_maps(subject, found):
@@ -131,7 +131,7 @@ def write_delay_maps(subject, found):
         "delay": "posterior median of the delay, s",
         "low": "lower end of the 95 % interval of the delay, s",
         "high": "upper end of the 95 % interval of the delay, s",
-        "p": "p of the sound's evidence among its circular shifts, one voxel at a time",
+        "p": "p of the sound's evidence among surrogates of the sound, one voxel at a time",
         "skill": "share of held-out error that the sound removes at the voxel's best delay and strength; it flatters",
     }
     for name, text in texts.items():

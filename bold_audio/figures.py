@@ -147,14 +147,14 @@ def plot_delay_curve(table, *, chosen=None, interval=None, truth=None, block_per
 
 
 def plot_delay_evidence(table, row, *, truth=None, block_period=None):
-    """Draw a region's evidence for each Δt beside what circular shifts of the sound reach.
+    """Draw a region's evidence for each Δt beside what surrogates of the sound reach.
 
     Parameters
     ----------
     table : DataFrame
         ``delay`` (s) and ``evidence`` (log ratio against no sound) of one region.
     row : Series
-        That region's ``delay``, ``low``, ``high`` (s), ``threshold``, ``n_shifts`` and ``identifiable``.
+        That region's ``delay``, ``low``, ``high`` (s), ``threshold``, ``n_surrogates`` and ``identifiable``.
     truth, block_period
         As for `plot_delay_curve`.
     """
@@ -166,7 +166,7 @@ def plot_delay_evidence(table, row, *, truth=None, block_period=None):
         fig.add_hrect(
             y0=bottom - 0.05 * abs(bottom), y1=row["threshold"], fillcolor="#999999", opacity=0.25, line_width=0
         )
-        text = f"the best of any delay stays below this line in 95 % of {row['n_shifts']:.0f} circular shifts"
+        text = f"the best of any delay stays below this line in 95 % of {row['n_surrogates']:.0f} surrogates"
         place = dict(xref="paper", x=0.99, xanchor="right", yanchor="top", showarrow=False, font_size=12)
         fig.add_annotation(y=row["threshold"], text=text, **place)
     return _mark_delays(fig, row["delay"], (row["low"], row["high"]), truth)

@@ -41,7 +41,9 @@ def about_delay(found, *, block_length=None, truth=None):
     row = found.chosen
     curve = found.table[found.table["region"] == found.region].set_index("delay")
     here = curve.loc[found.delay]
-    sure = f"p = {row['p']:.3g} among {row['n_shifts']:.0f} circular shifts of the sound"
+    sure = f"p = {row['p']:.2g} among {row['n_surrogates']:.0f} surrogates of the sound"
+    if row["n_shifts"]:
+        sure += f", {row['p_shifts']:.2g} among the {row['n_shifts']:.0f} circular shifts of them"
     span = f" (95 % interval {row['low']:g} to {row['high']:g} s)" if np.isfinite(row["low"]) else ""
     if row["identifiable"]:
         text = (
@@ -53,8 +55,6 @@ def about_delay(found, *, block_length=None, truth=None):
             f"**Not identifiable:** the sound explains `{found.region}` no better in its place than shifted ({sure}). "
         )
         text += f"Δt = {found.delay:g} s{span} is only the largest of what chance gives. "
-        if row["n_shifts"] < 19:
-            text += f"With {row['n_shifts']:.0f} admissible shifts p cannot fall to .05 at all. "
     text += f"At that delay the skill on held-out volumes is {here['skill']:.4f} ± {here['fold_spread']:.4f}"
     text += f"; by skill alone the best delay is {curve['skill'].idxmax():g} s."
     if not span:

@@ -3,8 +3,8 @@
 Three readings of the same volumes, all inside train. **Skill**: squared error on held-out blocks, summed over a region
 (`gram`). **Evidence**: how much better than no sound a delay explains a region of which a few per cent follow the
 sound (`evidence`); it chooses the delay and gives the interval, because it uses every volume at once and weighs voxels
-by what they show. **Surrogates**: the same evidence for circular shifts of the sound (`significance`); a region whose
-best evidence is not above 95 % of them has no identifiable delay.
+by what they show. **Surrogates**: the same evidence for sound out of its place, shifted or phase-randomised
+(`significance`); a region whose best evidence is not above 95 % of them has no identifiable delay.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from bold_audio.files import ParameterError
 from bold_audio.pairing import scale_on
 
 RESPONSIVE_SHARE = evidence.SHARE  # "the few per cent of voxels" that follow the sound best
+N_RANDOMISED = 3  # phase-randomised versions of the sound, each scored at all its shifts
 SLAB = 512  # voxels worked on at once: what follows the products stays in the processor's cache
 
 
@@ -31,9 +32,9 @@ class DelaySweep:
         over the train mean (held-out volumes, voxels of equal variance), ``fold_spread`` (standard error of the skill
         over folds), ``evidence`` (T of the region).
     regions : DataFrame
-        One row per region: ``delay`` (best supported, s), its 95 % interval ``low`` … ``high`` (s), ``p`` of its
-        evidence among the circular shifts, ``threshold`` (evidence that 95 % of the shifts stay below),
-        ``identifiable``, ``n_voxels``.
+        One row per region: ``delay`` (best supported, s), its 95 % interval ``low`` … ``high`` (s), ``tau``, ``p`` of
+        its evidence among all ``n_surrogates`` and ``p_shifts`` among the ``n_shifts`` circular shifts alone,
+        ``threshold`` (evidence that 95 % of the surrogates stay below), ``identifiable``, ``n_voxels``.
     voxels : DataFrame
         One row per voxel: ``delay``, ``low``, ``high`` (s), ``p``, ``skill`` (of the best delay and strength tried).
     delay : float
@@ -68,7 +69,7 @@ class DelaySweep:
     def follows(self):
         """Voxels in which the sound may add to the past: array of bool, shape (n_voxels,).
 
-        Those whose own evidence is above 95 % of the circular shifts, and none where the region that chose the delay
+        Those whose own evidence is above 95 % of the surrogates, and none where the region that chose the delay
         is not identifiable: slow noise that goes along with the sound by chance must not enter a model.
         """
         return (self.voxels["p"].to_numpy() <= significance.LEVEL) & bool(self.chosen["identifiable"])
@@ -89,13 +90,10 @@ class Sound:
         In seconds, increasing.
     at : array of shape (n_delays, n_volumes, n_features)
         Rows outside the part used may be NaN.
-    between : array of shape (n_volumes, n_features) or None
-        Features half a repetition time after the first delay: refines the circular shifts.
     """
 
     delays: np.ndarray
     at: np.ndarray
-    between: np.ndarray | None = None
 
 
 def sweep_delays(
@@ -112,6 +110,7 @@ def sweep_delays(
     target="whitened",
     choose_by="evidence",
     block_length=None,
+    seed=0,
     chunk_voxels=8192,
 ):
     """Score every delay inside train, choose one, and say how sure it is.
@@ -140,6 +139,8 @@ def sweep_delays(
     choose_by : {"evidence", "skill"}
     block_length : float, optional
         Length of the film's alternating blocks, in seconds.
+    seed : int
+        Of the phase-randomised surrogates.
     chunk_voxels : int
         Voxels per slab: bounds memory.
 
@@ -162,15 +163,14 @@ def sweep_delays(
     grams = gram.gram_matrices(Y, **run, regions=regions, scaled=True, chunk_voxels=chunk_voxels)
     white = np.r_[1.0, -grams[whole].shared_history(rows, order)]
     X = np.stack([features_of(A, white, rows) for A in sound.at])
-    between = None if sound.between is None else features_of(sound.between, white, rows)
     inside = [(fit - rows[0], held - rows[0]) for fit, held in folds]
     slabs = gram.Slabs(Y, **run, taps=white, chunk_voxels=min(chunk_voxels, SLAB))
 
-    circular, window = _circular(X[0], between, delays=delays, t_r=t_r)
     shifts = significance.admissible_shifts(len(rows), t_r, longest_delay=delays[-1], block_length=block_length)
-    seen = _see_evidence(
-        slabs, X, circular, window=window, shifts=shifts, delays=delays, alphas=alphas, regions=regions
-    )
+    rng = np.random.default_rng(seed)
+    played = [X[0], *(significance.phase_randomised(X[0], rng) for _ in range(N_RANDOMISED))]
+    window = 1 + int((delays[-1] - delays[0]) / t_r + 1e-9)
+    seen = _see_evidence(slabs, X, played, window=window, shifts=shifts, delays=delays, alphas=alphas, regions=regions)
     best = voxelwise.best_per_voxel(slabs, X, inside, alphas)
     voxels = seen.voxels.assign(skill=best.skill)
 
@@ -192,7 +192,7 @@ def sweep_delays(
     taus = _temper(slabs, X, seen.pooled, regions, delays=delays, alphas=alphas)
     summary = pd.DataFrame(
         {"region": name, "n_voxels": int(roi.sum())}
-        | _summary(seen.pooled[pooled[name]], seen.circular[pooled[name]], shifts, delays, taus[pooled[name]])
+        | _summary(seen.pooled[pooled[name]], seen.ranked[pooled[name]], delays, taus[pooled[name]])
         for name, roi in members.items()
     )
     # Six regions in place of voxels have no "few per cent": the whole chooses then.
@@ -218,42 +218,55 @@ def features_of(A, taps, rows):
     return scale_on(filtered, np.flatnonzero(np.isfinite(filtered).all(axis=1)))[0]
 
 
-def _circular(first, between, *, delays, t_r):
-    """Circular designs, and how many steps of theirs span the delays."""
-    step = t_r if between is None else t_r / 2
-    return significance.circular_designs(first, between), 1 + int((delays[-1] - delays[0]) / step + 1e-9)
+@dataclass(frozen=True)
+class _Ranked:
+    """Best evidence over the delays: of the sound in its place, of its circular shifts, of randomised sound."""
+
+    observed: np.ndarray
+    shifted: np.ndarray
+    randomised: np.ndarray
+
+    @property
+    def surrogates(self):
+        return np.concatenate([self.shifted, self.randomised])
+
+
+def _rank(values, n_played, window, shifts):
+    """Best evidence over the delays from that of every circular design of every sound played."""
+    best = [significance.best_in_window(part, window) for part in np.split(values, n_played)]
+    return _Ranked(best[0][0], best[0][shifts], np.concatenate(best[1:]))
 
 
 @dataclass(frozen=True)
 class _Evidence:
     pooled: dict  # region → (n_delays,)
-    circular: dict  # region → (n_rows,), best over the delays for each circular shift
+    ranked: dict  # region → _Ranked
     voxels: pd.DataFrame
     score: np.ndarray  # (n_voxels,), best over the delays
 
 
-def _see_evidence(slabs, X, circular, *, window, shifts, delays, alphas, regions):
-    """Evidence of every delay and of every circular shift, per voxel and summed over regions, slab by slab."""
-    here, shifted = evidence.make_basis(X, alphas), evidence.make_basis(circular, alphas)
-    per_volume = len(circular) // X.shape[1]
+def _see_evidence(slabs, X, played, *, window, shifts, delays, alphas, regions):
+    """Evidence of every delay and of every surrogate, per voxel and summed over regions, slab by slab."""
+    here = evidence.make_basis(X, alphas)
+    elsewhere = evidence.make_basis(np.concatenate([significance.circular_designs(one) for one in played]), alphas)
     names = list(regions)
 
     def see(slab, y):
-        log_b, log_shifted = evidence.log_evidence(y, here), evidence.log_evidence(y, shifted)
+        log_b, log_elsewhere = evidence.log_evidence(y, here), evidence.log_evidence(y, elsewhere)
         member = np.stack([regions[name][slab] for name in names]).astype(np.float32).T
-        best = significance.best_in_window(log_shifted, window, per_volume)
+        ranked = _rank(log_elsewhere, len(played), window, shifts)
         weight = evidence.posterior(log_b, delays)
         low, high = evidence.interval(weight, delays) if len(delays) > 2 else (np.nan, np.nan)
         known = {"delay": evidence.median(weight, delays), "low": low, "high": high}
-        voxels = pd.DataFrame(known | {"p": significance.shift_p_value(best, shifts)})
-        return evidence.mixture(log_b) @ member, evidence.mixture(log_shifted) @ member, voxels, log_b.max(axis=0)
+        voxels = pd.DataFrame(known | {"p": significance.p_value(ranked.observed, ranked.surrogates)})
+        return evidence.mixture(log_b) @ member, evidence.mixture(log_elsewhere) @ member, voxels, log_b.max(axis=0)
 
-    sums, shifted_sums, voxels, scores = zip(*slabs.map(see), strict=True)
-    pooled, circular_sums = (np.sum(one, axis=0, dtype=np.float64).T for one in (sums, shifted_sums))
-    best = [significance.best_in_window(one, window, per_volume) for one in circular_sums]
+    sums, elsewhere_sums, voxels, scores = zip(*slabs.map(see), strict=True)
+    pooled, surrogate_sums = (np.sum(one, axis=0, dtype=np.float64).T for one in (sums, elsewhere_sums))
+    ranked = [_rank(one, len(played), window, shifts) for one in surrogate_sums]
     return _Evidence(
         dict(zip(names, pooled, strict=True)),
-        dict(zip(names, best, strict=True)),
+        dict(zip(names, ranked, strict=True)),
         pd.concat(voxels, ignore_index=True),
         np.concatenate(scores),
     )
@@ -321,14 +334,23 @@ def _temper(slabs, X, pooled, regions, *, delays, alphas):
     return {name: evidence.temper(pooled[name], delays, slope[name], k) for name, k in at.items()}
 
 
-def _summary(T, circular, shifts, delays, tau):
+def _summary(T, ranked, delays, tau):
     """What a region's evidence says: best delay, interval, and whether the sound's place matters."""
     low = high = np.nan
     if np.isfinite(tau):
         low, high = evidence.interval(evidence.posterior(T / tau, delays), delays)
     elif len(delays) > 2:
         low, high = delays[0], delays[-1]
-    p = float(significance.shift_p_value(circular, shifts))
-    threshold = np.quantile(circular[shifts], 1 - significance.LEVEL) if len(shifts) else np.nan
-    found = {"delay": delays[T.argmax()], "low": float(low), "high": float(high), "tau": tau, "p": p}
-    return found | {"n_shifts": len(shifts), "threshold": threshold, "identifiable": p <= significance.LEVEL}
+    p = float(significance.p_value(ranked.observed, ranked.surrogates))
+    return {
+        "delay": delays[T.argmax()],
+        "low": float(low),
+        "high": float(high),
+        "tau": tau,
+        "p": p,
+        "n_surrogates": len(ranked.surrogates),
+        "p_shifts": float(significance.p_value(ranked.observed, ranked.shifted)),
+        "n_shifts": len(ranked.shifted),
+        "threshold": np.quantile(ranked.surrogates, 1 - significance.LEVEL),
+        "identifiable": p <= significance.LEVEL,
+    }

@@ -40,7 +40,7 @@ def region_table():
     regions = pd.DataFrame(
         {"region": ["brain", "auditory"], "delay": [4.0, 5.0], "low": [4.0, 4.5], "high": [6.0, 5.5]}
     )
-    return regions.assign(p=[0.6, 0.01], identifiable=[False, True], threshold=3.0, n_shifts=130)
+    return regions.assign(p=[0.6, 0.01], identifiable=[False, True], threshold=3.0, n_surrogates=130)
 
 
 def settings_table():
@@ -169,7 +169,7 @@ def test_evidence_is_shown_beside_its_surrogates_and_says_when_there_is_nothing(
     sure, unsure = (figures.plot_delay_evidence(table, region_table().iloc[k]) for k in (1, 0))
     np.testing.assert_array_equal(sure.data[0].y, [-2, 7, 1])
     band = [s for s in sure.layout.shapes if s.xref == "x domain"]
-    assert band[0].y1 == 3.0 and "95 % of 130 circular shifts" in sure.layout.annotations[0].text
+    assert band[0].y1 == 3.0 and "95 % of 130 surrogates" in sure.layout.annotations[0].text
     assert "NOT IDENTIFIABLE" in unsure.layout.title.text and "NOT" not in sure.layout.title.text
 
 

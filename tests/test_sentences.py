@@ -49,7 +49,15 @@ def sweep(skill, *, spread=0.01, delays=(4.0, 5.0, 6.0, 7.0, 8.0), delay=None, v
     curve = pd.DataFrame({"delay": delays, "region": "responsive", "skill": skill, "fold_spread": spread})
     whole = curve.assign(region="brain", skill=0.9)
     chosen = delays[int(np.argmax(skill))] if delay is None else delay
-    row = {"low": 5.4, "high": 6.8, "p": 0.01, "n_shifts": 130, "identifiable": True} | region
+    row = {
+        "low": 5.4,
+        "high": 6.8,
+        "p": 0.01,
+        "n_surrogates": 1300,
+        "p_shifts": 0.02,
+        "n_shifts": 130,
+        "identifiable": True,
+    } | region
     regions = pd.DataFrame([row | {"region": "responsive"}, row | {"region": "brain", "low": 0.1, "p": 0.777}])
     table = pd.concat([whole, curve], ignore_index=True)
     return DelaySweep(table, regions, voxels, chosen, "responsive", np.ones(3, bool), {}, np.ones(1))
@@ -106,17 +114,18 @@ def test_split_in_volumes_and_seconds():
 def test_delay_sentence_holds_the_numbers_of_the_region_that_chose():
     text = sentences.about_delay(sweep(PEAK))
     assert "the volumes of `responsive` follow the sound best at **Δt = 6 s** (95 % interval 5.4 to 6.8 s)" in text
-    assert "p = 0.01 among 130 circular shifts" in text and "skill on held-out volumes is 0.1110 ± 0.0100" in text
+    assert "p = 0.01 among 1300 surrogates of the sound, 0.02 among the 130 circular shifts" in text
+    assert "skill on held-out volumes is 0.1110 ± 0.0100" in text
     for other in ("edge", "planted", "30 s", "Not identifiable", "0.777"):
         assert other not in text
 
 
 def test_delay_no_better_than_its_shifts_is_not_called_one():
     text = sentences.about_delay(sweep(PEAK, p=0.4, identifiable=False))
-    assert text.startswith("**Not identifiable:**") and "p = 0.4 among 130" in text and "what chance gives" in text
-    assert "follow the sound best" not in text and "cannot fall to .05" not in text
-    few = sentences.about_delay(sweep(PEAK, p=0.1, n_shifts=9, identifiable=False))
-    assert "With 9 admissible shifts p cannot fall to .05 at all." in few
+    assert text.startswith("**Not identifiable:**") and "p = 0.4 among 1300" in text and "what chance gives" in text
+    assert "follow the sound best" not in text
+    none = sentences.about_delay(sweep(PEAK, p=0.1, p_shifts=1.0, n_shifts=0, identifiable=False))
+    assert "p = 0.1 among 1300 surrogates of the sound)" in none and "circular" not in none
 
 
 def test_skill_that_prefers_another_delay_is_shown_beside():

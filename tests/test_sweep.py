@@ -19,8 +19,8 @@ def hear(frames, delays=DELAYS):
     """The sound's features at every delay; the run starts 20 s into the sound."""
     times = np.arange(len(frames)) * 0.1
     sound_times = 20 + np.arange(N_VOLUMES) * T_R
-    at = [pairing.delay_features(frames, times, sound_times, delay=d, window=T_R) for d in (*delays, delays[0] + 0.5)]
-    return sweep.Sound(np.asarray(delays), np.stack(at[:-1]), at[-1])
+    at = [pairing.delay_features(frames, times, sound_times, delay=d, window=T_R) for d in delays]
+    return sweep.Sound(np.asarray(delays), np.stack(at))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_silent_voxels_have_no_delay(found):
 
 def test_noise_has_no_delay_and_no_skill(case):
     """At most the nominal share of 20 brains without sound is called identifiable."""
-    coarse = sweep.Sound(DELAYS[::2], case[0]["sound"].at[::2])  # one circular design per volume: half the work
+    coarse = sweep.Sound(DELAYS[::2], case[0]["sound"].at[::2])
     given, p = case[0] | {"regions": {"brain": AT >= 0}, "sound": coarse}, []
     for seed in range(20):
         noise = lfilter([1], [1, -0.5], np.random.default_rng(seed).normal(size=given["Y"].shape), axis=0)
@@ -154,7 +154,10 @@ def test_a_sound_far_from_its_place_has_no_delay(case, found):
     moved = sweep.sweep_delays(**(case[0] | {"sound": hear(np.roll(case[1], 1000, axis=0))}))
     assert not moved.regions["identifiable"].any()
     assert curve_of(moved, "planted")["evidence"].max() < 0.2 * curve_of(found, "planted")["evidence"].max()
-    assert row_of(found, "planted")["p"] == pytest.approx(1 / (1 + row_of(found, "planted")["n_shifts"]))
+    row = row_of(found, "planted")
+    assert row["p"] == pytest.approx(1 / (1 + row["n_surrogates"]))
+    assert row["p_shifts"] == pytest.approx(1 / (1 + row["n_shifts"]))
+    assert row["n_surrogates"] == row["n_shifts"] + sweep.N_RANDOMISED * len(ROWS)
 
 
 def test_shifts_that_turn_the_blocks_only_are_left_out(case, found):
@@ -199,10 +202,10 @@ def test_responsive_skill_is_scored_on_voxels_chosen_without_the_block(case, fou
 def test_volumes_and_sound_outside_train_change_nothing(case, found):
     """Bit for bit; the filter needs the two volumes before train."""
     given, _ = case
-    Y, at, between = given["Y"].copy(), given["sound"].at.copy(), given["sound"].between.copy()
-    for values in (Y, at[0], at[7], between):
+    Y, at = given["Y"].copy(), given["sound"].at.copy()
+    for values in (Y, at[0], at[7]):
         values[230:], values[:8] = 1e6, -1e6
-    spoilt = sweep.sweep_delays(**(given | {"Y": Y, "sound": sweep.Sound(DELAYS, at, between)}))
+    spoilt = sweep.sweep_delays(**(given | {"Y": Y, "sound": sweep.Sound(DELAYS, at)}))
     for name in ("table", "regions", "voxels"):
         assert getattr(spoilt, name).equals(getattr(found, name)), name
     assert np.array_equal(spoilt.responsive, found.responsive) and spoilt.delay == found.delay
@@ -277,12 +280,18 @@ def test_one_and_two_delays_have_no_interval(case, n_delays):
     assert np.isfinite(found.voxels["p"]).all() and np.isfinite(found.table["skill"]).all()
 
 
-def test_a_train_part_too_short_for_shifts_identifies_nothing(case):
+def test_a_train_part_too_short_for_shifts_has_randomised_sound_alone(case):
     given, rows = case[0], np.arange(10, 40)
     folds = pairing.blocked_folds(rows, n_folds=3, gap_volumes=2)
     found = sweep.sweep_delays(**(given | {"rows": rows, "folds": folds}))
-    assert found.chosen["n_shifts"] == 0 and found.chosen["p"] == 1 and not found.chosen["identifiable"]
-    assert np.isnan(found.chosen["threshold"]) and np.all(found.voxels["p"] == 1)
+    assert found.chosen["n_shifts"] == 0 and found.chosen["p_shifts"] == 1
+    assert found.chosen["n_surrogates"] == sweep.N_RANDOMISED * 30 and np.isfinite(found.chosen["threshold"])
+
+
+def test_surrogates_depend_on_the_seed_and_nothing_else_does(case, found):
+    other = sweep.sweep_delays(**case[0], seed=1)
+    assert other.table.equals(found.table) and not other.voxels["p"].equals(found.voxels["p"])
+    assert other.voxels.drop(columns="p").equals(found.voxels.drop(columns="p"))
 
 
 def test_constant_voxels_change_nothing_and_follow_nothing(case, found):
