@@ -4,10 +4,10 @@
 
 Small SIMULATED heads, 641 volumes, default parameters, four groups of subjects: ``one`` delay from 3 to 9 s for both
 sides, ``two`` delays (5.0 s left, 6.5 s right), the same two by ``delay`` windows without a haemodynamic response, and
-``null`` without sound. Seeds 200 to 299: the engine was developed on seeds from 1000 on; a first look at 0 to 99
-showed that circular shifts alone call 9 % of silent voxels significant, which led to phase-randomised surrogates. Nothing
-is tuned on what comes out here. Files are made in a temporary folder and deleted subject by subject. Ends with one line of JSON;
-the exit code is 0 whatever comes out.
+``null`` without sound. Seeds 200 to 299: the engine was developed on seeds from 1000 on, and a first look at 0 to 99
+showed that circular shifts alone call 9 % of silent voxels significant, which led to phase-randomised surrogates.
+Nothing is tuned on what comes out here. Files are made in a temporary folder and deleted subject by subject. Ends with
+one line of JSON; the exit code is 0 whatever comes out.
 """
 
 import argparse
