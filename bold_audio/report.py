@@ -61,6 +61,7 @@ def write_page(executed, page):
 
     notebook = nbformat.read(executed, as_version=4)
     notebook.cells = [c for c in notebook.cells if "live" not in c.metadata.get("tags", [])]
+    notebook.metadata.pop("widgets", None)  # their state, megabytes of it with the program that would draw them
     exporter = HTMLExporter(
         template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True, require_js_url="", mathjax_url=""
     )

@@ -197,6 +197,10 @@ def page(tmp_path_factory):
     return (folder / "report" / "04_train.html").read_text(encoding="utf-8")
 
 
+def test_page_holds_no_state_of_widgets(page):
+    assert "IntSliderModel" not in page and "widget-state" not in page
+
+
 def test_page_asks_no_other_host_for_anything(page):
     assert remote_references(page) == []
     assert [r for r in Fetched(page).references if "//" in r] == []
