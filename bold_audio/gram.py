@@ -270,14 +270,10 @@ def _centred(K, X, fit, held):
     return fitted, heard, through_fit, through_held - through_fit.mean(axis=1, keepdims=True)
 
 
-def null_losses(K, fit, held):
-    """Squared error of each held-out volume, summed over voxels, when the mean over ``fit`` predicts it."""
-    return K[held, held] - 2 * K[np.ix_(held, fit)].mean(axis=1) + K[np.ix_(fit, fit)].mean()
-
-
 def null_error(K, fit, held):
-    """The sum of `null_losses`."""
-    return float(null_losses(K, fit, held).sum())
+    """Squared error of the held-out volumes, summed over voxels, when the mean over ``fit`` predicts them."""
+    losses = K[held, held] - 2 * K[np.ix_(held, fit)].mean(axis=1) + K[np.ix_(fit, fit)].mean()
+    return float(losses.sum())
 
 
 def ridge_errors(products, alphas):
@@ -325,35 +321,3 @@ def ridge_strengths(G, alphas):
     s2, V = np.linalg.eigh(G)
     kept = s2 > RANK_TOLERANCE * np.maximum(s2[:, -1:], np.finfo(float).tiny)
     return V, 1 / (np.where(kept, s2, np.inf)[:, None, :] + np.atleast_2d(np.asarray(alphas, dtype=float))[..., None])
-
-
-def held_losses(K, X, folds, alphas):
-    """Squared error of every held-out volume, summed over voxels, each design with a ridge strength of its own.
-
-    Parameters
-    ----------
-    K, X, folds
-        As for `fold_products`.
-    alphas : array of shape (n_designs,)
-
-    Returns
-    -------
-    losses : array of shape (n_designs, n_rows)
-        Rows that no fold holds out are NaN.
-    null : array of shape (n_rows,)
-        The same for the mean of the volumes fitted on.
-    """
-    alphas = np.asarray(alphas, dtype=float)
-    losses, null = np.full((len(X), np.shape(X)[1]), np.nan), np.full(np.shape(X)[1], np.nan)
-    for Kf, (fit, held) in zip(_per_fold(K, folds), folds, strict=True):
-        fitted, heard, through_fit, through_held = _centred(Kf, X, fit, held)
-        turned = fitted.transpose(0, 2, 1)
-        V, D = ridge_strengths(turned @ fitted, alphas[:, None])
-        weights = ((heard @ V) * D) @ V.transpose(0, 2, 1)
-        null[held] = null_losses(Kf, fit, held)
-        losses[:, held] = (
-            null[held]
-            - 2 * np.einsum("dkp,dkp->dk", weights, through_held)
-            + np.einsum("dkp,dkp->dk", weights @ (turned @ through_fit), weights)
-        )
-    return losses, null
