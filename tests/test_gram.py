@@ -124,14 +124,6 @@ def test_each_block_may_be_scored_on_voxels_of_its_own(case):
         np.testing.assert_allclose(errors[:, f], known, rtol=1e-5)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 300.0, np.inf])
-def test_one_strength_alone_has_the_error_it_has_among_many(case, alpha):
-    Y, X = case
-    products = gram.fold_products(gram_of(Y).target([1.0], ROWS), X[:, ROWS], FOLDS)
-    known = gram.ridge_errors(products, [7.0, alpha])[..., 1]
-    np.testing.assert_allclose(gram.ridge_errors_at(products, alpha), known, rtol=1e-10)
-
-
 @pytest.mark.parametrize("alpha", [0.0, 10.0])
 def test_a_column_given_twice_or_empty_is_no_trouble(case, alpha):
     Y, X = case
