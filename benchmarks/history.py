@@ -3,84 +3,100 @@
     python benchmarks/history.py [--quick]
 
 Next-volume prediction inside train of real scans: the visual one-back run (real EPI, no sound) and twelve people
-listening to Alice (six regions). Own history (order and strength chosen) against own history with the scores of the
-first k principal components of the previous volume, fitted on each fold's own volumes and penalised by one strength
-for all voxels. The best k and strength are picked on the very blocks that score them, in favour of the components;
-if they do not help even so, they do not help. Error summed over voxels, each divided by its variance. Ends with one
-line of JSON.
+listening to Alice (six regions). A voxel's own history against own history with the scores of the first k principal
+components of the previous volume, penalised by one strength for all voxels. For each held-out block the order of the
+history, its strength, the components, their number and their strength come from the volumes fitted on alone, by the
+other blocks; an infinite strength, no components, is among the choices. Error summed over voxels, each divided by its
+variance in train, relative to that of own history. No sound is read. Ends with one line of JSON.
 """
 
 import argparse
 import json
+import tempfile
 
 import numpy as np
+import pandas as pd
 
-from bold_audio import data, encoding, gram, workflow
+from bold_audio import data, encoding, pairing
 from bold_audio.params import load_params
+from bold_audio.space import principal_space
 
-N_COMPONENTS = (1, 2, 5, 10, 20, 50)
-ALPHAS = tuple(10.0**k for k in range(1, 7))
-
-
-def component_scores(subject, fit, n_components):
-    """Scores of every volume up to the end of train on the components of ``fit``, each of variance 1 there.
-
-    The score of component j at volume k is K[k, fit] u_j / s_j, with K the Gram matrix of volumes whose voxels have
-    variance 1 and u_j, s_j² the eigenpairs of K over ``fit``.
-    """
-    end = subject.split.train[-1] + 1
-    everywhere = {"all": np.ones(subject.run.n_voxels, bool)}
-    K = gram.gram_matrices(subject.Y, volumes=np.arange(end), train=fit, regions=everywhere, scaled=True)["all"].K
-    s2, U = np.linalg.eigh(K[np.ix_(fit, fit)])
-    s2, U = s2[::-1][:n_components], U[:, ::-1][:, :n_components]
-    scores = K[:, fit] @ U / np.sqrt(s2)
-    return scores / scores[fit].std(axis=0)
+N_COMPONENTS = (1, 2, 5, 6, 10, 20, 50)
+ALPHAS = (1.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, np.inf)
+N_FOLDS = 5
 
 
-def measure(params, n_folds_used):
-    """Error of own history, and of own history with components: array (n_components, n_alphas), relative to it."""
-    subject = workflow.open_subject(params)
-    rows, folds = subject.split.train, subject.folds[:n_folds_used]
-    past = encoding.choose_history(subject.Y, rows=rows, folds=folds, max_order=params.history_order)
-    sizes = [k for k in N_COMPONENTS if k < min(subject.run.n_voxels + 1, len(folds[0][0]))]
-    variance = subject.Y[rows].var(axis=0, dtype=np.float64)
+def open_train(params):
+    """Volumes up to the end of train, the rows of train and blocked folds inside them."""
+    files = data.locate_run(params)
+    usable = np.arange(files.n_volumes) >= params.history_order
+    part = {"skip_initial": params.skip_initial, "train_fraction": params.train_fraction, "gap": params.gap}
+    rows = pairing.split_volumes(files.n_volumes, files.t_r, usable=usable, **part).train
+    run = data.load_run(files, params, train=rows)
+    gap = pairing.volumes_of(params.gap, files.t_r)
+    return run.volumes[: rows[-1] + 1], rows, pairing.blocked_folds(rows, n_folds=N_FOLDS, gap_volumes=gap)
+
+
+def other_blocks(folds, at):
+    """The blocks other than ``at``, each with what lies outside both it and ``at`` to fit on."""
+    others = [(np.intersect1d(folds[at][0], fit), held) for k, (fit, held) in enumerate(folds) if k != at]
+    return [(fit, held) for fit, held in others if len(fit) >= pairing.MIN_PART]
+
+
+def held_errors(Y, fit, held, past, sizes, weight):
+    """Held-out error by number of components and strength: array (n_sizes, n_alphas)."""
+    space = principal_space(Y, rows=fit, n_components=max(sizes))
+    before = np.vstack([np.zeros((1, space.loadings.shape[1])), space.scores(Y[:-1])])
+    options = {"order": past.order, "history_alphas": (past.alpha,), "alphas": ALPHAS}
+    errors = [encoding.fold_errors(Y, fit=fit, helds=(held,), ridge=before[:, :k], **options)[0, 0] for k in sizes]
+    return np.array([one @ weight for one in errors])
+
+
+def measure(params):
+    """One person: error of own history, with components, and with a fixed number of them; a row per held-out block."""
+    Y, rows, folds = open_train(params)
+    variance = Y[rows].var(axis=0, dtype=np.float64)
     weight = np.where(variance > 0, 1 / np.where(variance > 0, variance, 1), 0)
-    options = {"order": past.order, "history_alphas": (past.alpha,)}
-    own, both = 0.0, np.zeros((len(sizes), len(ALPHAS)))
-    for fit, held in folds:
-        own += encoding.fold_errors(subject.Y, fit=fit, helds=(held,), **options)[0, 0, 0] @ weight
-        scores = component_scores(subject, fit, max(sizes))
-        before = np.zeros((len(subject.Y), max(sizes)))
-        before[1 : len(scores) + 1] = scores[: len(before) - 1]
-        for i, k in enumerate(sizes):
-            errors = encoding.fold_errors(
-                subject.Y, fit=fit, helds=(held,), ridge=before[:, :k], alphas=ALPHAS, **options
-            )
-            both[i] += errors[0, 0] @ weight
-    print(f"  sub-{params.subject}: order {past.order}, strength {past.alpha:g}", flush=True)
-    return sizes, both / own
+    sizes = [k for k in N_COMPONENTS if k <= Y.shape[1]]
+    blocks = []
+    for f, (fit, held) in enumerate(folds):
+        inner = other_blocks(folds, f)
+        past = encoding.choose_history(Y, rows=fit, folds=inner, max_order=params.history_order)
+        seen = sum(held_errors(Y, *fold, past, sizes, weight) for fold in inner)
+        outer = held_errors(Y, fit, held, past, sizes, weight)
+        k, a = np.unravel_index(seen.argmin(), seen.shape)
+        of_size = dict(zip(sizes, outer[np.arange(len(sizes)), seen.argmin(axis=1)], strict=True))
+        picked = {"k": sizes[k] if np.isfinite(ALPHAS[a]) else 0, "alpha": ALPHAS[a], "order": past.order}
+        blocks.append({"own": outer[0, -1], "both": outer[k, a], **picked, **of_size})
+    return pd.DataFrame(blocks).assign(person=params.subject)
 
 
 def main():
     """Measure both datasets and say plainly whether components help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two people of Alice, one block of the one-back run")
+    parser.add_argument("--quick", action="store_true", help="two people of Alice, coarser voxels of the one-back run")
     options = parser.parse_args()
     result = {"quick": options.quick}
-    workflow.ensure_scan(load_params("sim"))  # its film is what the one-back run is paired with
-    for dataset, label in (("oneback", "02"), ("alice", "18")):
-        people = data.known_subjects(load_params(label, dataset))
-        print(f"\n{dataset}")
-        n_folds = 1 if options.quick and dataset == "oneback" else None
-        measured = [measure(load_params(p, dataset), n_folds) for p in people[: 2 if options.quick else None]]
-        sizes, ratio = measured[0][0], np.mean([one[1] for one in measured], axis=0)
-        print("  error with components of the previous volume over error of own history, by number and strength")
-        print("  " + "".join(f"{a:>10g}" for a in ALPHAS))
-        for k, line in zip(sizes, ratio, strict=True):
-            print(f"{k:4d}" + "".join(f"{v:10.4f}" for v in line))
-        best = float(ratio.min())
-        print(f"  best {best:.4f}: " + ("they help" if best < 0.999 else "they do not help"))
-        result[f"{dataset}_best_over_own"] = round(best, 4)
+    with tempfile.TemporaryDirectory(prefix="history-") as outputs:
+        for dataset, label in (("oneback", "02"), ("alice", "18")):
+            coarser = 2 if options.quick and dataset == "oneback" else None
+            people = data.known_subjects(load_params(label, dataset))[: 2 if options.quick else None]
+            made = [measure(load_params(p, dataset, outputs_dir=outputs, downsample=coarser)) for p in people]
+            blocks = pd.concat(made, ignore_index=True)
+            sizes = [name for name in blocks if isinstance(name, int)]
+            person = blocks.groupby("person")[["own", "both", *sizes]].sum()
+            ratio = person.div(person["own"], axis=0).drop(columns="own")
+            print(f"\n{dataset}: {len(people)} people, {N_FOLDS} blocks each; error over that of own history")
+            print(ratio.rename(columns={"both": "chosen"}).to_string(float_format=lambda v: f"{v:.4f}"))
+            counts = blocks["k"].value_counts().sort_index()
+            print("components chosen (blocks): " + ", ".join(f"{k} ({n})" for k, n in counts.items()))
+            both = ratio["both"]
+            print(f"mean {both.mean():.4f}, smaller than 1 in {np.sum(both < 1)} of {len(both)}")
+            result[dataset] = {
+                "people": len(both),
+                "error": round(float(both.mean()), 4),
+                "helped": int((both < 1).sum()),
+            }
     print(json.dumps(result))
 
 
