@@ -160,13 +160,13 @@ def voxel_figures(key, title, voxels):
 def main():
     """Measure everybody and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two people per group, at most a minute")
+    parser.add_argument("--quick", action="store_true", help="one person per group, at most a minute")
     parser.add_argument("--people", type=int, help="subjects per group (default: 100)")
     parser.add_argument("--seed0", type=int, default=200, help="seed of the first one (default: 200)")
     parser.add_argument("--processes", type=int, default=joblib.cpu_count(), help="subjects measured at once")
     parser.add_argument("--rows", type=Path, help="write every interval to this TSV file")
     options = parser.parse_args()
-    people = options.people or (2 if options.quick else 100)
+    people = options.people or (1 if options.quick else 100)
     intervals, null = measure_all(people, options.seed0, options.processes)
     if options.rows:
         intervals.to_csv(options.rows, sep="\t", index=False, float_format="%.4g")
