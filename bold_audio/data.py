@@ -332,16 +332,21 @@ def smooth_volumes(run, fwhm, *, until, cache_path):
 
 
 def _write_smooth(folder, run, fwhm, until):
+    shape = (int(until), run.n_voxels)
+    smooth = np.lib.format.open_memmap(folder / "volumes.npy", mode="w+", dtype=np.float32, shape=shape)
+    smooth_rows(run, run.volumes[:until], fwhm=fwhm, out=smooth).flush()
+
+
+def smooth_rows(run, rows, *, fwhm, out=None):
+    """Average each row, array of shape (n, n_voxels) in the run's mask, with its neighbours: float32, into ``out``."""
     sigma = fwhm / np.sqrt(8 * np.log(2)) / np.linalg.norm(run.affine[:3, :3], axis=0)
     share = gaussian_filter(run.mask.astype(np.float32), sigma, mode="constant")[run.mask]
     grid = np.zeros(run.mask.shape, np.float32)
-    smooth = np.lib.format.open_memmap(
-        folder / "volumes.npy", mode="w+", dtype=np.float32, shape=(int(until), run.n_voxels)
-    )
-    for k in range(until):
-        grid[run.mask] = run.volumes[k]
-        smooth[k] = gaussian_filter(grid, sigma, mode="constant")[run.mask] / share
-    smooth.flush()
+    out = np.empty(np.shape(rows), np.float32) if out is None else out
+    for k, row in enumerate(rows):
+        grid[run.mask] = row
+        out[k] = gaussian_filter(grid, sigma, mode="constant")[run.mask] / share
+    return out
 
 
 def _mask_file(params):

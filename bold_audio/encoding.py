@@ -21,14 +21,14 @@ too: chosen so, sound that carries nothing makes a model worse than the past alo
 therefore chosen by empirical Bayes over all voxels (`choose_strengths`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from bold_audio.space import SpatialHistory, principal_space
+from bold_audio import evidence
+from bold_audio.space import SpatialHistory
 
 JITTER = 1e-10  # relative, on the diagonal: keeps constant voxels solvable
-EM_STEPS = 100
 SPACE_ALPHAS = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e6)  # of the previous volume's components
 HISTORY_ALPHAS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths tried for the previous volumes
 
@@ -65,7 +65,7 @@ def drive_of(model, X):
     return drive
 
 
-def predict(phi, drive, Y, rows, space=None):
+def predict(phi, drive, Y, rows, step=None):
     """One-step prediction: previous volumes are measured.
 
     Parameters
@@ -78,27 +78,28 @@ def predict(phi, drive, Y, rows, space=None):
         Measured run.
     rows : array of int, shape (n_rows,)
         Volumes to predict, each at least ``order``.
-    space : SpatialHistory, optional
-        What components of the whole previous volume add.
+    step : callable, optional
+        What whole previous volumes add: ``step(rows, previous)``, array of shape (n_rows, n_voxels), from the
+        ``step.order`` volumes before each row, nearest first; such as `SpatialHistory`.
 
     Returns
     -------
     array of shape (n_rows, n_voxels), float32
     """
     predicted = np.array(drive, dtype=np.float32)
-    if space is not None:
-        predicted += space(Y[rows - 1])
     for lag, weight in enumerate(phi, start=1):
         predicted += weight.astype(np.float32) * Y[rows - lag]
+    if step is not None:
+        predicted += step(rows, [Y[rows - lag] for lag in range(1, step.order + 1)])
     return predicted
 
 
-def rollout(phi, drive, Y, rows, space=None):
+def rollout(phi, drive, Y, rows, step=None):
     """Open-loop prediction: previous volumes are the model's own predictions.
 
     Parameters
     ----------
-    phi, drive, Y, space
+    phi, drive, Y, step
         As for `predict`. Volumes of ``Y`` from ``rows[0]`` on are not read.
     rows : array of int
         Contiguous volumes, the first one right after the last measured one.
@@ -107,15 +108,16 @@ def rollout(phi, drive, Y, rows, space=None):
     -------
     array of shape (n_rows, n_voxels), float32
     """
-    order = max(len(phi), 1)  # components need a volume before them even where own history does not
+    order = max(len(phi), step.order if step is not None else 0)
     start = int(rows[0])
     series = np.concatenate([np.asarray(Y[start - order : start], dtype=np.float32), np.array(drive, dtype=np.float32)])
     weights = np.asarray(phi, dtype=np.float32)
     for k in range(order, len(series)):
         for lag, weight in enumerate(weights, start=1):
             series[k] += weight * series[k - lag]
-        if space is not None:
-            series[k] += space(series[k - 1 : k])[0]
+        if step is not None:
+            previous = [series[k - lag : k - lag + 1] for lag in range(1, step.order + 1)]
+            series[k] += step(rows[k - order : k - order + 1], previous)[0]
     return series[order:]
 
 
@@ -239,13 +241,9 @@ def choose_strengths(errors, alphas, *, n_held):
     null = errors[off][0]
     ratio = np.where(null > 0, errors / np.where(null > 0, null, 1), 1.0)
     log_ratio = -n_held / 2 * np.log(np.maximum(ratio, 1e-12))
-    likelihood = np.exp(log_ratio - log_ratio.max(axis=0))
-    prior = np.full(len(alphas), 1 / len(alphas))
-    for _ in range(EM_STEPS):
-        joint = prior[:, None] * likelihood
-        prior = np.mean(joint / joint.sum(axis=0), axis=1)
+    _, posterior = evidence.learn_prior(log_ratio)
     share = n_held / (n_held + np.asarray(alphas, dtype=float))
-    kept = share @ (prior[:, None] * likelihood) / (prior @ likelihood)
+    kept = share @ posterior
     return np.argmin(np.abs(kept - share[:, None]), axis=0)
 
 
@@ -462,103 +460,3 @@ def choose_space_alpha(Y, before, history, *, rows, folds, chunk_voxels=8192):
     options = {"ridge": before, "order": history.order, "history_alphas": (history.alpha,), "alphas": SPACE_ALPHAS}
     errors = [fold_errors(Y, fit=fit, helds=(held,), chunk_voxels=chunk_voxels, **options)[0, 0] for fit, held in folds]
     return SPACE_ALPHAS[int(np.argmin(sum(errors) @ weight))]
-
-
-LINEAR_NAMES = (
-    "constant",
-    "copy_previous",
-    "linear",
-    "linear_delay",
-    "blocks",
-    "sound",
-    "history",
-    "history_sound",
-    "history_blocks",
-    "history_blocks_sound",
-)
-REFERENCES = {"history_sound": "history", "history_blocks_sound": "history_blocks"}
-
-
-def reference_of(name):
-    """The row that a model's skill is measured against: the past for the gain, else the train mean."""
-    return REFERENCES.get(name, "constant")
-
-
-def fit_rows(
-    Y,
-    *,
-    rows,
-    folds,
-    sound,
-    sound_at_zero,
-    blocks,
-    alphas,
-    max_order,
-    n_components=0,
-    follows=None,
-    chunk_voxels=8192,
-    names=LINEAR_NAMES,
-):
-    """Fit the linear rows of the score table.
-
-    Parameters
-    ----------
-    Y, rows, folds, alphas, chunk_voxels
-        As for `fit_linear`.
-    sound, sound_at_zero : arrays of shape (n_volumes, n_features)
-        Sound features at the chosen delay and at Δt = 0, scaled on ``rows``.
-    blocks : array of shape (n_volumes, 1) or None
-        Speech/music boxcar at the chosen delay; None where the film has no blocks.
-    max_order : int
-        Most previous volumes tried.
-    n_components : int
-        Principal components of the previous volume in every past; 0: own history alone.
-    follows : array of bool, shape (n_voxels,), optional
-        Voxels in which the sound may add to the past.
-    names : sequence of str
-        Which rows to fit.
-
-    Returns
-    -------
-    dict of str to (LinearModel, array of shape (n_volumes, n_features))
-        Each model with its own features.
-    """
-    nothing = np.zeros((len(Y), 0))
-    common = {"rows": rows, "chunk_voxels": chunk_voxels}
-    chosen = {**common, "folds": folds, "alphas": alphas}
-    past, before, space = {"order": 0}, nothing, None
-    if any("history" in name for name in names):
-        found = choose_history(Y, folds=folds, max_order=max_order, **common)
-        past = {"order": found.order, "history_alpha": found.alpha}
-        if n_components:
-            space = principal_space(Y, rows=rows, n_components=n_components, chunk_voxels=chunk_voxels)
-            before = np.vstack([np.zeros((1, space.loadings.shape[1])), space.scores(Y[:-1])])
-            past["free_alphas"] = choose_space_alpha(Y, before, found, folds=folds, **common)
-
-    def fit_past(shared, **options):
-        """A model of the past, components of the previous volume first among its free features."""
-        alphas = np.r_[np.full(before.shape[1], past.get("free_alphas", 0.0)), np.zeros(shared.shape[1])]
-        free = np.hstack([before, shared])
-        model = fit_linear(Y, **past | {"free_alphas": alphas}, free=free, **options)
-        if space is None:
-            return model
-        k = before.shape[1]
-        added = SpatialHistory(space, model.weights[:k].astype(np.float32))
-        return replace(model, weights=model.weights[k:], space=added)
-
-    fits = {
-        "constant": lambda: (fit_constant(Y, rows), nothing),
-        "copy_previous": lambda: (fit_copy_previous(Y), nothing),
-        "linear": lambda: (fit_linear(Y, free=sound_at_zero, target="difference", **common), sound_at_zero),
-        "linear_delay": lambda: (fit_linear(Y, ridge=sound, target="difference", **chosen), sound),
-        "blocks": lambda: (fit_linear(Y, ridge=blocks, **chosen), blocks),
-        "sound": lambda: (fit_linear(Y, ridge=sound, **chosen), sound),
-        "history": lambda: (fit_past(nothing, **common), nothing),
-        "history_sound": lambda: (fit_past(nothing, ridge=sound, follows=follows, **chosen), sound),
-        "history_blocks": lambda: (fit_past(blocks, **common), blocks),
-        "history_blocks_sound": lambda: (
-            fit_past(blocks, ridge=sound, follows=follows, **chosen),
-            np.hstack([blocks, sound]),
-        ),
-    }
-    return {name: fits[name]() for name in names if blocks is not None or "blocks" not in name}

@@ -29,6 +29,7 @@ from bold_audio.gram import ridge_strengths
 SHARE = 0.03  # π: the few per cent of a brain that follow a sound
 LEVEL = 0.95
 BATCH = 32  # designs multiplied at once
+EM_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,27 @@ def log_mean_exp(values, axis):
     largest = values.max(axis=axis, keepdims=True)
     values -= largest
     return np.log(np.exp(values, out=values).mean(axis=axis)) + np.squeeze(largest, axis=axis)
+
+
+def learn_prior(log_likelihood):
+    """How often each of some choices is right, learnt from all voxels: expectation maximisation, uniform at the start.
+
+    Parameters
+    ----------
+    log_likelihood : array of shape (n_choices, n_voxels)
+
+    Returns
+    -------
+    prior : array of shape (n_choices,)
+    posterior : array of shape (n_choices, n_voxels)
+        Columns sum to 1.
+    """
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=0))
+    prior = np.full(len(likelihood), 1 / len(likelihood))
+    for _ in range(EM_STEPS):
+        prior = np.mean(likelihood * (prior[:, None] / (prior @ likelihood)), axis=1)
+    posterior = prior[:, None] * likelihood
+    return prior, posterior / posterior.sum(axis=0)
 
 
 def follows(log_b):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,15 +102,17 @@ def _write_onnx(model, path, metadata):
     import onnx
     import torch
 
+    widths = _widths(model)
+    batch = torch.export.Dim("batch")
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         torch.onnx.export(
             model,
-            (torch.zeros(2, model.hparams.n_features),),
+            tuple(torch.zeros(2, width) for width in widths.values()),
             str(path),
-            input_names=["features"],
+            input_names=list(widths),
             output_names=["voxels"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=tuple({0: batch} for _ in widths),
             opset_version=OPSET,
             external_data=False,
             verbose=False,
@@ -120,24 +123,36 @@ def _write_onnx(model, path, metadata):
     onnx.checker.check_model(str(path), full_check=True)
 
 
+def _widths(model):
+    """Inputs of a network and their widths: features and, where it has them, previous volumes."""
+    widths = {"features": model.hparams.n_features}
+    return widths | ({"previous": model.hparams.n_past} if model.hparams.n_past else {})
+
+
 def _parity(model, path):
     """Largest difference between torch and onnxruntime, relative to the largest value."""
-    from bold_audio.mlp import mlp_drive
+    from bold_audio.mlp import mlp_output
 
-    X = np.random.default_rng(0).normal(size=(7, model.hparams.n_features)).astype(np.float32)
-    expected = mlp_drive(model, X)
-    return float(np.abs(_session(path)(X) - expected).max() / np.abs(expected).max())
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(7, width)).astype(np.float32) for width in _widths(model).values()]
+    expected = mlp_output(model, *inputs)
+    return float(np.abs(_session(path)(*inputs) - expected).max() / np.abs(expected).max())
 
 
 def _session(path):
-    """Open an ONNX file in onnxruntime; return a function features → voxels."""
+    """Open an ONNX file in onnxruntime; return a function features (and previous volumes) → voxels."""
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
         raise ModelError(f"{path} cannot be opened ({type(error).__name__}) - export it again") from error
-    return lambda X: session.run(["voxels"], {"features": np.asarray(X, dtype=np.float32)})[0]
+
+    def predict(X, previous=None):
+        inputs = {"features": X} | ({} if previous is None else {"previous": np.reshape(previous, (len(X), -1))})
+        return session.run(["voxels"], {name: np.asarray(a, dtype=np.float32) for name, a in inputs.items()})[0]
+
+    return predict
 
 
 def open_predictor(runtime, *, models_dir, name, version, checkpoint):
@@ -154,7 +169,8 @@ def open_predictor(runtime, *, models_dir, name, version, checkpoint):
     Returns
     -------
     predict : function
-        Scaled features (n, n_features) → array (n, n_voxels), float32.
+        Scaled features (n, n_features), and previous volumes (n, n_previous, n_voxels) where the model has them as
+        inputs → array (n, n_voxels), float32.
     facts : dict
         What the model was made for: delay, target, feature settings and scaling, mask hash, …
 
@@ -164,10 +180,10 @@ def open_predictor(runtime, *, models_dir, name, version, checkpoint):
         If there is no such model, or its files contradict each other.
     """
     if runtime == "torch":
-        from bold_audio.mlp import load_checkpoint, mlp_drive
+        from bold_audio.mlp import load_checkpoint, mlp_output
 
         model, facts = load_checkpoint(checkpoint)
-        return lambda X: mlp_drive(model, X), facts
+        return partial(mlp_output, model), facts
     version = version or next_version(models_dir, name) - 1
     folder = Path(models_dir) / name / str(version)
     facts = _read_bundle(folder / "bundle.json")

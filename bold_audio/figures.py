@@ -6,6 +6,8 @@ named; a grid with fewer than two axes longer than 1 becomes bars, one per regio
 with ``onset``, ``duration`` (s) and ``trial_type``; ``spans`` maps ``train``, ``gap``, ``test`` to start and end (s).
 """
 
+import html
+
 import nibabel as nib
 import numpy as np
 import plotly.graph_objects as go
@@ -68,6 +70,13 @@ def use_notebook_renderer():
     pio.renderers.default = "plotly_mimetype+bold_audio"
     if get_ipython() is not None:
         display_html(f"<script>{get_plotlyjs()}</script>", raw=True)
+
+
+def offline_page(figures, *, title):
+    """Figures as one HTML page that asks no other host for anything."""
+    parts = [_OfflinePage().to_mimebundle(figure.to_dict())["text/html"] for figure in figures]
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><script>{get_plotlyjs()}</script>'
+    return f"<!DOCTYPE html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
 def plot_sound(frames, frame_times, names, *, blocks=None, max_seconds=None, title="Sound features over time"):
@@ -429,9 +438,19 @@ def plot_loss(history, *, unit=MSE):
     fig = _figure("Error per epoch: train dashed, validation solid", x="Epoch (number)", y=unit)
     for k, (run, rows) in enumerate(history.groupby("run", sort=False)):
         for part, dash in (("train", "dash"), ("val", "solid")):
+            seen = rows.dropna(subset=[f"{part}_MSE"])  # validation is not looked at in every epoch
             look = dict(color=PALETTE[k % len(PALETTE)], dash=dash)
-            _line(fig, rows["epoch"], rows[f"{part}_MSE"], f"{run}, {part}", "%{y:.3g} at epoch %{x}", **look)
+            _line(fig, seen["epoch"], seen[f"{part}_MSE"], f"{run}, {part}", "%{y:.3g} at epoch %{x}", **look)
     return fig.update_yaxes(exponentformat="power")
+
+
+def plot_evidence(history):
+    """Draw the column ``val_evidence`` by ``epoch`` for each ``run`` of a table."""
+    fig = _figure("Evidence of the validation block for each network", x="Epoch (number)", y="Log evidence (nats)")
+    for k, (run, rows) in enumerate(history.dropna(subset=["val_evidence"]).groupby("run", sort=False)):
+        look = dict(color=PALETTE[k % len(PALETTE)])
+        _line(fig, rows["epoch"], rows["val_evidence"], run, "%{y:.0f} at epoch %{x}", mode="lines+markers", **look)
+    return fig.add_hline(y=0, line_width=1, line_color="#222222")
 
 
 def plot_horizon(table, *, t_r=None, unit=MSE):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -141,6 +142,17 @@ def lock(path, *, wait=0.0, doing="this"):
         yield
     finally:
         held.release()
+
+
+def without_credentials(text):
+    """The text with user and password taken out of every URL in it.
+
+    Examples
+    --------
+    >>> without_credentials("runs at http://me:secret@127.0.0.1:8080/x")
+    'runs at http://127.0.0.1:8080/x'
+    """
+    return re.sub(r"(\w+://)[^/\s@]*@", r"\1", text)
 
 
 def file_md5(path):

@@ -227,7 +227,7 @@ def window_means(frames, frame_times, starts, width):
     return np.stack([np.interp(ends, edges, i) - np.interp(starts, edges, i) for i in integral.T], axis=1) / width
 
 
-def planted_responses(frames, frame_times, *, weights, delays, response, n_volumes):
+def planted_responses(frames, frame_times, *, weights, delays, response, n_volumes, nonlinear=False):
     """Noiseless response of each region, one value per volume.
 
     Parameters
@@ -244,6 +244,8 @@ def planted_responses(frames, frame_times, *, weights, delays, response, n_volum
         Shift only, or convolve with `canonical_response` and shift its peak to the delay.
     n_volumes : int
         Volume k averages over [k·TR, (k+1)·TR).
+    nonlinear : bool
+        The region is tuned to a middle level: z standard deviations from the mean, it responds with exp(−z²).
 
     Returns
     -------
@@ -256,7 +258,11 @@ def planted_responses(frames, frame_times, *, weights, delays, response, n_volum
     seen = np.stack(
         [window_means(c[:, None], times, starts - d, T_R)[:, 0] for c, d in zip(course.T, delays, strict=True)], axis=1
     )
-    return (seen - seen.mean(axis=0)) / seen.std(axis=0)
+    seen = (seen - seen.mean(axis=0)) / seen.std(axis=0)
+    if nonlinear:
+        seen = np.exp(-(seen**2))
+        seen = (seen - seen.mean(axis=0)) / seen.std(axis=0)
+    return seen
 
 
 def convolved(course, times):
@@ -319,10 +325,11 @@ class Planted:
     r2: np.ndarray  # (i, j, k): share of the voxel's variance that the sound causes
     responses: np.ndarray  # (n_volumes, n_regions)
     weights: np.ndarray  # (n_features, n_regions)
-    best: dict  # by kind of features, delay or hrf: the single delay that fits best, s per region, then pooled
+    best: dict  # by kind of features, delay or hrf: the single delay that fits best, s per region, then pooled; None
+    # where no linear fit tells
 
 
-def plant(sound, *, brain, distances, amplitude, weights, delays, response, strength, n_volumes):
+def plant(sound, *, brain, distances, amplitude, weights, delays, response, strength, n_volumes, nonlinear=False):
     """Decide how much each voxel follows ``sound``, a `SoundFeatures`; the rest as in `planted_responses`.
 
     ``distances`` (n_regions, i, j, k) are relative to the regions' radii; ``amplitude`` is each voxel's standard
@@ -332,8 +339,11 @@ def plant(sound, *, brain, distances, amplitude, weights, delays, response, stre
     label = np.where(brain & (near < 1), distances.argmin(axis=0) + 1, 0)
     r2 = strength * np.where(label > 0, (1 - np.minimum(near, 1) ** 6) ** 2, 0)
     frames = (sound.frames - sound.frames.mean(axis=0, dtype=float)) / sound.frames.std(axis=0, dtype=float)
-    clock = {"frames": frames, "frame_times": sound.frame_times}
-    responses = planted_responses(**clock, weights=weights, delays=delays, response=response, n_volumes=n_volumes)
+    heard = {"frames": frames, "frame_times": sound.frame_times, "weights": weights, "delays": delays}
+    responses = planted_responses(**heard, response=response, n_volumes=n_volumes, nonlinear=nonlinear)
+    if nonlinear:  # a linear fit does not find the delay; where the features are made as planted, it is the planted one
+        best = {"delay": None, "hrf": None} | {response: [float(d) for d in delays] + [None]}
+        return Planted(label, r2, responses, weights, best)
     power = np.array([(r2 * amplitude**2)[label == i + 1].sum() for i in range(len(distances))])
     kinds = {"delay": (frames, sound.frame_times), "hrf": convolved(frames, sound.frame_times)}
     best = {kind: best_single_delays(*seen, responses, power=power) for kind, seen in kinds.items()}

@@ -83,7 +83,7 @@ class Params(BaseModel):
     sound_lags: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=60)]
     history_order: Annotated[Count, Field(le=20)]
     history_components: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=100)]
-    target: Literal["difference", "volume"]
+    target: Literal["whitened", "difference", "volume"]
     sweep_target: Literal["whitened", "difference", "volume"]
     sweep_fwhm: Annotated[Number, Field(ge=0, le=50)]
     # split
@@ -94,6 +94,8 @@ class Params(BaseModel):
     alphas: Annotated[list[Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]], Field(min_length=1)]
     # MLP
     mlp_delays: list[Seconds]
+    mlp_history: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=10)]
+    mlp_history_components: Annotated[Count, Field(le=1000)]
     hidden_dims: Annotated[list[Count], Field(min_length=1)]
     dropout: Annotated[Number, Field(ge=0, lt=1)]
     max_epochs: Count
@@ -140,6 +142,8 @@ class Params(BaseModel):
     def _fit_together(self):
         if self.response == "fir" and self.sound_lags == 0:
             raise ValueError("response fir needs sound_lags of at least 1")
+        if self.mlp_history and self.target == "whitened":
+            raise ValueError("mlp_history needs target difference or volume: whitened has taken the past off already")
         if self.hop_length > self.n_fft:
             raise ValueError(f"hop_length {self.hop_length} must not exceed n_fft {self.n_fft}, or sound is skipped")
         return self

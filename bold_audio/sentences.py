@@ -142,13 +142,17 @@ def about_baselines(table, region):
 
 
 def about_mlp(table, region):
-    """Whether the MLP beats the better of the two ridge rows on the same volumes."""
+    """Whether the MLP beats ridge on the same volumes: the row with the same past, or the better of those without."""
     mlp = row_of(table, "mlp", region)
-    ridge = min((row_of(table, name, region) for name in ("linear_delay", "sound")), key=lambda row: row["mse"])
+    names = ("history_sound",) if mlp["reference"] == "history" else ("linear_delay", "sound")
+    ridge = min((row_of(table, name, region) for name in names), key=lambda row: row["mse"])
     verdict = "has a smaller error than" if mlp["mse"] < ridge["mse"] else "does **not** beat"
+    gains = ""
+    if mlp["reference"] == "history":
+        gains = f"; over own history the network gains {mlp['skill']:+.4f}, ridge {ridge['skill']:+.4f}"
     return (
-        f"In `{region}` the MLP {verdict} ridge (`{ridge['model']}`): MSE {mlp['mse']:.3g} against "
-        f"{ridge['mse']:.3g}, same volumes, one-step."
+        f"In `{region}` the MLP {verdict} ridge (`{ridge['model']}`): MSE {mlp['mse']:.4g} against "
+        f"{ridge['mse']:.4g}, same volumes, one-step{gains}."
     )
 
 

@@ -198,6 +198,7 @@ def simulate_subject(
     delays=(5.0, 6.5),
     response="hrf",
     strength=0.25,
+    nonlinear=False,
     null=False,
     motion=0.0,
     ar_rho=0.85,
@@ -224,6 +225,8 @@ def simulate_subject(
     response : {"hrf", "delay"}
     strength : float
         Share of the variance that the sound causes at a region's centre.
+    nonlinear : bool
+        Regions tuned to a middle level, which no linear model of the same features predicts well.
     null : bool
         Plant nothing.
     motion : float
@@ -264,7 +267,9 @@ def simulate_subject(
     weights = weights + 0.3 * tuning.standard_normal((MFCC["n_mfcc"], len(REGIONS)))
     weights *= np.exp(-np.arange(len(weights)) / 4)[:, None]  # ears follow the coarse spectrum more than its ripples,
     weights[0] *= 0.5  # and loudness is not everything
-    answer = {k: settings[k] for k in ("delays", "response", "n_volumes")} | {"strength": 0.0 if null else strength}
+    answer = {k: settings[k] for k in ("delays", "response", "n_volumes", "nonlinear")} | {
+        "strength": 0.0 if null else strength
+    }
     planted = plant(sound, brain=brain, distances=distances, amplitude=amplitude, weights=weights, **answer)
     noise = {k: settings[k] for k in ("ar_rho", "ar_share", "drift", "fwhm")}
     changes = smooth_noise(rng_noise, keep=image > 0, n_volumes=n_volumes, **noise)
@@ -381,7 +386,8 @@ def truth_facts(planted, facts):
     """Everything that was planted, and every setting, in a form JSON can hold."""
     settings, null = facts["settings"], facts["settings"]["null"]
     best = [
-        {k: None if null else v[i] for k, v in planted.best.items()} | {"fir": None} for i in range(len(REGIONS) + 1)
+        {k: None if null or v is None else v[i] for k, v in planted.best.items()} | {"fir": None}
+        for i in range(len(REGIONS) + 1)
     ]
     regions = [
         {

@@ -40,9 +40,11 @@ class SpatialHistory:
     space: Space
     weights: np.ndarray
 
-    def __call__(self, previous):
-        """Contribution to the volumes that follow ``previous``, array of shape (n_volumes, n_voxels)."""
-        return self.space.scores(previous) @ self.weights
+    order = 1  # volumes that it looks back
+
+    def __call__(self, rows, previous):
+        """Contribution to the volumes ``rows``, shape (n_rows, n_voxels), from the volume before each."""
+        return self.space.scores(previous[0]) @ self.weights
 
 
 def principal_space(Y, *, rows, n_components, chunk_voxels=8192):

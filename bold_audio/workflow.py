@@ -1,160 +1,20 @@
 """Each notebook's result, made once and re-read by the next: sweep, training, export, scores, maps."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
-import pandas as pd
 
 # One door for notebooks: a subject is opened and its results are made from here.
-from bold_audio import brain, delays, encoding, evidence, export, gram, mlp, scores, sentences, significance, sweep
+from bold_audio import brain, candidates, export, models, scores, sentences, sweep
+from bold_audio.candidates import checkpoint_folder, inner_validation  # noqa: F401
 from bold_audio.delays import ensure_sweep, open_feature_grid  # noqa: F401
-from bold_audio.files import read_json, write_json, write_table, write_text, write_whole
+from bold_audio.files import write_json, write_text, write_whole
+from bold_audio.models import LINEAR_NAMES, predict_row, score_rows  # noqa: F401
 from bold_audio.prepare import Subject, annotation_paths, ensure_scan, open_subject, read_features  # noqa: F401
-from bold_audio.space import SpatialHistory
 
 
-def _this():
-    """This module, whose own code the results depend on too."""
-    import bold_audio.workflow as this
-
-    return this
-
-
-def targets(subject):
-    """What the MLP predicts: volumes, or differences to the previous volume (row 0 is 0)."""
-    if subject.params.target == "volume":
-        return subject.Y
-    difference = np.zeros_like(subject.Y)
-    np.subtract(subject.Y[1:], subject.Y[:-1], out=difference[1:])
-    return difference
-
-
-def history_weights(target, n_voxels):
-    """Weights of previous volumes that turn a prediction of ``target`` into a volume."""
-    return np.ones((1, n_voxels), np.float32) if target == "difference" else np.zeros((0, n_voxels), np.float32)
-
-
-def inner_validation(subject):
-    """The last block of train to validate on, and what lies before its gap to fit on."""
-    return subject.folds[-1]
-
-
-def train_candidates(subject, delays, *, progress=False):
-    """Train one MLP per candidate delay and log each to MLflow.
-
-    Parameters
-    ----------
-    subject : Subject
-    delays : sequence of float
-        Candidate delays, in seconds.
-    progress : bool
-        Whether to draw progress bars.
-
-    Returns
-    -------
-    list of mlp.TrainedMLP
-    warnings : list of str
-        What the reader should know about the logging.
-    """
-    params = subject.params
-    fit, val = inner_validation(subject)
-    T = targets(subject)
-    trained, notes = [], []
-    for delay in delays:
-        X = subject.scaled("sound", delay)[0]
-        logger, note = mlp.mlflow_logger(
-            params.mlflow_uri,
-            params.mlflow_experiment or params.label,
-            f"sub{params.subject}_dt{delay:g}",
-            local_folder=params.resolve(params.outputs_dir) / "mlflow",
-        )
-        logger.log_hyperparams({**params.model_dump(), "delay": delay, **subject.input_md5})
-        one = mlp.train_mlp(
-            X,
-            T,
-            fit=fit,
-            val=val,
-            delay=delay,
-            value_range=subject.run.value_range,
-            settings=params,
-            folder=checkpoint_folder(params) / "training" / f"dt{delay:g}",
-            loggers=[logger],
-            progress=progress,
-        )
-        logger.finalize("success")
-        trained.append(one)
-        notes += [note] if note else []
-    return trained, sorted(set(notes))
-
-
-def checkpoint_folder(params):
-    """Folder of checkpoints: the subject's outputs, or its own folder below ``checkpoint_dir``."""
-    if params.checkpoint_dir is None:
-        return params.subject_path
-    return params.resolve(params.checkpoint_dir) / params.label / f"sub-{params.subject}"
-
-
-def model_facts(subject, delay):
-    """What inference needs besides the weights; plain values only."""
-    params, run = subject.params, subject.run
-    _, mean, scale = subject.scaled("sound", delay)
-    settings = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "feature_source", "response", "sound_lags", "target")
-    return {
-        **{name: getattr(params, name) for name in settings},
-        "delay": float(delay),
-        "t_r": run.files.t_r,
-        "subject": params.subject,
-        "dataset": params.dataset,
-        "n_inputs": len(mean),
-        "feature_mean": [float(v) for v in mean],
-        "feature_scale": [float(v) for v in scale],
-        "mask_shape": list(run.mask.shape),
-        "mask_hash": export.mask_fingerprint(run.mask, run.affine),
-        "value_range": list(run.value_range),
-        "train_volumes": [int(subject.split.train[0]), int(subject.split.train[-1])],
-        "input_md5": subject.input_md5,
-        "sound": subject.sound.source,
-    }
-
-
-def ensure_mlp(subject, *, progress=False):
-    """Train the MLP at every candidate delay and keep the best, unless ``best.ckpt`` is this very training.
-
-    Returns
-    -------
-    model : mlp.AudioFmriMLP
-        Folded network, features → voxels.
-    facts : dict
-        With ``delay``, the model's own.
-    history : DataFrame
-        ``run, delay, epoch, train_MSE, val_MSE, val_Pearson``.
-    warnings : list of str
-    """
-    params = subject.params
-    candidates = params.mlp_delays or [ensure_sweep(subject).delay]
-    key = subject.result_key(mlp, delays, gram, evidence, significance, sweep, _this())
-    checkpoint, history_path = checkpoint_folder(params) / "best.ckpt", subject.path("mlp_history.tsv")
-    done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
-    if done.get("key") == key and checkpoint.is_file() and history_path.is_file():
-        model, facts = mlp.load_checkpoint(checkpoint)
-        return model, facts, pd.read_csv(history_path, sep="\t"), []
-    trained, notes = train_candidates(subject, candidates, progress=progress)
-    best = min(trained, key=lambda one: one.val_mse)
-    facts = model_facts(subject, best.delay)
-    mlp.save_checkpoint(checkpoint, best.model, facts)
-    history = pd.concat(
-        pd.DataFrame(one.history).assign(run=f"sub{params.subject}_dt{one.delay:g}", delay=one.delay) for one in trained
-    )
-    write_table(history_path, history)
-    chosen = {
-        "delay": best.delay,
-        "val_MSE": best.val_mse,
-        "val_Pearson": best.val_pearson,
-        "best_epoch": best.best_epoch,
-    }
-    subject.record("mlp", key=key, candidates=list(candidates), why="smallest val_MSE inside train", **chosen)
-    return best.model, facts, history, notes
+def ensure_mlp(subject, *, progress=None):
+    """Train the MLP at every candidate delay (or at the sweep's) and keep the best; see `candidates.ensure_mlp`."""
+    delays = subject.params.mlp_delays or [ensure_sweep(subject).delay]
+    return candidates.ensure_mlp(subject, delays, progress=progress)
 
 
 def ensure_export(subject):
@@ -191,35 +51,17 @@ def ensure_export(subject):
     return version, difference
 
 
-class Row(NamedTuple):
-    """A model as a row of the score table.
-
-    Parameters
-    ----------
-    phi : array of shape (order, n_voxels)
-        Weights of the voxel's own previous volumes.
-    drive : callable
-        Volumes → the part of their prediction that needs no past, array of shape (n_volumes, n_voxels).
-    space : SpatialHistory, optional
-        What components of the whole previous volume add.
-    """
-
-    phi: np.ndarray
-    drive: Callable
-    space: SpatialHistory | None = None
-
-
-def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, names=encoding.LINEAR_NAMES):
+def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, names=LINEAR_NAMES):
     """Fit the linear rows of the score table on ``rows`` (train by default).
 
     ``follows`` are the voxels in which the sound may add to the past, such as ``found.follows`` of the sweep.
 
     Returns
     -------
-    dict of str to Row
+    dict of str to models.Row
     """
     rows = subject.split.train if rows is None else rows
-    fitted = encoding.fit_rows(
+    fitted = models.fit_rows(
         subject.Y,
         rows=rows,
         folds=subject.folds if folds is None else folds,
@@ -233,84 +75,52 @@ def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, name
         chunk_voxels=subject.params.chunk_voxels,
         names=names,
     )
-
-    def drive(model, X):
-        return lambda volumes: encoding.drive_of(model, X[volumes])
-
-    return {name: Row(model.phi, drive(model, X), model.space) for name, (model, X) in fitted.items()}
+    return models.linear_rows(fitted)
 
 
-def mlp_row(subject, predict, facts):
-    """The MLP as a row beside the linear ones, whatever runtime answers for it."""
-    raw = subject.designs["sound"].at(facts["delay"])
-    X = (raw - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
-    hash_here = export.mask_fingerprint(subject.run.mask, subject.run.affine)
-    export.check_fits(facts, n_features=X.shape[1], subject=subject.params.subject, mask_hash=hash_here)
-    return Row(history_weights(facts["target"], subject.run.n_voxels), lambda volumes: predict(X[volumes]))
+def network_inputs(subject, facts):
+    """Features of every volume as the network wants them, array of shape (n_volumes, n_features).
 
-
-def predict_row(subject, row, volumes, prediction, *, fitted_until):
-    """Predict ``volumes`` by one row, ``one_step`` or ``open_loop``.
-
-    Open loop starts right after ``fitted_until``, the last volume fitted on: nothing measured
-    after it, not even in the gap, is used.
+    Raises
+    ------
+    ModelError
+        If the network was trained on another subject, mask or set of features.
     """
-    if prediction == "one_step":
-        return encoding.predict(row.phi, row.drive(volumes), subject.Y, volumes, row.space)
-    path = np.arange(fitted_until + 1, volumes[-1] + 1)
-    return encoding.rollout(row.phi, row.drive(path), subject.Y, path, row.space)[-len(volumes) :]
+    raw = subject.designs["sound"].at(facts["delay"])
+    hash_here = export.mask_fingerprint(subject.run.mask, subject.run.affine)
+    export.check_fits(facts, n_features=raw.shape[1], subject=subject.params.subject, mask_hash=hash_here)
+    return (raw - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
 
 
-def score_rows(subject, rows, volumes, regions, *, fitted_until, predictions=("one_step", "open_loop")):
-    """Score every model on ``volumes``, one table row per model, prediction and region.
+def measured_inputs(subject, facts, volumes):
+    """All that the network is given for ``volumes``: features and, where it has them, measured previous volumes."""
+    X = network_inputs(subject, facts)[volumes]
+    lags = range(1, facts["n_previous"] + 1)
+    return (X, np.stack([subject.Y[volumes - lag] for lag in lags], axis=1)) if lags else (X,)
+
+
+def mlp_row(subject, predict, facts, *, history=None, rows=None):
+    """The MLP as a row beside the linear ones, whatever runtime answers for it.
 
     Parameters
     ----------
     subject : Subject
-    rows : dict of str to Row
-        Models; ``constant`` is among them.
-    volumes : array of int
-        Contiguous volumes that nothing was fitted on.
-    regions : dict of str to array of bool
-    fitted_until : int
-        The last volume fitted on: open loop starts right after it.
-    predictions : sequence of str
-
-    Returns
-    -------
-    table : DataFrame
-        The columns of ``scores.tsv``.
-    voxels : dict of (str, str) to dict
-        Per model and prediction: ``mse`` and ``r`` of every voxel, and ``partial_r`` for the
-        models that add sound to a past.
+    predict, facts
+        From a runtime: see `export.open_predictor`.
+    history : models.Row, optional
+        Own history, which a model of whitened volumes adds its sound to.
+    rows : array of int, optional
+        Volumes that ``history`` was fitted on; train by default.
     """
-    Y = np.asarray(subject.Y[volumes])
-    value_range = subject.run.value_range
-    lines, voxels = [], {}
-    for prediction in predictions:
-        predicted = {}
-        for name, row in rows.items():
-            reference = encoding.reference_of(name)
-            made = predict_row(subject, row, volumes, prediction, fitted_until=fitted_until)
-            found = {
-                "mse": scores.voxel_mse(Y, made, value_range=value_range),
-                "r": scores.pearson_r(Y, made),
-            }
-            if name in encoding.REFERENCES and prediction == "one_step":
-                found["partial_r"] = scores.partial_r(Y, predicted[reference], made)
-            voxels[name, prediction] = found
-            if name in encoding.REFERENCES.values():
-                predicted[name] = made
-            for region, roi in regions.items():
-                line = scores.score_row(Y, made, voxels[reference, prediction]["mse"], roi, value_range=value_range)
-                partial = scores.median_of(found["partial_r"][roi]) if "partial_r" in found else np.nan
-                lines.append(
-                    {"model": name, "prediction": prediction, "region": region}
-                    | {k: line[k] for k in ("mse", "r_median", "r_best", "r2", "skill")}
-                    | {"reference": reference, "n_volumes": line["n_volumes"], "n_voxels": line["n_voxels"]}
-                    | {"partial_r_median": partial}
-                )
-    return pd.DataFrame(lines), voxels
+    return models.network_row(
+        predict,
+        network_inputs(subject, facts),
+        target=facts["target"],
+        n_voxels=subject.run.n_voxels,
+        n_previous=facts["n_previous"],
+        history=history,
+        train=subject.split.train if rows is None else rows,
+    )
 
 
 def score_regions(subject, found):

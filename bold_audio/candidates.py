@@ -1,0 +1,234 @@
+"""One MLP per candidate delay of a subject, the best kept; each training is a run in MLflow."""
+
+import shutil
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from bold_audio import coordinates, data, evidence, export, figures, gram, mlp, space, tracking, training
+from bold_audio.files import fingerprint, git_commit, lock, project_root, read_json, write_table, write_text
+from bold_audio.mlp import MONITOR
+
+HISTORY = "mlp_history.tsv"
+
+
+def _this():
+    """This module, whose own code the results depend on too."""
+    import bold_audio.candidates as this
+
+    return this
+
+
+def inner_validation(subject):
+    """The last block of train to validate on, and what lies before its gap to fit on."""
+    return subject.folds[-1]
+
+
+def checkpoint_folder(params):
+    """Folder of checkpoints: the subject's outputs, or its own folder below ``checkpoint_dir``."""
+    if params.checkpoint_dir is None:
+        return params.subject_path
+    return params.resolve(params.checkpoint_dir) / params.label / f"sub-{params.subject}"
+
+
+def subject_targets(subject):
+    """What the network has to predict, from the volumes before the validation block and its gap alone."""
+    params, whitening = subject.params, None
+    fit, val = inner_validation(subject)
+    if params.target == "whitened":
+        order = params.history_order
+        found = gram.gram_matrices(
+            subject.Y,
+            volumes=np.arange(fit[0] - order, fit[-1] + 1),
+            train=fit,
+            regions={"all": np.ones(subject.run.n_voxels, bool)},
+            scaled=True,
+            chunk_voxels=params.chunk_voxels,
+        )["all"]
+        whitening = np.r_[1.0, -found.shared_history(fit, order)]
+    return coordinates.make_targets(
+        subject.Y,
+        target=params.target,
+        fit=fit,
+        val=val,
+        whitening=whitening,
+        n_components=params.n_components,
+        smooth=partial(data.smooth_rows, subject.run, fwhm=params.sweep_fwhm) if params.sweep_fwhm else None,
+        value_range=subject.run.value_range,
+    )
+
+
+def previous_scores(subject, fit):
+    """Scores of the previous volumes, nearest first, and the space they are in; nothing where none are asked for.
+
+    Returns
+    -------
+    array of shape (n_volumes, mlp_history · n_components)
+        The first rows, before which there are no volumes, hold 0.
+    space : Space or None
+    """
+    params = subject.params
+    if not params.mlp_history:
+        return np.zeros((len(subject.Y), 0)), None
+    found = space.principal_space(
+        subject.Y, rows=fit, n_components=params.mlp_history_components, chunk_voxels=params.chunk_voxels
+    )
+    scores = found.scores(subject.Y)
+    lagged = [np.vstack([np.zeros((lag, scores.shape[1])), scores[:-lag]]) for lag in range(1, params.mlp_history + 1)]
+    return np.hstack(lagged), found
+
+
+def training_key(subject):
+    """Hash of all that a training depends on but its delay."""
+    return subject.result_key(mlp, coordinates, training, evidence, gram, space, _this())
+
+
+def train_candidates(subject, delays, *, progress=False):
+    """Train one MLP per candidate delay and log each to MLflow.
+
+    Parameters
+    ----------
+    subject : Subject
+    delays : sequence of float
+        Candidate delays, in seconds.
+    progress : bool
+        Whether to draw progress bars.
+
+    Returns
+    -------
+    list of training.TrainedMLP
+    warnings : list of str
+        What the reader should know about the logging.
+    """
+    params, key = subject.params, training_key(subject)
+    targets = subject_targets(subject)
+    past, found = previous_scores(subject, targets.fit)
+    trained, notes = [], []
+    for delay in delays:
+        folder = checkpoint_folder(params) / "training" / f"dt{delay:g}-{key}"
+        one = training.train_mlp(
+            np.hstack([subject.scaled("sound", delay)[0], past]),
+            targets,
+            delay=delay,
+            settings=params,
+            folder=folder,
+            space=found,
+            n_previous=params.mlp_history,
+            progress=progress,
+        )
+        trained.append(one)
+        notes.append(_log(subject, one, targets, key=fingerprint(key, delay), folder=folder))
+    return trained, sorted({note for note in notes if note})
+
+
+def _log(subject, one, targets, *, key, folder):
+    """One training as a run in MLflow, with its pictures and its model."""
+    params = subject.params
+    name = f"sub{params.subject}_dt{one.delay:g}"
+    mlp.save_checkpoint(folder / "whole" / "best.ckpt", one.model, model_facts(subject, one.delay))
+    losses = pd.DataFrame(one.losses).assign(run=name)
+    true, predicted = one.middle
+    run, k = subject.run, targets.val[len(targets.val) // 2]
+    pictures = [
+        figures.plot_loss(losses),
+        figures.plot_truth_prediction(
+            true,
+            predicted,
+            title=f"{name}: {params.target} of the middle validation volume, without its mean",
+            unit="raw intensity (a.u.)",
+            time=run.files.volume_times[k],
+            affine=run.affine,
+            mask=run.mask,
+            names=list(run.regions)[1:],
+        ),
+    ]
+    write_text(folder / "whole" / "figures.html", figures.offline_page(pictures, title=f"{params.label} {name}"))
+    return tracking.log_run(
+        name,
+        key=key,
+        experiment=params.mlflow_experiment or params.label,
+        parameters={**params.model_dump(), "delay": one.delay, "kept_share": one.kept, **subject.input_md5},
+        losses=one.losses,
+        files=[folder / "whole" / "best.ckpt", folder / "whole" / "figures.html"],
+        tags={"mlflow.source.git.commit": git_commit(project_root()) or "unknown"},
+        uri=params.mlflow_uri,
+        local_folder=params.resolve(params.outputs_dir) / "mlflow",
+    )
+
+
+def model_facts(subject, delay):
+    """What inference needs besides the weights; plain values only."""
+    params, run = subject.params, subject.run
+    _, mean, scale = subject.scaled("sound", delay)
+    settings = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "feature_source", "response", "sound_lags", "target")
+    return {
+        **{name: getattr(params, name) for name in settings},
+        "delay": float(delay),
+        "t_r": run.files.t_r,
+        "subject": params.subject,
+        "dataset": params.dataset,
+        "n_inputs": len(mean),
+        "n_previous": params.mlp_history,
+        "feature_mean": [float(v) for v in mean],
+        "feature_scale": [float(v) for v in scale],
+        "mask_shape": list(run.mask.shape),
+        "mask_hash": export.mask_fingerprint(run.mask, run.affine),
+        "value_range": list(run.value_range),
+        "train_volumes": [int(subject.split.train[0]), int(subject.split.train[-1])],
+        "input_md5": subject.input_md5,
+        "sound": subject.sound.source,
+    }
+
+
+def ensure_mlp(subject, candidates, *, progress=None):
+    """Train the MLP at every candidate delay and keep the best, unless ``best.ckpt`` is this very training.
+
+    Two processes that want the same subject's model are safe: the second waits for the first. One that was killed
+    goes on where it was.
+
+    Parameters
+    ----------
+    subject : Subject
+    candidates : sequence of float
+        Delays, in seconds.
+    progress : bool, optional
+        Whether to draw progress bars; without it, where somebody watches.
+
+    Returns
+    -------
+    model : mlp.AudioFmriMLP
+        Folded network: features (and previous volumes) → voxels.
+    facts : dict
+        With ``delay``, the model's own.
+    losses : DataFrame
+        ``run, delay, epoch, train_MSE``, and every few epochs ``val_MSE, val_Pearson, val_evidence, …``.
+    warnings : list of str
+    """
+    folder, key = checkpoint_folder(subject.params), fingerprint(training_key(subject), list(candidates))
+    with lock(folder / ".training.lock", wait=3600, doing=f"training of sub-{subject.params.subject}"):
+        done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
+        if done.get("key") == key and (folder / "best.ckpt").is_file() and subject.path(HISTORY).is_file():
+            model, facts = mlp.load_checkpoint(folder / "best.ckpt")
+            return model, facts, pd.read_csv(subject.path(HISTORY), sep="\t"), []
+        progress = training.somebody_watches() if progress is None else progress
+        trained, notes = train_candidates(subject, candidates, progress=progress)
+        best = max(trained, key=lambda one: one.best[MONITOR])
+        facts = model_facts(subject, best.delay)
+        mlp.save_checkpoint(folder / "best.ckpt", best.model, facts)
+        losses = pd.concat(
+            pd.DataFrame(one.losses).assign(run=f"sub{subject.params.subject}_dt{one.delay:g}", delay=one.delay)
+            for one in trained
+        )
+        write_table(subject.path(HISTORY), losses)
+        subject.record(
+            "mlp",
+            key=key,
+            delay=best.delay,
+            candidates=list(candidates),
+            why="the only candidate" if len(trained) == 1 else f"largest {MONITOR} on the last block of train",
+            kept_share=best.kept,
+            **{f"best_{name}": value for name, value in best.best.items()},
+        )
+        shutil.rmtree(folder / "training", ignore_errors=True)
+    return best.model, facts, losses, notes

@@ -1,0 +1,247 @@
+"""One training of the MLP: batches, losses, the best epoch; it goes on where it was killed."""
+
+import logging
+import os
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from bold_audio.files import ModelError
+from bold_audio.mlp import MONITOR, AudioFmriMLP, fold_basis, seed_of
+
+LOOK_EVERY = 5  # epochs between two looks at all voxels, each of which may leave a checkpoint
+PATIENCE = 4  # looks without more evidence before training stops
+
+
+class EpochOrder(Sampler):
+    """An order of the volumes drawn from the seed and the number of the epoch, so that a resumed run draws it again."""
+
+    def __init__(self, n, seed):
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def set_epoch(self, epoch):
+        """Lightning calls this at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.n
+
+    def __iter__(self):
+        order = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
+        return iter(torch.randperm(self.n, generator=order).tolist())
+
+
+class AudioFmriDataModule(pl.LightningDataModule):
+    """Inputs at one delay, paired with the coordinates of their targets.
+
+    Parameters
+    ----------
+    X : array of shape (n_volumes, n_inputs)
+        Sound features at the delay, scaled on train; behind them scores of previous volumes, if any.
+    targets : Targets
+    batch_size, seed : int
+        See params/common.yaml.
+    """
+
+    def __init__(self, X, targets, *, batch_size=32, seed=0):
+        super().__init__()
+        self.targets, self.batch_size = targets, batch_size
+        self.fit_set = self._paired(X, targets.fit, targets.fit_part)
+        self.val_set = self._paired(X, targets.val, targets.val_part)
+        self.order = EpochOrder(len(self.fit_set), seed)
+
+    def _paired(self, X, rows, part):
+        lags = np.arange(len(self.targets.output_taps))
+        arrays = (X[rows[:, None] - lags], *part)  # (n, n_taps, n_inputs)
+        return TensorDataset(*(torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in arrays))
+
+    def train_dataloader(self):
+        """Batches of the volumes fitted on; each is one pair of its own, so their order may be drawn."""
+        return DataLoader(self.fit_set, batch_size=self.batch_size, sampler=self.order)
+
+    def val_dataloader(self):
+        """All validation volumes at once, in order, so that val_Pearson is over time."""
+        return DataLoader(self.val_set, batch_size=len(self.val_set))
+
+
+class _Losses(Callback):
+    """Keep the logged losses of every epoch; a checkpoint takes them along."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_train_epoch_end(self, trainer, module):
+        # Lightning keeps the last value of what was not logged in this epoch.
+        looked = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+        names = [name for name in trainer.callback_metrics if looked or name == "train_MSE"]
+        self.rows.append({"epoch": trainer.current_epoch, **{n: float(trainer.callback_metrics[n]) for n in names}})
+
+    def state_dict(self):
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state):
+        self.rows = list(state["rows"])
+
+
+@dataclass(frozen=True)
+class TrainedMLP:
+    """One finished training: the folded network, its delay and its losses epoch by epoch.
+
+    Parameters
+    ----------
+    model : AudioFmriMLP
+        Best epoch's, folded.
+    delay : float
+    losses : list of dict
+        ``epoch, train_MSE`` of every epoch; at every look also ``val_MSE, val_Pearson, val_evidence, …``.
+    best : dict
+        The epoch that was kept.
+    kept : float
+        Mean share of the network's prediction that a voxel keeps.
+    middle : (array, array)
+        True and predicted target of the middle validation volume, without the mean: shape (n_voxels,).
+    """
+
+    model: AudioFmriMLP
+    delay: float
+    losses: list
+    best: dict
+    kept: float
+    middle: tuple
+
+
+def train_mlp(X, targets, *, delay, settings, folder, space=None, n_previous=0, progress=False):
+    """Train the MLP at one delay and return its best epoch by ``val_evidence``.
+
+    A training that was killed goes on from the last checkpoint in ``folder`` and ends as if it had not been.
+
+    Parameters
+    ----------
+    X : array of shape (n_volumes, n_inputs)
+        Sound features at ``delay``, scaled on train, and behind them the scores of the ``n_previous`` volumes before.
+    targets : Targets
+    delay : float
+        BOLD delay, in seconds.
+    settings : Params
+        ``hidden_dims, dropout, lr, weight_decay, max_epochs, batch_size, seed``.
+    folder : path
+        Where Lightning keeps the checkpoints of this very training, of these inputs and settings.
+    space : Space, optional
+        Previous volumes → scores.
+    n_previous : int
+    progress : bool
+        Whether to draw a progress bar.
+
+    Returns
+    -------
+    TrainedMLP
+
+    Raises
+    ------
+    ModelError
+        If the loss is not a number.
+    """
+    folder = Path(folder)
+    n_past = 0 if space is None else n_previous * space.loadings.shape[1]
+    # Weights, dropout and batch order each come from the seed, whatever ran before in this process.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _quiet():
+        torch.manual_seed(settings.seed)
+        data = AudioFmriDataModule(X, targets, batch_size=settings.batch_size, seed=settings.seed)
+        model = AudioFmriMLP(
+            X.shape[1] - n_past,
+            targets.basis.n_components,
+            n_past=n_past,
+            hidden_dims=list(settings.hidden_dims),
+            dropout=settings.dropout,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            seed=settings.seed,
+        )
+        look_every = min(LOOK_EVERY, settings.max_epochs)
+        # After the epoch's losses are known, the best first: the last knows of it.
+        often = {"every_n_epochs": look_every, "save_on_train_epoch_end": True, "enable_version_counter": False}
+        checkpoints = [
+            ModelCheckpoint(folder, filename="best", monitor=MONITOR, mode="max", **often),
+            ModelCheckpoint(folder, filename="last", **often),
+        ]
+        early = EarlyStopping(MONITOR, mode="max", patience=PATIENCE, check_finite=True, check_on_train_epoch_end=False)
+        losses = _Losses()
+        trainer = pl.Trainer(
+            max_epochs=settings.max_epochs,
+            check_val_every_n_epoch=look_every,
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            callbacks=[losses, early, *checkpoints],
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        rows, finished = _finished_before(folder, losses, early, settings.max_epochs)
+        if finished:
+            losses.rows = rows
+        else:
+            last = folder / "last.ckpt" if rows else None
+            trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True if rows else None)
+        looks = [row for row in losses.rows if MONITOR in row]
+        if not looks or not np.isfinite([looks[-1][n] for n in ("train_MSE", MONITOR)]).all():
+            raise ModelError(f"the loss is not a number at epoch {len(losses.rows) - 1} - lower lr {settings.lr:g}")
+        # Read back from disk: the best weights, not a reference to the last ones.
+        best = AudioFmriMLP.load_from_checkpoint(folder / "best.ckpt", map_location="cpu", weights_only=True).eval()
+        inputs = data.val_set[:][0]
+        with torch.no_grad():
+            shares, _ = best.shares(inputs, targets)
+            k = len(inputs) // 2
+            middle = best.predict_target(inputs[k : k + 1], targets).numpy()[0] * targets.basis.scale
+        folded = fold_basis(best, targets, shares=shares, space=space, n_previous=n_previous)
+    row = max(looks, key=lambda r: r[MONITOR])
+    pictures = (targets.val_voxels[k], shares * (targets.basis.components @ middle))
+    return TrainedMLP(folded, delay, losses.rows, row, float(shares.mean()), pictures)
+
+
+def _finished_before(folder, losses, early, max_epochs):
+    """What the last checkpoint in ``folder`` says: its losses, and whether training had come to its end.
+
+    No losses where there is no checkpoint that can be read.
+    """
+    try:
+        states = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)["callbacks"]
+        rows = states[losses.state_key]["rows"]
+        waited = states[early.state_key]["wait_count"]
+    except FileNotFoundError:
+        return [], False
+    except Exception:  # torn by a kill, or of another kind: it is made again from the start
+        shutil.rmtree(folder)
+        return [], False
+    return rows, waited >= PATIENCE or len(rows) >= max_epochs
+
+
+class _quiet:
+    """Silence Lightning's tips while a headless training runs; its errors stay."""
+
+    def __enter__(self):
+        self.catcher = warnings.catch_warnings()
+        self.catcher.__enter__()
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        self.loggers = [logging.getLogger(f"pytorch_lightning.{part}") for part in ("utilities.rank_zero", "callbacks")]
+        self.levels = [log.level for log in self.loggers]
+        for log in self.loggers:
+            log.setLevel(logging.ERROR)
+
+    def __exit__(self, *error):
+        for log, level in zip(self.loggers, self.levels, strict=True):
+            log.setLevel(level)
+        return self.catcher.__exit__(*error)
+
+
+def somebody_watches():
+    """Whether progress bars would be seen: a terminal, or a notebook that a Jupyter server opened."""
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
