@@ -74,7 +74,7 @@ def _write_locally(run_name, folder, content):
 def _write(run_name, *, key, experiment, parameters, losses, files, tags, uri, artifacts):
     from mlflow.entities import Metric, Param, RunTag
 
-    client, number = _client(uri), None
+    client = _client(uri)
     number = _experiment(client, experiment, artifacts)
     done = client.search_runs([number], filter_string=f"tags.`{KEY}` = '{key}' and attributes.status = '{FINISHED}'")
     if done:
@@ -114,6 +114,8 @@ def _experiment(client, name, artifacts):
             known = client.get_experiment_by_name(name)
             if known is None:
                 raise
+    if known.lifecycle_stage == "deleted":
+        client.restore_experiment(known.experiment_id)
     return known.experiment_id
 
 

@@ -1,9 +1,15 @@
 """One small simulated BIDS tree for all tests, and the shared folder of real data where it is."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
@@ -41,3 +47,50 @@ def shared():
     if not (folder / "realdata").is_dir():
         pytest.skip(f"no real data at {folder} - set BOLD_AUDIO_SHARED")
     return folder
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory):
+    """Address of a real MLflow server on a free port."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "art")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *store]
+    with (folder / "log").open("w") as said:
+        process = subprocess.Popen(
+            [*command, "--workers", "1"], stdout=said, stderr=said, cwd=folder, start_new_session=True
+        )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                if requests.get(f"{uri}/health", timeout=2).ok:
+                    break
+            except requests.RequestException:
+                assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.5)
+        else:
+            pytest.fail("the MLflow server did not start: " + (folder / "log").read_text())
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def mlflow_runs():
+    """Function: MLflow's client at an address, and the runs of an experiment there."""
+
+    def runs_in(uri, experiment="ds003688"):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        return client, [] if found is None else client.search_runs([found.experiment_id])
+
+    return runs_in

@@ -41,7 +41,7 @@ def test_nothing_fitted_knows_the_test_part(small_params, spoilt_dir, response):
         "response": response,
         "delays": [5.0, 6.0, 7.0],
         "mlp_delays": [5.0],
-        "max_epochs": 2,
+        "max_epochs": 10,
         "history_order": 2,
     }
     settings["history_components"] = 3
@@ -64,7 +64,7 @@ def test_nothing_fitted_knows_the_test_part(small_params, spoilt_dir, response):
                 "responsive": found.responsive,
                 "intervals": found.regions.drop(columns="region").fillna(-1.0).to_numpy(float),
                 "voxels' delays": found.voxels.fillna(-1.0).to_numpy(),
-                "components": rows["history"].space.weights,
+                "components": rows["history"].step.weights,
                 "scaling": np.array([facts["feature_mean"], facts["feature_scale"]]),
                 **{f"phi of {name}": row.phi for name, row in rows.items()},
                 **{f"train drive of {name}": row.drive(train) for name, row in rows.items()},

@@ -1,0 +1,122 @@
+"""Finished trainings in MLflow: once each, in a real server or in the local file, never lost."""
+
+import http.server
+import socket
+import threading
+
+import pytest
+
+from bold_audio import tracking
+
+LOSSES = [{"epoch": k, "train_MSE": 2.0 - k / 10} | ({"val_MSE": 3.0 + k} if k % 5 == 4 else {}) for k in range(10)]
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    path = tmp_path / "made" / "best.ckpt"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def log(artifact, tmp_path):
+    """Function: log one training; its warning."""
+
+    def run(name="sub09_dt4", **given):
+        what = {"key": f"key of {name}", "experiment": "ds003688", "parameters": {"lr": 0.001, "delays": [4, 5]}}
+        what |= {"losses": LOSSES, "files": [artifact], "tags": {"mlflow.source.git.commit": "abc"}}
+        what |= {"uri": None, "local_folder": tmp_path / "mlflow"}
+        return tracking.log_run(name, **(what | given))
+
+    return run
+
+
+@pytest.fixture
+def local(mlflow_runs, tmp_path):
+    """Function: client and runs of the local store."""
+    return lambda: mlflow_runs(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+
+
+def test_a_run_holds_parameters_losses_files_and_commit(log, local):
+    assert log() is None
+    client, (run,) = local()
+    assert run.info.run_name == "sub09_dt4" and run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.001", "delays": "[4, 5]"}
+    assert run.data.tags["mlflow.source.git.commit"] == "abc"
+    for name in ("train_MSE", "val_MSE"):
+        seen = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+        assert seen == [(row["epoch"], row[name]) for row in LOSSES if name in row]
+    assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["best.ckpt"]
+
+
+def test_the_same_training_is_one_run_however_often_it_is_logged(log, local):
+    log(), log(), log("sub09_dt5")
+    assert sorted(run.info.run_name for run in local()[1]) == ["sub09_dt4", "sub09_dt5"]
+
+
+@pytest.mark.slow
+def test_a_server_gets_the_runs(log, mlflow_server, mlflow_runs, tmp_path):
+    assert log(uri=mlflow_server) is None and log(uri=mlflow_server) is None
+    client, (run,) = mlflow_runs(mlflow_server)
+    assert run.info.status == "FINISHED"
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "train_MSE")] == [
+        r["train_MSE"] for r in LOSSES
+    ]
+    path = client.download_artifacts(run.info.run_id, "best.ckpt", str(tmp_path))
+    with open(path, "rb") as handle:
+        assert handle.read() == b"weights"
+    assert not (tmp_path / "mlflow").exists(), "the local store is for when the server fails"
+
+
+@pytest.mark.parametrize("port_is", ["closed", "mute"])
+def test_a_server_that_does_not_answer_costs_one_warning(log, local, tmp_path, monkeypatch, port_is):
+    asked = []
+    write = tracking._write
+    monkeypatch.setattr(tracking, "_write", lambda *a, **k: (asked.append(k["uri"]), write(*a, **k)))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1] if port_is == "mute" else 9
+        said = log(uri=f"http://me:secret@127.0.0.1:{port}")
+    assert f"MLflow does not answer at http://127.0.0.1:{port}; " in said and str(tmp_path / "mlflow") in said
+    assert "secret" not in said and "\n" not in said
+    assert [uri[:7] for uri in asked] == ["sqlite:"], "MLflow itself would try for minutes"
+    assert [run.info.run_name for run in local()[1]] == ["sub09_dt4"]
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """Says that it is well, and fails at all that it is asked."""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 500)
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_server_that_fails_half_way_costs_one_warning_and_nothing_is_lost(log, local, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with http.server.HTTPServer(("127.0.0.1", 0), Broken) as broken:
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        said = log(uri=f"http://127.0.0.1:{broken.server_port}")
+        broken.shutdown()
+    assert said.startswith("MLflow failed (") and "runs are logged in" in said
+    _, (run,) = local()
+    assert run.info.status == "FINISHED"
+
+
+def test_no_password_is_logged(log, local, tmp_path):
+    log(parameters={"mlflow_uri": "http://me:hunter2@127.0.0.1:8080", "lr": 0.1})
+    _, (run,) = local()
+    assert run.data.params["mlflow_uri"] == "http://127.0.0.1:8080"
+    assert all(b"hunter2" not in path.read_bytes() for path in (tmp_path / "mlflow").rglob("*") if path.is_file())
+
+
+def test_a_deleted_experiment_is_taken_up_again(log, local):
+    log()
+    client, (run,) = local()
+    client.delete_experiment(run.info.experiment_id)
+    log("sub09_dt5")
+    assert "sub09_dt5" in [one.info.run_name for one in local()[1]]
