@@ -44,13 +44,14 @@ class Basis:
         Mean target.
     components : array of shape (n_voxels, n_components)
         Orthonormal columns.
-    scale : float
-        Root mean square of a coordinate; the network predicts coordinates divided by it.
+    scale : array of shape (n_components,)
+        Root mean square of each coordinate; the network predicts coordinates divided by it, so that a step of the
+        optimiser means as much for a faint one as for a strong one.
     """
 
     mean: np.ndarray
     components: np.ndarray
-    scale: float
+    scale: np.ndarray
 
     @property
     def n_components(self):
@@ -58,11 +59,11 @@ class Basis:
         return self.components.shape[1]
 
     def coordinates(self, T):
-        """Coordinates of targets, shape (n, n_components), and the energy they leave out, shape (n,)."""
+        """Scaled coordinates of targets, shape (n, n_components), and the energy they leave out, shape (n,)."""
         centred = T - self.mean
         coordinates = centred @ self.components
         left_over = np.einsum("kv,kv->k", centred, centred) - np.einsum("kc,kc->k", coordinates, coordinates)
-        return coordinates / self.scale, np.maximum(left_over, 0) / self.scale**2
+        return coordinates / self.scale, np.maximum(left_over, 0)
 
 
 def principal_basis(T, *, n_components=None):
@@ -90,7 +91,7 @@ def principal_basis(T, *, n_components=None):
     if not kept.any():
         kept[0], values = True, np.maximum(values, 1.0)
     components = centred.T @ (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
-    scale = float(np.sqrt(values[kept].sum() / (len(T) * kept.sum())))
+    scale = np.sqrt(values[kept] / len(T)).astype(np.float32)
     return Basis(mean, np.ascontiguousarray(components), scale)
 
 
@@ -114,7 +115,7 @@ class Targets:
     n_independent : float
         How many independent volumes the validation block is worth.
     mse_unit : float
-        What a squared coordinate, summed, is in MSE per voxel of scaled BOLD.
+        What a squared error in raw intensities, summed over voxels, is in MSE per voxel of scaled BOLD.
     level : array of shape (n_voxels,)
         What a model of voxels adds to its coordinates: the mean target; where it is whitened, the mean volume.
     """
@@ -164,7 +165,7 @@ def make_targets(Y, *, target, fit, val, whitening=None, n_components=None, smoo
     T, T_val = of(fit), of(val)
     basis = principal_basis(T, n_components=n_components)
     fit_part = basis.coordinates(T)
-    c = fit_part[0]
+    c = fit_part[0] * basis.scale
     memory = np.einsum("kc,kc->", c[1:], c[:-1]) / max(np.einsum("kc,kc->", c, c), np.finfo(float).tiny)
     memory = float(np.clip(memory, 0, 0.99))  # of neighbouring volumes
     return Targets(
@@ -178,7 +179,7 @@ def make_targets(Y, *, target, fit, val, whitening=None, n_components=None, smoo
         basis.components if smooth is None else np.ascontiguousarray(smooth(basis.components.T).T),
         T_val - basis.mean if smooth is None else smooth(T_val - basis.mean),
         len(val) * (1 - memory) / (1 + memory),
-        basis.scale**2 / (value_range[1] - value_range[0]) ** 2 / Y.shape[1],
+        1 / (value_range[1] - value_range[0]) ** 2 / Y.shape[1],
         np.asarray(Y[fit]).mean(axis=0, dtype=np.float64) if target == "whitened" else basis.mean,
     )
 

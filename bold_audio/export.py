@@ -136,7 +136,7 @@ def _parity(model, path):
     rng = np.random.default_rng(0)
     inputs = [rng.normal(size=(7, width)).astype(np.float32) for width in _widths(model).values()]
     expected = mlp_output(model, *inputs)
-    return float(np.abs(_session(path)(*inputs) - expected).max() / np.abs(expected).max())
+    return float(np.abs(_session(path)(*inputs) - expected).max() / max(np.abs(expected).max(), 1e-6))
 
 
 def _session(path):

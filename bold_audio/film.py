@@ -245,7 +245,7 @@ def planted_responses(frames, frame_times, *, weights, delays, response, n_volum
     n_volumes : int
         Volume k averages over [k·TR, (k+1)·TR).
     nonlinear : bool
-        The region is tuned to a middle level: z standard deviations from the mean, it responds with exp(−z²).
+        The region answers above a threshold only: at z standard deviations from the mean with 1 / (1 + exp(6 − 6 z)).
 
     Returns
     -------
@@ -260,7 +260,7 @@ def planted_responses(frames, frame_times, *, weights, delays, response, n_volum
     )
     seen = (seen - seen.mean(axis=0)) / seen.std(axis=0)
     if nonlinear:
-        seen = np.exp(-(seen**2))
+        seen = 1 / (1 + np.exp(6 - 6 * seen))
         seen = (seen - seen.mean(axis=0)) / seen.std(axis=0)
     return seen
 
@@ -341,7 +341,7 @@ def plant(sound, *, brain, distances, amplitude, weights, delays, response, stre
     frames = (sound.frames - sound.frames.mean(axis=0, dtype=float)) / sound.frames.std(axis=0, dtype=float)
     heard = {"frames": frames, "frame_times": sound.frame_times, "weights": weights, "delays": delays}
     responses = planted_responses(**heard, response=response, n_volumes=n_volumes, nonlinear=nonlinear)
-    if nonlinear:  # a linear fit does not find the delay; where the features are made as planted, it is the planted one
+    if nonlinear:  # a linear fit need not find the delay; where the features are made as planted, it is the planted one
         best = {"delay": None, "hrf": None} | {response: [float(d) for d in delays] + [None]}
         return Planted(label, r2, responses, weights, best)
     power = np.array([(r2 * amplitude**2)[label == i + 1].sum() for i in range(len(distances))])

@@ -59,34 +59,37 @@ class AudioFmriMLP(pl.LightningModule):
         """Coordinates of the target from inputs (batch, n_taps, n_inputs): the outputs, summed over the taps."""
         return torch.einsum("blc,l->bc", self.net(inputs), torch.as_tensor(targets.output_taps, device=self.device))
 
+    def in_voxels(self, inputs, targets, components):
+        """Target of all voxels without its mean, by ``components`` (n_voxels, n_components), as a tensor."""
+        scale, C = (torch.as_tensor(a, device=self.device) for a in (targets.basis.scale, components))
+        return (self.predict_target(inputs, targets) * scale) @ C.T
+
     def loss(self, batch, targets):
         """Squared error per volume summed over all voxels: that in coordinates plus what they leave out."""
         inputs, coordinates, left_over = batch
         errors = nn.functional.mse_loss(self.predict_target(inputs, targets), coordinates, reduction="none")
-        return (errors.sum(dim=1) + left_over).mean()
+        return (errors @ torch.as_tensor(targets.basis.scale**2, device=self.device) + left_over).mean()
 
     def shares(self, inputs, targets):
         """What each voxel keeps of the prediction of the validation block, and its evidence: see `kept_shares`."""
-        components = torch.as_tensor(targets.smooth_components, device=self.device) * targets.basis.scale
         true = torch.as_tensor(targets.smooth_val, device=self.device)
-        predicted = self.predict_target(inputs, targets) @ components.T
+        predicted = self.in_voxels(inputs, targets, targets.smooth_components)
         return kept_shares(predicted, true, n_independent=targets.n_independent)
 
     def training_step(self, batch, batch_idx):
-        """Lightning's training step: the loss divided by the number of coordinates, so that lr means the same."""
+        """Lightning's training step: the loss in shares of the targets' variance, so that lr means the same."""
         targets = self.trainer.datamodule.targets
         # Dropout depends on seed, epoch and batch alone: making a loader draws numbers too, once more after a kill.
         torch.manual_seed(seed_of(self.hparams.seed, self.current_epoch, f"dropout {batch_idx}"))
         loss = self.loss(batch, targets)
         self._log("train_MSE", loss.detach().double() * targets.mse_unit, batch)
-        return loss / self.hparams.n_outputs
+        return loss / float(np.sum(targets.basis.scale**2))
 
     def validation_step(self, batch, batch_idx):
         """Log ``val_MSE`` and, of all voxels, ``val_Pearson`` and ``val_evidence``."""
         targets = self.trainer.datamodule.targets
         self._log("val_MSE", self.loss(batch, targets).double() * targets.mse_unit, batch)
-        components = torch.as_tensor(targets.basis.components, device=self.device)
-        predicted = self.predict_target(batch[0], targets) @ components.T
+        predicted = self.in_voxels(batch[0], targets, targets.basis.components)
         r, n_constant = mean_pearson(predicted, torch.as_tensor(targets.val_voxels, device=self.device))
         shares, log_evidence = self.shares(batch[0], targets)
         for name, value in (
@@ -151,7 +154,7 @@ def fold_basis(model, targets, *, shares=None, space=None, n_previous=0):
         if len(model.net) > 1:
             folded.net[0].weight.copy_(first)
             folded.net[0].bias.copy_(model.net[0].bias)
-        components = torch.from_numpy(basis.components) * basis.scale * kept[:, None]
+        components = torch.from_numpy(basis.components) * torch.from_numpy(basis.scale) * kept[:, None]
         folded.net[-1].weight.copy_(components @ model.net[-1].weight)
         folded.net[-1].bias.copy_(components @ model.net[-1].bias + torch.from_numpy(targets.level.astype(np.float32)))
     return folded.eval()

@@ -80,7 +80,7 @@ def _parser():
     simulate.add_argument("--response", choices=("delay", "hrf"), default="hrf")
     simulate.add_argument("--strength", type=float, default=0.25, help="r2 at the regions' centres (default 0.25)")
     simulate.add_argument("--motion", type=float, default=0.0, help="slow head motion, mm (default 0)")
-    simulate.add_argument("--nonlinear", action="store_true", help="regions tuned to a middle level of the sound")
+    simulate.add_argument("--nonlinear", action="store_true", help="regions that answer above a threshold only")
     simulate.add_argument("--null", action="store_true", help="plant nothing")
     simulate.add_argument("--annotations", type=Path, help="table of real syllable times for the speech")
     simulate.set_defaults(work=_simulate)

@@ -226,7 +226,7 @@ def simulate_subject(
     strength : float
         Share of the variance that the sound causes at a region's centre.
     nonlinear : bool
-        Regions tuned to a middle level, which no linear model of the same features predicts well.
+        Regions that answer above a threshold only, which a linear model of the same features predicts in part.
     null : bool
         Plant nothing.
     motion : float

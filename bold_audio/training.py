@@ -22,21 +22,22 @@ PATIENCE = 4  # looks without more evidence before training stops
 
 
 class EpochOrder(Sampler):
-    """An order of the volumes drawn from the seed and the number of the epoch, so that a resumed run draws it again."""
+    """Batches in an order drawn from the seed and the number of the epoch, so that a resumed run draws it again."""
 
-    def __init__(self, n, seed):
-        self.n, self.seed, self.epoch = n, seed, 0
+    def __init__(self, n, seed, batch_size):
+        self.n, self.seed, self.batch_size, self.epoch = n, seed, batch_size, 0
 
     def set_epoch(self, epoch):
         """Lightning calls this at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self):
-        return self.n
+        return -(-self.n // self.batch_size)
 
     def __iter__(self):
+        # A generator: after a kill Lightning asks for the iterator before it says which epoch it is.
         order = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
-        return iter(torch.randperm(self.n, generator=order).tolist())
+        yield from torch.randperm(self.n, generator=order).split(self.batch_size)
 
 
 class AudioFmriDataModule(pl.LightningDataModule):
@@ -53,10 +54,10 @@ class AudioFmriDataModule(pl.LightningDataModule):
 
     def __init__(self, X, targets, *, batch_size=32, seed=0):
         super().__init__()
-        self.targets, self.batch_size = targets, batch_size
+        self.targets = targets
         self.fit_set = self._paired(X, targets.fit, targets.fit_part)
         self.val_set = self._paired(X, targets.val, targets.val_part)
-        self.order = EpochOrder(len(self.fit_set), seed)
+        self.order = EpochOrder(len(self.fit_set), seed, batch_size)
 
     def _paired(self, X, rows, part):
         lags = np.arange(len(self.targets.output_taps))
@@ -65,7 +66,7 @@ class AudioFmriDataModule(pl.LightningDataModule):
 
     def train_dataloader(self):
         """Batches of the volumes fitted on; each is one pair of its own, so their order may be drawn."""
-        return DataLoader(self.fit_set, batch_size=self.batch_size, sampler=self.order)
+        return DataLoader(self.fit_set, batch_size=None, sampler=self.order)  # a batch is one look-up, not 32
 
     def val_dataloader(self):
         """All validation volumes at once, in order, so that val_Pearson is over time."""
@@ -200,10 +201,10 @@ def train_mlp(X, targets, *, delay, settings, folder, space=None, n_previous=0, 
         with torch.no_grad():
             shares, _ = best.shares(inputs, targets)
             k = len(inputs) // 2
-            middle = best.predict_target(inputs[k : k + 1], targets).numpy()[0] * targets.basis.scale
+            middle = best.in_voxels(inputs[k : k + 1], targets, targets.basis.components).numpy()[0]
         folded = fold_basis(best, targets, shares=shares, space=space, n_previous=n_previous)
     row = max(looks, key=lambda r: r[MONITOR])
-    pictures = (targets.val_voxels[k], shares * (targets.basis.components @ middle))
+    pictures = (targets.val_voxels[k], shares * middle)
     return TrainedMLP(folded, delay, losses.rows, row, float(shares.mean()), pictures)
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import lfilter
 from sklearn.linear_model import LinearRegression, Ridge
 
-from bold_audio import encoding
+from bold_audio import encoding, models
 from bold_audio.pairing import blocked_folds, scale_on
 
 
@@ -241,12 +241,12 @@ def test_features_of_noise_do_no_harm(sparse, monkeypatch):
     cases, test = [sparse(0, seed=seed) for seed in range(1, 5)], np.arange(260, 420)
 
     def excess(case):
-        models = encoding.fit_rows(
+        fitted = models.fit_rows(
             case["Y"], rows=case["rows"], folds=case["folds"], sound=case["sound"], sound_at_zero=case["sound"],
             blocks=None, alphas=case["alphas"], max_order=1, names=("history", "history_sound"),
         )  # fmt: skip
         error = {}
-        for name, (model, X) in models.items():
+        for name, (model, X) in fitted.items():
             predicted = encoding.predict(model.phi, encoding.drive_of(model, X[test]), case["Y"], test)
             error[name] = np.mean((case["Y"][test] - predicted) ** 2, dtype=float)
         return error["history_sound"] / error["history"] - 1
@@ -336,7 +336,7 @@ def test_rows_with_a_past_use_the_order_and_strength_found():
     given = {"rows": rows, "folds": blocked_folds(rows, n_folds=4, gap_volumes=10)}
     found = encoding.choose_history(Y, max_order=3, **given)
     assert found.alpha > 0
-    fitted = encoding.fit_rows(
+    fitted = models.fit_rows(
         Y, sound=X, sound_at_zero=X, blocks=X[:, :1], alphas=[10.0, np.inf], max_order=3, **given
     )  # fmt: skip
     past = {"order": found.order, "history_alpha": found.alpha}
@@ -349,8 +349,8 @@ def test_rows_with_a_past_use_the_order_and_strength_found():
 
 
 def test_rows_without_blocks_leave_the_block_rows_out(case):
-    rows = encoding.fit_rows(
+    rows = models.fit_rows(
         case["Y"], rows=case["rows"], folds=case["folds"], sound=case["X"], sound_at_zero=case["X"], blocks=None,
         alphas=[10.0, np.inf], max_order=2,
     )  # fmt: skip
-    assert list(rows) == [name for name in encoding.LINEAR_NAMES if "blocks" not in name]
+    assert list(rows) == [name for name in models.LINEAR_NAMES if "blocks" not in name]

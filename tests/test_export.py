@@ -11,17 +11,25 @@ import torch
 from bold_audio import export
 from bold_audio.export import check_fits, export_model, find_same_model, mask_fingerprint, next_version, open_predictor
 from bold_audio.files import ModelError, file_md5, read_json, write_json
-from bold_audio.mlp import AudioFmriMLP, mlp_drive, save_checkpoint
+from bold_audio.mlp import AudioFmriMLP, mlp_output, save_checkpoint
 
 NAME = "ds003688_sub-09"
 N_FEATURES, N_VOXELS = 5, 30
 FACTS = {"delay": 4.5, "subject": "09", "n_inputs": N_FEATURES, "mask_hash": "a1b2", "target": "difference"}
 
 
+def network(**given):
+    """A network with some weights, which an untrained one has not in its last layer."""
+    net = AudioFmriMLP(N_FEATURES, N_VOXELS, **given).eval()
+    torch.nn.init.normal_(net.net[-1].weight)
+    torch.nn.init.normal_(net.net[-1].bias)
+    return net
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return AudioFmriMLP(N_FEATURES, N_VOXELS, hidden_dims=[8, 4], dropout=0.5).eval()
+    return network(hidden_dims=[8, 4], dropout=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +130,7 @@ def test_runtimes_that_disagree_publish_nothing(model, checkpoint, models_dir, m
 
 
 def test_network_that_answers_with_nan_publishes_nothing(checkpoint, tmp_path):
-    broken = AudioFmriMLP(N_FEATURES, N_VOXELS, hidden_dims=[4]).eval()
+    broken = network(hidden_dims=[4])
     torch.nn.init.constant_(broken.net[-1].bias, float("nan"))
     with pytest.raises(ModelError, match="nothing was exported"):
         write_version(broken, checkpoint, tmp_path / "models", 1)
@@ -168,7 +176,7 @@ def test_onnx_carries_its_delay_and_name(exported):
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_onnxruntime_answers_as_torch_for_any_batch(exported, checkpoint, model, batch):
     X = np.random.default_rng(batch).normal(size=(batch, N_FEATURES))
-    expected = mlp_drive(model, X)
+    expected = mlp_output(model, X)
     for runtime in ("onnxruntime", "torch"):
         predict, facts = opened(exported, checkpoint, runtime=runtime)
         made = predict(X)
@@ -247,7 +255,7 @@ def test_one_flipped_bit_is_refused(models_dir):
 
 
 def test_bundle_of_another_model_is_refused(checkpoint, models_dir):
-    other = AudioFmriMLP(N_FEATURES, N_VOXELS, hidden_dims=[8, 4]).eval()
+    other = network(hidden_dims=[8, 4])
     write_version(other, checkpoint, models_dir, 2)
     shutil.copy(models_dir / NAME / "2/bundle.json", models_dir / NAME / "1/bundle.json")
     with pytest.raises(ModelError, match="is not the file that bundle.json describes"):

@@ -8,7 +8,7 @@ import plotly.io as pio
 import pytest
 
 from bold_audio import figures
-from bold_audio.encoding import LINEAR_NAMES
+from bold_audio.models import LINEAR_NAMES
 
 MODELS = [*LINEAR_NAMES, "mlp"]
 SHAPE = (6, 7, 5)

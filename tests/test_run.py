@@ -19,8 +19,8 @@ import torch
 from filelock import FileLock
 
 from bold_audio import run, workflow
-from bold_audio.encoding import LINEAR_NAMES
 from bold_audio.files import ParameterError, file_md5
+from bold_audio.models import LINEAR_NAMES
 from bold_audio.params import load_params
 from bold_audio.report import remote_references
 from bold_audio.run import STEPS, chosen_steps, parse_given

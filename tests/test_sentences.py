@@ -37,7 +37,7 @@ def table(*, without=(), partial=0.123, **changes):
         if name in without:
             continue
         line = dict(zip(("mse", "r_median", "r_best", "skill"), values, strict=True)) | changes.get(name, {})
-        line |= {"model": name, "region": REGION, "reference": REFERENCES.get(name, "constant")}
+        line = {"model": name, "region": REGION, "reference": REFERENCES.get(name, "constant")} | line
         line |= {"n_volumes": 166, "n_voxels": 420, "partial_r_median": partial if name in REFERENCES else np.nan}
         # Rows that no sentence about this region may read.
         lines += [line | {"prediction": "one_step"}, line | {"prediction": "open_loop", "mse": 9e-9, "skill": -7.0}]
@@ -245,6 +245,13 @@ def test_network_worse_than_ridge_on_its_own_target_is_not_said_to_beat_ridge():
     # A poor network on the difference: nearer to `sound` than to `linear_delay`, which is twice as good.
     text = sentences.about_mlp(table(mlp={"mse": 4.0e-5, "skill": 0.2}), REGION)
     assert "does **not** beat" in text
+
+
+@pytest.mark.parametrize("mse, verdict", [(1.8e-5, "has a smaller error than"), (2.0e-5, "does **not** beat")])
+def test_network_with_a_past_is_held_against_ridge_with_that_past(mse, verdict):
+    text = sentences.about_mlp(table(mlp={"mse": mse, "skill": 0.031, "reference": "history"}), REGION)
+    assert f"the MLP {verdict} ridge (`history_sound`): MSE {mse:.4g} against 1.9e-05, same volumes, one-step; " in text
+    assert "over own history the network gains +0.0310, ridge " in text
 
 
 def test_expectations_beside_what_came_out():

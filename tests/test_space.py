@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from bold_audio import encoding, space
+from bold_audio import encoding, models, space
 from bold_audio.pairing import blocked_folds
 
 ROWS, TEST = np.arange(5, 305), np.arange(320, 400)
@@ -26,7 +26,7 @@ def fit(Y, **given):
     options = {"sound": np.zeros((400, 2)), "sound_at_zero": None, "blocks": None, "alphas": [10.0, np.inf]}
     folds = blocked_folds(ROWS, n_folds=4, gap_volumes=5)
     options |= {"rows": ROWS, "folds": folds, "max_order": 1, "names": ("history", "history_sound"), "chunk_voxels": 16}
-    return encoding.fit_rows(Y, **options | given)
+    return models.fit_rows(Y, **options | given)
 
 
 def test_scores_are_the_principal_components_of_train(Y):

@@ -171,10 +171,11 @@ def test_killed_trainings_end_as_if_they_had_not_been(train, tmp_path):
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path, monkeypatch):
-    first = run_training(tmp_path, max_epochs=80, lr=0.03)
-    assert len(first.losses) < 80
+    stops = {"max_epochs": 200, "lr": 0.05, "dropout": 0.0, "hidden_dims": [64]}
+    first = run_training(tmp_path, **stops)
+    assert len(first.losses) < 200
     monkeypatch.setattr(training.pl.Trainer, "fit", lambda *a, **k: pytest.fail("trained again"))
-    again = run_training(tmp_path, max_epochs=80, lr=0.03)
+    again = run_training(tmp_path, **stops)
     assert again.losses == first.losses and same_weights(weights_of(first.model), weights_of(again.model))
 
 

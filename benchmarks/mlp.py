@@ -1,0 +1,217 @@
+"""The MLP in principal coordinates against the same network with an output for every voxel, and against ridge.
+
+    python benchmarks/mlp.py [--quick]
+
+**Speed.** A SIMULATED full-size subject, the whole grid of 40 x 64 x 64 = 163,840 outputs. Both sides are the same
+hidden layers in the same Lightning loop, batches and optimiser; one predicts coordinates, the other every voxel.
+Time per epoch is the training alone: validation stands outside on both sides. The two take turns.
+
+**Skill.** Both sides with the best of the same four learning rates, chosen on the last block of train; skill over the
+mean of the train volumes on that block, in the planted voxels. No shares per voxel on either side.
+
+**Against ridge.** SIMULATED subjects with a linear and with a non-linear response (seeds that nothing was tuned on),
+brain mask, fitted on train and scored once on test, one-step, in voxels planted with r2 of 0.2 or more: gain over own
+history of ridge (`history_sound`), of a network without hidden layers and of the MLP, the two trained alike. Ridge
+chooses a strength voxel by voxel; the networks share what neighbouring voxels show, so it is the network without hidden
+layers that says how much of the difference is the hidden layer's. Ends with one line of JSON.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from bold_audio import candidates, mlp, simulate, training, workflow
+from bold_audio.params import load_params
+
+RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+PLANTED = "planted_r2_over_0.2"
+KINDS = {"linear": {}, "nonlinear": {"nonlinear": True, "response": "delay"}}
+
+
+class Side(mlp.AudioFmriMLP):
+    """The network with nothing but its loss in its steps."""
+
+    def training_step(self, batch, batch_idx):
+        """In shares of the targets' variance, on both sides."""
+        return self.error(batch) / self.variance
+
+    def validation_step(self, batch, batch_idx):
+        """What chooses the epoch: squared error per volume, summed over voxels."""
+        self.log("val", self.error(batch), batch_size=len(batch[0]))
+
+    def error(self, batch):
+        """Squared error per volume: weighted coordinates plus what they leave out, or voxels."""
+        inputs, true, left_over = batch
+        errors = torch.nn.functional.mse_loss(self.net(inputs), true, reduction="none")
+        return ((errors.sum(dim=1) if self.weights is None else errors @ self.weights) + left_over).mean()
+
+
+class Clock(pl.Callback):
+    """Seconds of each epoch's training, validation not counted."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def on_train_epoch_start(self, trainer, module):
+        self.begun = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.now = time.perf_counter()
+
+    def on_validation_start(self, trainer, module):
+        self.seconds.append(self.now - self.begun)
+
+
+def fit(n_inputs, n_outputs, sets, *, weights, variance, rate, n_epochs, settings):
+    """Train one side; seconds per epoch, the best validated error and the network of that epoch."""
+    torch.manual_seed(0)
+    net = Side(n_inputs, n_outputs, hidden_dims=list(settings.hidden_dims), dropout=settings.dropout, lr=rate)
+    net.weights, net.variance = weights, variance
+    clock, best = Clock(), Best()
+    trainer = pl.Trainer(
+        max_epochs=n_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[clock, best],
+    )
+    order = training.EpochOrder(len(sets[0]), 0, settings.batch_size)
+    loaders = [
+        torch.utils.data.DataLoader(sets[0], batch_size=None, sampler=order),
+        torch.utils.data.DataLoader(sets[1], batch_size=len(sets[1])),
+    ]
+    trainer.fit(net, *loaders)
+    net.load_state_dict(best.state)
+    return clock.seconds, best.value, net.eval()
+
+
+class Best(pl.Callback):
+    """The weights of the best validated epoch."""
+
+    def __init__(self):
+        self.value, self.state = np.inf, None
+
+    def on_validation_end(self, trainer, module):
+        value = float(trainer.callback_metrics["val"])
+        if value < self.value:
+            self.value = value
+            self.state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def speed_and_skill(params, n_epochs):
+    """Ratio of the times per epoch, and the difference in skill, of dense outputs and coordinates."""
+    subject = workflow.open_subject(params)
+    targets = candidates.subject_targets(subject)
+    fit_rows, val, basis = targets.fit, targets.val, targets.basis
+    X = subject.scaled("sound", 5.0)[0].astype(np.float32)
+    T, T_val = subject.Y[fit_rows] - basis.mean, subject.Y[val] - basis.mean
+    nothing = (np.zeros(len(fit_rows)), np.zeros(len(val)))
+    in_coordinates = [as_set(X[rows], *part) for rows, part in ((fit_rows, targets.fit_part), (val, targets.val_part))]
+    in_voxels = [as_set(X[rows], t, none) for rows, t, none in zip((fit_rows, val), (T, T_val), nothing, strict=True)]
+    sides = {
+        "coordinates": (basis.n_components, in_coordinates, torch.from_numpy(basis.scale**2)),
+        "dense": (len(basis.mean), in_voxels, None),
+    }
+    roi, variance = subject.run.regions[PLANTED], float(np.sum(basis.scale**2))
+    null = float((T_val[:, roi] ** 2).sum())
+    seconds, found = {name: [] for name in sides}, {name: [] for name in sides}
+    for rate in RATES:
+        for name, (n_outputs, sets, weights) in sides.items():
+            options = {"weights": weights, "variance": variance, "settings": params}
+            took, value, net = fit(X.shape[1], n_outputs, sets, rate=rate, n_epochs=n_epochs, **options)
+            seconds[name] += took[1:]
+            with torch.no_grad():
+                out = net.net(torch.from_numpy(X[val])).numpy()
+            made = out[:, roi] if name == "dense" else (out * basis.scale) @ basis.components[roi].T
+            skill = 1 - float(((T_val[:, roi] - made) ** 2).sum()) / null
+            found[name].append((value, skill))
+            said = f"{np.median(took[1:]):.4f} s per epoch, error {value / variance:.5f}, skill {skill:+.4f}"
+            print(f"  {name:12s} lr {rate:<6g} {said}", flush=True)
+    skill = {name: round(min(tried)[1], 4) for name, tried in found.items()}
+    ratio = float(np.median(seconds["dense"]) / np.median(seconds["coordinates"]))
+    return ratio, skill
+
+
+def as_set(*arrays):
+    """Arrays as a data set, float32."""
+    return torch.utils.data.TensorDataset(
+        *(torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in arrays)
+    )
+
+
+def against_ridge(kind, seed, folder, outputs, shape):
+    """Gain over own history on test, in planted voxels: ridge, linear network, MLP; and the MLP's MSE over ridge's."""
+    planted, label = KINDS[kind], f"{kind}{seed}"
+    simulate.simulate_subject(folder, subject=label, seed=seed, shape=shape, **planted)
+    options = {"data_dir": str(folder), "outputs_dir": str(outputs), "response": planted.get("response")}
+    subject = workflow.open_subject(load_params(label, "sim", **options))
+    params, found = subject.params, workflow.ensure_sweep(subject)
+    names = ("constant", "history", "history_sound")
+    rows = workflow.fit_linear_rows(subject, found.delay, follows=found.follows, names=names)
+    targets = candidates.subject_targets(subject)
+    for name, hidden in (("linear network", []), ("mlp", params.hidden_dims)):
+        settings = params.model_copy(update={"hidden_dims": hidden})
+        trained = [
+            training.train_mlp(
+                subject.scaled("sound", delay)[0],
+                targets,
+                delay=delay,
+                settings=settings,
+                folder=Path(outputs, "training", f"{label}-{name}-{delay:g}"),
+            )
+            for delay in params.mlp_delays
+        ]
+        best = max(trained, key=lambda one: one.best[mlp.MONITOR])
+        facts = candidates.model_facts(subject, best.delay)
+        predict = partial(mlp.mlp_output, best.model)
+        rows[name] = workflow.mlp_row(subject, predict, facts, history=rows["history"])
+    regions, end = {PLANTED: subject.run.regions[PLANTED]}, subject.split.train[-1]
+    table, _ = workflow.score_rows(
+        subject, rows, subject.split.test, regions, fitted_until=end, predictions=("one_step",)
+    )
+    table = table.set_index("model")
+    gains = {name: float(table.loc[name, "skill"]) for name in ("history_sound", "linear network", "mlp")}
+    return gains, float(table.loc["mlp", "mse"] / table.loc["history_sound", "mse"])
+
+
+def main():
+    """Measure all three and print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small head, few epochs, one subject of each kind")
+    options = parser.parse_args()
+    shape = (18, 22, 22) if options.quick else simulate.FULL_SHAPE
+    result = {"quick": options.quick}
+    with tempfile.TemporaryDirectory(prefix="mlp-") as folder, training._quiet():
+        data, outputs = Path(folder, "data"), Path(folder, "outputs")
+        simulate.simulate_subject(data, subject="speed", shape=shape)
+        given = {"data_dir": f"{data}", "outputs_dir": f"{outputs}", "target": "volume", "sweep_fwhm": 0}
+        params = load_params("speed", "sim", **given, mask="none")
+        print(f"SIMULATED subject, {np.prod(shape):,} outputs, training alone")
+        ratio, skill = speed_and_skill(params, 3 if options.quick else 8)
+        difference = abs(skill["dense"] - skill["coordinates"])
+        print(f"dense over coordinates, time per epoch: {ratio:.0f} x; best skill {skill}\n")
+        result |= {"dense_over_coordinates_epoch": round(ratio, 1), "skill_difference": round(difference, 5)}
+        for kind in KINDS:
+            made = [
+                against_ridge(kind, seed, data, outputs, shape) for seed in range(300, 301 if options.quick else 303)
+            ]
+            gains = {name: round(float(np.mean([one[0][name] for one in made])), 4) for name in made[0][0]}
+            mse = round(float(np.mean([one[1] for one in made])), 4)
+            print(f"SIMULATED, {kind} response, {len(made)} people: gain {gains}; MLP's MSE {mse} x ridge's")
+            print("  each: " + "; ".join(", ".join(f"{v:+.4f}" for v in one[0].values()) for one in made), flush=True)
+            result[kind] = gains | {"mlp_over_ridge_mse": mse}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
