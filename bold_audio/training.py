@@ -52,7 +52,7 @@ class AudioFmriDataModule(pl.LightningDataModule):
         See params/common.yaml.
     """
 
-    def __init__(self, X, targets, *, batch_size=32, seed=0):
+    def __init__(self, X, targets, *, batch_size=64, seed=0):
         super().__init__()
         self.targets = targets
         self.fit_set = self._paired(X, targets.fit, targets.fit_part)
@@ -66,7 +66,7 @@ class AudioFmriDataModule(pl.LightningDataModule):
 
     def train_dataloader(self):
         """Batches of the volumes fitted on; each is one pair of its own, so their order may be drawn."""
-        return DataLoader(self.fit_set, batch_size=None, sampler=self.order)  # a batch is one look-up, not 32
+        return DataLoader(self.fit_set, batch_size=None, sampler=self.order)  # a batch is one look-up, not one per volume
 
     def val_dataloader(self):
         """All validation volumes at once, in order, so that val_Pearson is over time."""

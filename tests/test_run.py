@@ -374,10 +374,12 @@ def test_delay_used_is_the_one_of_the_model(finished):
     delays = {finished.number("dt_used.txt"), bundle["delay"], float((folder / "best_dt.txt").read_text())}
     delays |= {finished.provenance["mlp"]["delay"], finished.provenance["inference"]["delay"]}
     assert len(delays) == 1
-    history = finished.table("mlp_history.tsv")
-    best = history.loc[history["val_MSE"].idxmin()]
+    history, kept = finished.table("mlp_history.tsv"), finished.provenance["mlp"]
+    best = history.loc[history["val_evidence"].idxmax()]
     assert {best["delay"]} == delays
-    assert best["val_MSE"] == pytest.approx(finished.provenance["mlp"]["val_MSE"], rel=1e-6)
+    assert "val_evidence" in kept["why"]
+    for name in ("train_MSE", "val_MSE", "val_Pearson", "val_evidence"):
+        assert best[name] == pytest.approx(kept[f"best_{name}"], rel=1e-6)
     assert list(history["run"].unique()) == [f"subsim_dt{k}" for k in (4, 5, 6, 7, 8)]
     assert history.groupby("run").size().tolist() == [3] * 5
 
@@ -405,7 +407,7 @@ def test_score_table_has_every_row_in_both_kinds_of_prediction(finished):
     for _, rows in table.groupby(["prediction", "region"]):
         assert list(rows["model"]) == [*LINEAR_NAMES, "mlp"]
     assert set(table["n_volumes"]) == {len(finished.predictions()[0])}
-    references = {"history_sound": "history", "history_blocks_sound": "history_blocks"}
+    references = {"history_sound": "history", "history_blocks_sound": "history_blocks", "mlp": "history"}
     assert (table["reference"] == table["model"].map(references).fillna("constant")).all()
     # skill = 1 − Σ MSE / Σ MSE of the reference, on the same volumes and voxels
     mse = table.set_index(["prediction", "region", "model"])["mse"]
@@ -425,12 +427,18 @@ def test_model_is_the_checkpoint_and_answers_what_was_written(finished):
     bundle = json.loads((folder / "bundle.json").read_text())
     assert bundle["checkpoint_md5"] == file_md5(finished.path("best.ckpt"))
     assert torch.load(finished.path("best.ckpt"), weights_only=True)["bold_audio"]["delay"] == bundle["delay"]
-    assert (bundle["subject"], bundle["target"], bundle["t_r"]) == ("sim", "difference", 0.608)
-    # From the bundle alone, without the package's own inference: features → differences → volumes.
+    assert (bundle["subject"], bundle["target"], bundle["t_r"]) == ("sim", "whitened", 0.608)
+    # Without the package's own inference: features → the sound's part s(x) → volumes, own history plus what s adds.
     subject, (_, predicted, test) = finished.subject, finished.predictions()
-    X = (subject.designs["sound"].at(bundle["delay"])[test] - bundle["feature_mean"]) / bundle["feature_scale"]
+    X = (subject.designs["sound"].at(bundle["delay"]) - bundle["feature_mean"]) / bundle["feature_scale"]
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    volumes = session.run(None, {"features": X.astype(np.float32)})[0] + subject.Y[test - 1]
+    s = session.run(None, {"features": X.astype(np.float32)})[0]
+    s -= s[subject.split.train].mean(axis=0)
+    history = workflow.fit_linear_rows(subject, bundle["delay"], names=("history",))["history"]
+    rest = subject.Y - s  # what its own past continues
+    volumes = s[test] + history.drive(test)
+    for lag, weight in enumerate(history.phi, start=1):
+        volumes += weight * rest[test - lag]
     np.testing.assert_allclose(volumes, predicted, rtol=1e-5)
 
 

@@ -130,6 +130,24 @@ def test_null_plants_nothing_and_the_rest_is_the_same_noise(tmp_path):
     assert not same[r2 > 0.05].any()
 
 
+def test_nonlinear_regions_answer_above_a_threshold_only(tmp_path):
+    """One curve, the definition's, takes the linear response to the non-linear one; no straight line does."""
+    linear = simulate_subject(tmp_path / "a", response="delay", **TINY)
+    bent = simulate_subject(tmp_path / "b", response="delay", nonlinear=True, **TINY)
+    (truth, _, above), (plain, _, below) = truth_of(bent), truth_of(linear)
+    curve = 1 / (1 + np.exp(6 - 6 * below))
+    np.testing.assert_allclose(above, (curve - curve.mean(axis=0)) / curve.std(axis=0), atol=1e-4)
+    for x, y in zip(below.T, above.T, strict=True):
+        assert 0.5 < np.corrcoef(x, y)[0, 1] < 0.95
+    assert truth["settings"]["nonlinear"] is True and plain["settings"]["nonlinear"] is False
+    # The delay is the planted one with features made as planted; a linear fit of other features need not find it.
+    assert [region["best_single_delay"] for region in truth["regions"]] == [
+        {"delay": delay, "hrf": None, "fir": None} for delay in (5.0, 6.5)
+    ]
+    assert truth["pooled"]["best_single_delay"] == {"delay": None, "hrf": None, "fir": None}
+    assert 5.0 < truth["pooled"]["delay"] < 6.5
+
+
 def test_best_single_delay_of_a_pure_delay_is_that_delay(strong):
     truth = truth_of(strong["delay"])[0]
     assert [region["best_single_delay"]["delay"] for region in truth["regions"]] == [5.0, 6.5]
