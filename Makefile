@@ -26,8 +26,9 @@ demo: .venv/installed  ## simulate a full-size subject (once) and run all notebo
 	.venv/bin/bold-audio run --subject sim
 	@echo "Report: outputs/sim/sub-sim/report/index.html"
 
+# Two processes with one thread each; more of them would want 2 GiB each.
 test: .venv/installed  ## all tests
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: .venv/installed  ## in under a minute: format, lint, import layers, fast tests
 	.venv/bin/ruff format --check .

@@ -4,7 +4,8 @@
 
 **Speed.** A SIMULATED full-size subject, the whole grid of 40 x 64 x 64 = 163,840 outputs. Both sides are the same
 hidden layers in the same Lightning loop, batches and optimiser; one predicts coordinates, the other every voxel.
-Time per epoch is the training alone: validation stands outside on both sides. The two take turns.
+Time per epoch is the training alone: validation stands outside on both sides. The two take turns. A second ratio has
+torch's fused AdamW on both sides, which helps the side with the many weights.
 
 **Skill.** Both sides with the best of the same four learning rates, chosen on the last block of train; skill over the
 mean of the train volumes on that block, in the planted voxels. No shares per voxel on either side.
@@ -38,6 +39,14 @@ KINDS = {"linear": {}, "nonlinear": {"nonlinear": True, "response": "delay"}}
 class Side(mlp.AudioFmriMLP):
     """The network with nothing but its loss in its steps."""
 
+    fused = False
+
+    def configure_optimizers(self):
+        """AdamW, torch's plain or its fused one."""
+        return torch.optim.AdamW(
+            self.parameters(), lr=self.hparams.lr, weight_decay=self.hparams.weight_decay, fused=self.fused
+        )
+
     def training_step(self, batch, batch_idx):
         """In shares of the targets' variance, on both sides."""
         return self.error(batch) / self.variance
@@ -69,11 +78,11 @@ class Clock(pl.Callback):
         self.seconds.append(self.now - self.begun)
 
 
-def fit(n_inputs, n_outputs, sets, *, weights, variance, rate, n_epochs, settings):
+def fit(n_inputs, n_outputs, sets, *, weights, variance, rate, n_epochs, settings, fused=False):
     """Train one side; seconds per epoch, the best validated error and the network of that epoch."""
     torch.manual_seed(0)
     net = Side(n_inputs, n_outputs, hidden_dims=list(settings.hidden_dims), dropout=settings.dropout, lr=rate)
-    net.weights, net.variance = weights, variance
+    net.weights, net.variance, net.fused = weights, variance, fused
     clock, best = Clock(), Best()
     trainer = pl.Trainer(
         max_epochs=n_epochs,
@@ -109,7 +118,7 @@ class Best(pl.Callback):
 
 
 def speed_and_skill(params, n_epochs):
-    """Ratio of the times per epoch, and the difference in skill, of dense outputs and coordinates."""
+    """Dense outputs over coordinates: times per epoch, the same with a fused optimiser; and each one's skill."""
     subject = workflow.open_subject(params)
     targets = candidates.subject_targets(subject)
     fit_rows, val, basis = targets.fit, targets.val, targets.basis
@@ -139,7 +148,13 @@ def speed_and_skill(params, n_epochs):
             print(f"  {name:12s} lr {rate:<6g} {said}", flush=True)
     skill = {name: round(min(tried)[1], 4) for name, tried in found.items()}
     ratio = float(np.median(seconds["dense"]) / np.median(seconds["coordinates"]))
-    return ratio, skill
+    fused = {}
+    for name, (n_outputs, sets, weights) in sides.items():
+        options = {"weights": weights, "variance": variance, "settings": params, "fused": True}
+        took, *_ = fit(X.shape[1], n_outputs, sets, rate=RATES[0], n_epochs=n_epochs, **options)
+        fused[name] = np.median(took[1:])
+        print(f"  {name:12s} fused AdamW {fused[name]:.4f} s per epoch", flush=True)
+    return ratio, float(fused["dense"] / fused["coordinates"]), skill
 
 
 def as_set(*arrays):
@@ -149,11 +164,11 @@ def as_set(*arrays):
     )
 
 
-def against_ridge(kind, seed, folder, outputs, shape):
+def against_ridge(kind, seed, folder, outputs, shape, **settings):
     """Gain over own history on test, in planted voxels: ridge, linear network, MLP; and the MLP's MSE over ridge's."""
     planted, label = KINDS[kind], f"{kind}{seed}"
     simulate.simulate_subject(folder, subject=label, seed=seed, shape=shape, **planted)
-    options = {"data_dir": str(folder), "outputs_dir": str(outputs), "response": planted.get("response")}
+    options = {"data_dir": str(folder), "outputs_dir": str(outputs), "response": planted.get("response")} | settings
     subject = workflow.open_subject(load_params(label, "sim", **options))
     params, found = subject.params, workflow.ensure_sweep(subject)
     names = ("constant", "history", "history_sound")
@@ -187,7 +202,9 @@ def against_ridge(kind, seed, folder, outputs, shape):
 def main():
     """Measure all three and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small head, few epochs, one subject of each kind")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small head, few epochs, one subject of each kind, one delay"
+    )
     options = parser.parse_args()
     shape = (18, 22, 22) if options.quick else simulate.FULL_SHAPE
     result = {"quick": options.quick}
@@ -197,14 +214,15 @@ def main():
         given = {"data_dir": f"{data}", "outputs_dir": f"{outputs}", "target": "volume", "sweep_fwhm": 0}
         params = load_params("speed", "sim", **given, mask="none")
         print(f"SIMULATED subject, {np.prod(shape):,} outputs, training alone")
-        ratio, skill = speed_and_skill(params, 3 if options.quick else 8)
+        ratio, fused, skill = speed_and_skill(params, 3 if options.quick else 20)
         difference = abs(skill["dense"] - skill["coordinates"])
-        print(f"dense over coordinates, time per epoch: {ratio:.0f} x; best skill {skill}\n")
-        result |= {"dense_over_coordinates_epoch": round(ratio, 1), "skill_difference": round(difference, 5)}
+        print(f"dense over coordinates, time per epoch: {ratio:.0f} x, fused {fused:.0f} x; best skill {skill}\n")
+        result |= {"dense_over_coordinates_epoch": round(ratio, 1), "fused_epoch": round(fused, 1)}
+        result["skill_difference"] = round(difference, 5)
+        given = {"mlp_delays": [5.0], "max_epochs": 20} if options.quick else {}
         for kind in KINDS:
-            made = [
-                against_ridge(kind, seed, data, outputs, shape) for seed in range(300, 301 if options.quick else 303)
-            ]
+            seeds = range(300, 301 if options.quick else 303)
+            made = [against_ridge(kind, seed, data, outputs, shape, **given) for seed in seeds]
             gains = {name: round(float(np.mean([one[0][name] for one in made])), 4) for name in made[0][0]}
             mse = round(float(np.mean([one[1] for one in made])), 4)
             print(f"SIMULATED, {kind} response, {len(made)} people: gain {gains}; MLP's MSE {mse} x ridge's")

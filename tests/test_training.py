@@ -156,7 +156,7 @@ def killed_after(folder, n_batches, options):
 
 @pytest.mark.slow
 def test_killed_trainings_end_as_if_they_had_not_been(train, tmp_path):
-    options = {"max_epochs": 40, "hidden_dims": [16], "dropout": 0.3, "lr": 0.01}
+    options = {"max_epochs": 40, "hidden_dims": [16], "dropout": 0.3, "lr": 0.01, "batch_size": 32}
     whole = train(**options)
     spawn, rng = multiprocessing.get_context("spawn"), random.Random(5)
     for _ in range(3):  # the same folder each time: every process goes on from what the last one left
