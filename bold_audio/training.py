@@ -65,8 +65,8 @@ class AudioFmriDataModule(pl.LightningDataModule):
         return TensorDataset(*(torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in arrays))
 
     def train_dataloader(self):
-        """Batches of the volumes fitted on; each is one pair of its own, so their order may be drawn."""
-        return DataLoader(self.fit_set, batch_size=None, sampler=self.order)  # a batch is one look-up, not one per volume
+        """Batches of the volumes fitted on, one look-up each; every pair stands alone, so their order may be drawn."""
+        return DataLoader(self.fit_set, batch_size=None, sampler=self.order)
 
     def val_dataloader(self):
         """All validation volumes at once, in order, so that val_Pearson is over time."""
