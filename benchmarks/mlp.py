@@ -4,7 +4,8 @@
 
 **Speed.** A SIMULATED full-size subject, the whole grid of 40 x 64 x 64 = 163,840 outputs. Both sides are the same
 hidden layers in the same Lightning loop, batches and optimiser; one predicts coordinates, the other every voxel.
-Time per epoch is the training alone: validation stands outside on both sides. The two take turns. A second ratio has
+Time per epoch is the training alone: validation stands outside on both sides. The two take turns; the ratio is that of
+the fastest epochs, which other work on the machine disturbed least, and beside it that of the medians. A third has
 torch's fused AdamW on both sides, which helps the side with the many weights.
 
 **Skill.** Both sides with the best of the same learning rates and the best epoch, by the error in the planted voxels
@@ -36,7 +37,7 @@ from torch import nn
 from bold_audio import candidates, mlp, simulate, training, workflow
 from bold_audio.params import load_params
 
-RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 PLANTED = "planted_r2_over_0.2"
 KINDS = {"linear": {}, "nonlinear": {"nonlinear": True, "response": "delay"}}
 
@@ -172,16 +173,18 @@ def speed_and_skill(params, n_epochs):
                 made = side.unfold(net.net(torch.from_numpy(X[subject.split.test]))).numpy()
             on_val, on_test = error / np.mean(planted["val"] ** 2), np.mean((planted["test"] - made) ** 2)
             found[name].append((on_val, 1 - float(on_test / np.mean(planted["test"] ** 2))))
-            said = f"{np.median(took[1:]):.4f} s per epoch, validation skill {1 - on_val:+.4f}"
+            said = f"{min(took[1:]):.4f} to {np.median(took[1:]):.4f} s per epoch, validation skill {1 - on_val:+.4f}"
             print(f"  {name:12s} lr {rate:<6g} {said}", flush=True)
     skill = {name: round(min(tried)[1], 4) for name, tried in found.items()}
-    ratio = float(np.median(seconds["dense"]) / np.median(seconds["coordinates"]))
+    ratios = {how.__name__: how(seconds["dense"]) / how(seconds["coordinates"]) for how in (min, np.median)}
     fused = {}
     for name, side in sides.items():
         took, *_ = fit(X.shape[1], side, val_set, rate=RATES[0], fused=True, **options)
-        fused[name] = np.median(took[1:])
+        fused[name] = min(took[1:])
         print(f"  {name:12s} fused AdamW {fused[name]:.4f} s per epoch", flush=True)
-    return ratio, float(fused["dense"] / fused["coordinates"]), skill
+    return {
+        name: round(float(v), 1) for name, v in (ratios | {"fused": fused["dense"] / fused["coordinates"]}).items()
+    }, skill
 
 
 def as_set(*arrays):
@@ -241,11 +244,11 @@ def main():
         given = {"data_dir": f"{data}", "outputs_dir": f"{outputs}", "target": "volume", "sweep_fwhm": 0}
         params = load_params("speed", "sim", **given, mask="none")
         print(f"SIMULATED subject, {np.prod(shape):,} outputs, training alone")
-        ratio, fused, skill = speed_and_skill(params, 3 if options.quick else 20)
+        ratios, skill = speed_and_skill(params, 3 if options.quick else 20)
         difference = abs(skill["dense"] - skill["coordinates"])
-        print(f"dense over coordinates, time per epoch: {ratio:.0f} x, fused {fused:.0f} x; best skill {skill}\n")
-        result |= {"dense_over_coordinates_epoch": round(ratio, 1), "fused_epoch": round(fused, 1)}
-        result["skill_difference"] = round(difference, 5)
+        print(f"dense over coordinates, time per epoch: {ratios}; best skill {skill}\n", flush=True)
+        result |= {"dense_over_coordinates_epoch": ratios["min"], "ratio_of_medians": ratios["median"]}
+        result |= {"ratio_with_fused_optimiser": ratios["fused"], "skill_difference": round(difference, 5)}
         given = {"mlp_delays": [5.0], "max_epochs": 20} if options.quick else {}
         for kind in KINDS:
             seeds = range(300, 301 if options.quick else 303)

@@ -22,22 +22,26 @@ PATIENCE = 4  # looks without more evidence before training stops
 
 
 class EpochOrder(Sampler):
-    """Batches in an order drawn from the seed and the number of the epoch, so that a resumed run draws it again."""
+    """Batches in an order drawn from the seed and the number of the epoch, so that a resumed run draws it again.
+
+    They are of about ``batch_size``, all alike: a few volumes left over would make a step as costly as any other, and
+    a noisy one.
+    """
 
     def __init__(self, n, seed, batch_size):
-        self.n, self.seed, self.batch_size, self.epoch = n, seed, batch_size, 0
+        self.n, self.seed, self.n_batches, self.epoch = n, seed, max(1, round(n / batch_size)), 0
 
     def set_epoch(self, epoch):
         """Lightning calls this at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self):
-        return -(-self.n // self.batch_size)
+        return self.n_batches
 
     def __iter__(self):
         # A generator: after a kill Lightning asks for the iterator before it says which epoch it is.
         order = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
-        yield from torch.randperm(self.n, generator=order).split(self.batch_size)
+        yield from torch.randperm(self.n, generator=order).tensor_split(self.n_batches)
 
 
 class AudioFmriDataModule(pl.LightningDataModule):

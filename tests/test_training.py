@@ -135,6 +135,18 @@ def test_two_trainings_in_one_process_share_nothing(train):
     assert same_weights(alone, weights_of(train(seed=3, delay=5).model))
 
 
+@pytest.mark.parametrize(
+    "n, size, sizes", [(280, 64, [70] * 4), (315, 64, [63] * 5), (7, 64, [7]), (9, 2, [3, 2, 2, 2])]
+)
+def test_batches_of_an_epoch_are_alike_and_hold_every_volume_once(n, size, sizes):
+    order = training.EpochOrder(n, 0, size)
+    first = list(order)
+    assert [len(batch) for batch in first] == sizes and len(order) == len(sizes)
+    assert sorted(np.concatenate(first)) == list(range(n))
+    order.set_epoch(1)
+    assert n <= 2 or not np.array_equal(np.concatenate(first), np.concatenate(list(order)))
+
+
 # --- killed on the way --------------------------------------------------------------------
 
 
@@ -156,11 +168,11 @@ def killed_after(folder, n_batches, options):
 
 @pytest.mark.slow
 def test_killed_trainings_end_as_if_they_had_not_been(train, tmp_path):
-    options = {"max_epochs": 40, "hidden_dims": [16], "dropout": 0.3, "lr": 0.01, "batch_size": 32}
+    options = {"max_epochs": 40, "hidden_dims": [16], "dropout": 0.3, "lr": 0.01, "batch_size": 16}
     whole = train(**options)
     spawn, rng = multiprocessing.get_context("spawn"), random.Random(5)
     for _ in range(3):  # the same folder each time: every process goes on from what the last one left
-        one = spawn.Process(target=killed_after, args=(tmp_path / "killed", rng.randrange(20, 90), options))
+        one = spawn.Process(target=killed_after, args=(tmp_path / "killed", rng.randrange(15, 45), options))
         one.start()
         one.join()
         assert one.exitcode == -signal.SIGKILL
