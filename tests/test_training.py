@@ -168,14 +168,17 @@ def killed_after(folder, n_batches, options):
 
 @pytest.mark.slow
 def test_killed_trainings_end_as_if_they_had_not_been(train, tmp_path):
-    options = {"max_epochs": 40, "hidden_dims": [16], "dropout": 0.3, "lr": 0.01, "batch_size": 16}
+    options = {"max_epochs": 40, "hidden_dims": [16], "dropout": 0.3, "lr": 0.003, "batch_size": 16}
     whole = train(**options)
     spawn, rng = multiprocessing.get_context("spawn"), random.Random(5)
     for _ in range(3):  # the same folder each time: every process goes on from what the last one left
-        one = spawn.Process(target=killed_after, args=(tmp_path / "killed", rng.randrange(15, 45), options))
+        one = spawn.Process(target=killed_after, args=(tmp_path / "killed", rng.randrange(45, 60), options))
         one.start()
         one.join()
         assert one.exitcode == -signal.SIGKILL
+        assert (tmp_path / "killed" / "last.ckpt").is_file(), (
+            "killed before its first look, there is nothing to go on from"
+        )
     finished = run_training(tmp_path / "killed", **options)
     assert len(finished.losses) == len(whole.losses) > 15
     assert finished.losses == whole.losses and finished.best == whole.best
