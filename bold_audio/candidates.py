@@ -130,12 +130,13 @@ def _log(subject, one, targets, *, key, folder):
     losses = pd.DataFrame(one.losses).assign(run=name)
     true, predicted = one.middle
     run, k = subject.run, targets.val[len(targets.val) // 2]
+    said = params.data_note or params.label  # simulated data say so on every picture
     pictures = [
         figures.plot_loss(losses),
         figures.plot_truth_prediction(
             true,
             predicted,
-            title=f"{name}: {params.target} of the middle validation volume, without its mean",
+            title=f"{name} ({said}): {params.target}, middle of the validation block, without its mean",
             unit="raw intensity (a.u.)",
             time=run.files.volume_times[k],
             affine=run.affine,
