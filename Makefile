@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := $(or $(wildcard .venv/bin/uv),uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lab lock clean
+.PHONY: help demo test check format triton lab lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/' | expand -t 14
@@ -40,6 +40,9 @@ format: .venv/installed  ## put code and notebooks into the common format
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
+triton: .venv/installed  ## serve triton_models on this machine by a Triton server without Docker (installs it once)
+	.venv/bin/bold-audio serve
+
 lab: .venv/installed  ## JupyterLab on this machine only
 	.venv/bin/jupyter lab --ip=127.0.0.1
 
@@ -48,5 +51,5 @@ lock:  ## after a change in pyproject.toml: write uv.lock and constraints.txt (A
 	$(UV) export --no-config --frozen --all-extras --no-hashes --no-emit-project --no-annotate -q -o constraints.txt
 
 clean:  ## remove .venv and caches, never data or outputs
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf .venv .triton .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 	find . \( -path ./data -o -path ./outputs \) -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ import sys
 
 import pandas as pd
 
-from bold_audio import data, workflow
+from bold_audio import bids, workflow
 from bold_audio.params import load_params
 
 
@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="three people")
     parser.add_argument("--features", nargs="+", default=["audio", "annotations"], choices=["audio", "annotations"])
     options = parser.parse_args()
-    people = data.known_subjects(load_params("18", "alice"))[: 3 if options.quick else None]
+    people = bids.known_subjects(load_params("18", "alice"))[: 3 if options.quick else None]
     if not people:
         sys.exit("alice is not there - set data_dir in params/alice.yaml")
     result = {"people": len(people)}

@@ -25,9 +25,10 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from bold_audio import data, simulate, workflow
+from bold_audio import simulate, workflow
 from bold_audio.params import load_params
 from bold_audio.significance import LEVEL
+from bold_audio.truth import planted_delay, read_truth
 
 SHAPE, N_VOLUMES = (18, 22, 22), 641
 PLANTED = {"one": {}, "two": {}, "delay": {"response": "delay"}, "null": {"null": True}}
@@ -66,9 +67,9 @@ def measure(group, seed, *, folder):
 def known_intervals(subject, found):
     """Delay, interval and p of what has a true delay, beside that delay: the one that fits the noiseless sound best."""
     params, regions = subject.params, found.regions.set_index("region")
-    parts = [regions.loc[[found.region]].assign(kind="chosen", truth=data.planted_delay(params))]
+    parts = [regions.loc[[found.region]].assign(kind="chosen", truth=planted_delay(params))]
     strong = subject.run.regions.get("planted_r2_over_0.2", np.zeros(subject.run.n_voxels, bool))
-    for region in data.read_truth(params)["regions"]:
+    for region in read_truth(params)["regions"]:
         name, truth = f"planted_{region['name']}", region["best_single_delay"][params.response]
         parts.append(regions.reindex([name]).assign(kind=region["name"], truth=truth))
         parts.append(found.voxels[strong & subject.run.regions.get(name, False)].assign(kind="voxel", truth=truth))

@@ -17,7 +17,7 @@ import tempfile
 import numpy as np
 import pandas as pd
 
-from bold_audio import data, encoding, pairing
+from bold_audio import bids, data, encoding, pairing
 from bold_audio.params import load_params
 from bold_audio.space import principal_space
 
@@ -28,7 +28,7 @@ N_FOLDS = 5
 
 def open_train(params):
     """Volumes up to the end of train, the rows of train and blocked folds inside them."""
-    files = data.locate_run(params)
+    files = bids.locate_run(params)
     usable = np.arange(files.n_volumes) >= params.history_order
     part = {"skip_initial": params.skip_initial, "train_fraction": params.train_fraction, "gap": params.gap}
     rows = pairing.split_volumes(files.n_volumes, files.t_r, usable=usable, **part).train
@@ -80,7 +80,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="history-") as outputs:
         for dataset, label in (("oneback", "02"), ("alice", "18")):
             coarser = 2 if options.quick and dataset == "oneback" else None
-            people = data.known_subjects(load_params(label, dataset))[: 2 if options.quick else None]
+            people = bids.known_subjects(load_params(label, dataset))[: 2 if options.quick else None]
             made = [measure(load_params(p, dataset, outputs_dir=outputs, downsample=coarser)) for p in people]
             blocks = pd.concat(made, ignore_index=True)
             sizes = [name for name in blocks if isinstance(name, int)]

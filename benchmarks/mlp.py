@@ -26,7 +26,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -227,8 +226,7 @@ def against_ridge(kind, seed, folder, outputs, shape, **settings):
         ]
         best = max(trained, key=lambda one: one.best[mlp.MONITOR])
         facts = candidates.model_facts(subject, best.delay)
-        predict = partial(mlp.mlp_output, best.model)
-        rows[name] = workflow.mlp_row(subject, predict, facts, history=rows["history"])
+        rows[name] = workflow.trained_row(subject, best.model, facts, history=rows["history"])
     regions, end = {PLANTED: subject.run.regions[PLANTED]}, subject.split.train[-1]
     table, _ = workflow.score_rows(
         subject, rows, subject.split.test, regions, fitted_until=end, predictions=("one_step",)

@@ -1,8 +1,10 @@
 """What a run leaves as a BIDS derivative: statistical maps as NIfTI in the scan's own space, and their dataset."""
 
+import gzip
 import json
 
 import nibabel as nib
+import numpy as np
 
 from bold_audio.files import write_json, write_text, write_whole
 from bold_audio.params import DEFAULT_DATASET
@@ -29,7 +31,7 @@ def write_map(run, params, values, *, model, stat, description):
     write_text(
         path.with_name(path.name.replace(".nii.gz", ".json")),
         json.dumps(
-            {"Description": description, "Sources": [f"bids:raw:{_raw_path(run, params)}"], "SpatialReference": "orig"},
+            {"Description": description, "Sources": [f"bids:raw:{raw_path(run, params)}"], "SpatialReference": "orig"},
             indent=1,
         )
         + "\n",
@@ -37,7 +39,43 @@ def write_map(run, params, values, *, model, stat, description):
     return path
 
 
-def _raw_path(run, params):
+def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1)):
+    """Write volumes as a NIfTI run, 0 outside the mask, beside its JSON description.
+
+    Parameters
+    ----------
+    path : path
+        Ends in ``.nii.gz``.
+    volumes : array of shape (n_volumes, n_voxels)
+    mask, affine
+        Where the voxels are.
+    t_r : float
+        Repetition time, s.
+    about : dict
+        What goes into the JSON file besides ``RepetitionTime``.
+    form_codes : (int, int)
+        Of sform and qform.
+
+    Returns
+    -------
+    Path
+    """
+    grid = np.zeros((*mask.shape, len(volumes)), dtype=np.float32, order="F")
+    grid[mask] = volumes.T
+    image = nib.Nifti1Image(grid, affine)
+    image.set_sform(affine, code=form_codes[0])
+    image.set_qform(affine, code=form_codes[1])
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["pixdim"][4] = t_r
+    image.header["descrip"] = b"bold_audio prediction"
+    with write_whole(path) as part, gzip.open(part, "wb", compresslevel=1) as packed:
+        image.to_stream(packed)
+    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"RepetitionTime": t_r, **about})
+    return path
+
+
+def raw_path(run, params):
+    """Path of the scan below the dataset's folder."""
     return run.files.bold.relative_to(params.data_path).as_posix()
 
 

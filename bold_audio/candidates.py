@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from bold_audio import coordinates, data, evidence, export, figures, gram, mlp, space, tracking, training
+from bold_audio import coordinates, data, evidence, figures, gram, mlp, space, tracking, training
+from bold_audio.bundle import mask_fingerprint
 from bold_audio.files import fingerprint, git_commit, lock, project_root, read_json, write_table, write_text
 from bold_audio.mlp import MONITOR
 
@@ -159,12 +160,13 @@ def _log(subject, one, targets, *, key, folder):
 
 
 def model_facts(subject, delay):
-    """What inference needs besides the weights; plain values only."""
+    """What inference needs besides the weights of the subject's MLP; plain values only."""
     params, run = subject.params, subject.run
     _, mean, scale = subject.scaled("sound", delay)
     settings = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "feature_source", "response", "sound_lags", "target")
     return {
         **{name: getattr(params, name) for name in settings},
+        "kind": "mlp",
         "delay": float(delay),
         "t_r": run.files.t_r,
         "subject": params.subject,
@@ -174,7 +176,8 @@ def model_facts(subject, delay):
         "feature_mean": [float(v) for v in mean],
         "feature_scale": [float(v) for v in scale],
         "mask_shape": list(run.mask.shape),
-        "mask_hash": export.mask_fingerprint(run.mask, run.affine),
+        "affine": np.asarray(run.affine, dtype=float).tolist(),
+        "mask_hash": mask_fingerprint(run.mask, run.affine),
         "value_range": list(run.value_range),
         "train_volumes": [int(subject.split.train[0]), int(subject.split.train[-1])],
         "input_md5": subject.input_md5,

@@ -1,65 +1,45 @@
-"""Trained model → ``triton_models/<name>/<version>``, and predictors that answer alike from it."""
+"""Trained model → ``triton_models/<name>/<version>``: ONNX and bundle, whole or not at all, and Triton's config."""
 
 import contextlib
 import io
+import json
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from bold_audio.bundle import ARRAYS_FILE, input_widths
 from bold_audio.files import (
-    DataError,
     ModelError,
     file_md5,
     fingerprint,
+    lock,
     read_json,
+    write_arrays,
     write_json,
     write_text,
     write_whole,
 )
 
 OPSET = 18
-BUNDLE_KEYS = {"delay", "onnx_md5"}
 MAX_DIFFERENCE = 1e-4  # between torch and onnxruntime, relative to the largest value
+PROBE_VOLUMES = 3
+BATCH_BYTES = 64 * 2**20  # what the voxels of one batch may take in a server
+QUEUE_DELAY = 1000  # microseconds that a request waits for others to share a batch with
 
 
-def mask_fingerprint(mask, affine):
-    """Hash of a mask and its place in the head: a model serves the voxels it was trained on."""
-    return fingerprint(list(mask.shape), np.packbits(mask).tobytes().hex(), np.round(affine, 4).tolist())
-
-
-def next_version(models_dir, name):
-    """The first version number above all that exist."""
-    folder = Path(models_dir) / name
-    taken = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()]
-    return max(taken, default=0) + 1
-
-
-def find_same_model(models_dir, name, checkpoint):
-    """The version that was exported from this very checkpoint; None where there is none."""
-    folder = Path(models_dir) / name
-    for path in folder.glob("[0-9]*/bundle.json"):
-        try:
-            same = _read_bundle(path).get("checkpoint_md5") == file_md5(checkpoint)
-        except ModelError:
-            continue  # a damaged old version is not this model, and stops nobody from exporting
-        if same:
-            return int(path.parent.name)
-    return None
-
-
-def export_model(model, facts, *, checkpoint, models_dir, name, version, overwrite=False):
+def export_model(served, facts, *, extra, source, models_dir, name, version, overwrite=False):
     """Write a model version as ONNX with all that inference needs; whole or not at all.
 
     Parameters
     ----------
-    model : AudioFmriMLP
-        Folded network, features → voxels.
+    served : served.ServedModel
     facts : dict
-        What goes into ``bundle.json`` beside the model's shape: delay, target, scaling, …
-    checkpoint : path
-        The file the model came from; its MD5 is kept.
+        What goes into ``bundle.json``: kind, delay, target, scaling, ``n_inputs``, ``n_previous``, …
+    extra : dict of str to array
+        Arrays of the bundle besides the model's own: ``mask``, own history.
+    source : str
+        Identity of what the model came from: see `bundle.find_same_model`.
     models_dir : path
         The model repository, ``triton_models``.
     name : str
@@ -82,157 +62,151 @@ def export_model(model, facts, *, checkpoint, models_dir, name, version, overwri
         If the version exists, or the two runtimes disagree.
     """
     folder = Path(models_dir) / name / str(version)
-    if folder.exists() and not overwrite:
-        raise ModelError(f"{name} version {version} exists - choose another model_version, or set overwrite_model")
-    with write_whole(folder, replace_folder=overwrite) as part:
-        part.mkdir()
-        _write_onnx(model, part / "model.onnx", {"delay": f"{facts['delay']:.10g}", "model_name": name})
-        difference = _parity(model, part / "model.onnx")
-        if not difference <= MAX_DIFFERENCE:
-            raise ModelError(f"torch and onnxruntime differ by {difference:.2g} - nothing was exported")
-        write_text(part / "best_dt.txt", f"{facts['delay']:.10g}\n")
-        shape = {"n_features": model.hparams.n_features, "n_voxels": model.hparams.n_outputs, "opset": OPSET}
-        hashes = {"checkpoint_md5": file_md5(checkpoint), "onnx_md5": file_md5(part / "model.onnx")}
-        write_json(part / "bundle.json", {**facts, **shape, **hashes, "model_name": name, "model_version": version})
+    with lock(folder.parent / ".export.lock", wait=600, doing=f"export of {name}"):
+        if folder.exists() and not overwrite:
+            raise ModelError(f"{name} version {version} exists - choose another model_version, or set overwrite_model")
+        with write_whole(folder, replace_folder=overwrite) as part:
+            part.mkdir()
+            difference, bundle_hash = _write_version(served, facts, extra, source, part, name, version)
+            write_config(folder.parent, facts, {version: bundle_hash}, n_voxels=len(served.level))
     return folder, difference
 
 
-def _write_onnx(model, path, metadata):
+def _write_version(served, facts, extra, source, part, name, version):
+    """All files of a version into ``part``; the difference between the runtimes, and the hash of all that is in it."""
+    arrays = served.bundle_arrays() | {k: v for k, v in extra.items() if k != "mask"}
+    arrays = {k: np.ascontiguousarray(v, dtype=np.float32) for k, v in arrays.items()}
+    arrays["mask"] = np.packbits(extra["mask"])
+    arrays |= _probe(served, facts, extra["mean_volume"])
+    write_arrays(part / ARRAYS_FILE, arrays)
+    sizes = {"n_voxels": len(served.level), "n_coordinates": len(served.to_coordinates), "opset": OPSET}
+    about = facts | sizes | {"source": source, "arrays_md5": file_md5(part / ARRAYS_FILE)}
+    about |= {"model_name": name, "model_version": version}
+    bundle_hash = fingerprint(json.dumps(about, sort_keys=True, default=str))
+    metadata = {"delay": f"{facts['delay']:.10g}", "model_name": name, "bundle_hash": bundle_hash}
+    _write_onnx(served, part / "model.onnx", facts, metadata)
+    difference = _parity(served, part / "model.onnx", facts)
+    if not difference <= MAX_DIFFERENCE:
+        raise ModelError(f"torch and onnxruntime differ by {difference:.2g} - nothing was exported")
+    write_text(part / "best_dt.txt", f"{facts['delay']:.10g}\n")
+    hashes = {"bundle_hash": bundle_hash, "onnx_md5": file_md5(part / "model.onnx")}
+    write_json(part / "bundle.json", about | hashes)
+    return difference, bundle_hash
+
+
+def _answer(served, inputs):
+    """Voxels and coordinates by torch, as arrays."""
+    import torch
+
+    with torch.no_grad():
+        return [made.numpy() for made in served(*(torch.from_numpy(a) for a in inputs))]
+
+
+def _probe(served, facts, mean_volume):
+    """A stored input and its answer, by which a served model is known: see `bundle.Bundle.probe`."""
+    X = np.random.default_rng(0).normal(size=(PROBE_VOLUMES, facts["n_inputs"])).astype(np.float32)
+    previous = [np.tile(mean_volume, (PROBE_VOLUMES, facts["n_previous"]))] if facts["n_previous"] else []
+    coordinates = _answer(served, [X, *(p.astype(np.float32) for p in previous)])[1]
+    return {"probe_features": X, "probe_coordinates": coordinates}
+
+
+def _write_onnx(served, path, facts, metadata):
     """One file, batch of any size, checked by onnx itself."""
     import onnx
     import torch
 
-    widths = _widths(model)
+    widths = input_widths(facts, len(served.level))
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         torch.onnx.export(
-            model,
+            served,
             tuple(torch.zeros(2, width) for width in widths.values()),
             str(path),
             input_names=list(widths),
-            output_names=["voxels"],
+            output_names=["voxels", "coordinates"],
             dynamic_shapes=tuple({0: batch} for _ in widths),
             opset_version=OPSET,
             external_data=False,
             verbose=False,
         )
     proto = onnx.load(path)
+    # A repository has one config for all versions of a model, and these may differ in their number of coordinates.
+    proto.graph.output[1].type.tensor_type.shape.dim[1].dim_param = "n_coordinates"
     onnx.helper.set_model_props(proto, metadata)
     onnx.save(proto, path)
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _widths(model):
-    """Inputs of a network and their widths: features and, where it has them, previous volumes."""
-    widths = {"features": model.hparams.n_features}
-    return widths | ({"previous": model.hparams.n_past} if model.hparams.n_past else {})
-
-
-def _parity(model, path):
-    """Largest difference between torch and onnxruntime, relative to the largest value."""
-    from bold_audio.mlp import mlp_output
-
-    rng = np.random.default_rng(0)
-    inputs = [rng.normal(size=(7, width)).astype(np.float32) for width in _widths(model).values()]
-    expected = mlp_output(model, *inputs)
-    return float(np.abs(_session(path)(*inputs) - expected).max() / max(np.abs(expected).max(), 1e-6))
-
-
-def _session(path):
-    """Open an ONNX file in onnxruntime; return a function features (and previous volumes) → voxels."""
+def _parity(served, path, facts):
+    """Largest difference between torch and onnxruntime, relative to the largest value of each output."""
     import onnxruntime
 
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
-        raise ModelError(f"{path} cannot be opened ({type(error).__name__}) - export it again") from error
-
-    def predict(X, previous=None):
-        inputs = {"features": X} | ({} if previous is None else {"previous": np.reshape(previous, (len(X), -1))})
-        return session.run(["voxels"], {name: np.asarray(a, dtype=np.float32) for name, a in inputs.items()})[0]
-
-    return predict
+    rng = np.random.default_rng(0)
+    widths = input_widths(facts, len(served.level))
+    inputs = [rng.normal(size=(7, width)).astype(np.float32) for width in widths.values()]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    made = session.run(["voxels", "coordinates"], dict(zip(widths, inputs, strict=True)))
+    pairs = zip(made, _answer(served, inputs), strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6)) for a, b in pairs)
 
 
-def open_predictor(runtime, *, models_dir, name, version, checkpoint):
-    """Open a trained model in the runtime asked for; no other is ever taken instead.
+def write_config(folder, facts, bundle_hashes, *, n_voxels):
+    """Write ``config.pbtxt`` of a model through Triton's own protobuf, and read it back.
+
+    It serves all versions, forms batches of requests, and names each version's bundle.
 
     Parameters
     ----------
-    runtime : {"onnxruntime", "torch"}
-        ``onnxruntime`` reads ``models_dir/name/version``, ``torch`` the checkpoint, the last
-        trained model.
-    models_dir, name, version, checkpoint
-        Where they are. ``version`` None means the newest.
-
-    Returns
-    -------
-    predict : function
-        Scaled features (n, n_features), and previous volumes (n, n_previous, n_voxels) where the model has them as
-        inputs → array (n, n_voxels), float32.
+    folder : path
+        ``models_dir/name``.
     facts : dict
-        What the model was made for: delay, target, feature settings and scaling, mask hash, …
+        ``n_inputs, n_previous`` of the version to come.
+    bundle_hashes : dict of int to str
+        Of the version to come; those of versions that are there are kept.
+    n_voxels : int
 
     Raises
     ------
     ModelError
-        If there is no such model, or its files contradict each other.
+        If versions that are there take or give other shapes: a server has one config for all.
     """
-    if runtime == "torch":
-        from bold_audio.mlp import load_checkpoint, mlp_output
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
 
-        model, facts = load_checkpoint(checkpoint)
-        return partial(mlp_output, model), facts
-    version = version or next_version(models_dir, name) - 1
-    folder = Path(models_dir) / name / str(version)
-    facts = _read_bundle(folder / "bundle.json")
-    if facts is None or not (folder / "model.onnx").is_file():
-        raise ModelError(f"no model {name} version {version} in {models_dir} - run notebook 05 to export it")
-    _check_delay(folder / "best_dt.txt", facts["delay"])
-    if file_md5(folder / "model.onnx") != facts["onnx_md5"]:
-        raise ModelError(f"{folder / 'model.onnx'} is not the file that bundle.json describes - export it again")
-    return _session(folder / "model.onnx"), facts
-
-
-def _read_bundle(path):
-    """What a version's bundle says; None where there is none."""
-    try:
-        facts = read_json(path)
-    except DataError as error:
-        raise ModelError(f"{path} is damaged - export the model again") from error
-    if facts is not None and not (isinstance(facts, dict) and set(facts) >= BUNDLE_KEYS):
-        raise ModelError(f"{path} lacks what inference needs - export the model again")
-    return facts
-
-
-def _check_delay(path, delay):
-    """``best_dt.txt`` is a copy for people; it must say what the bundle says."""
-    text = ""
-    try:
-        text = path.read_bytes().decode("utf-8-sig", errors="replace").strip()
-        written = float(text)
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing - export the model again") from None
-    except ValueError:
-        raise ModelError(f"{path} holds {text[:40]!r}, not a delay in s - export the model again") from None
-    if not abs(written - delay) <= 1e-6:
-        raise ModelError(f"{path} says {written:g} s, but this model was trained at {delay:g} s - export it again")
+    folder, path = Path(folder), Path(folder) / "config.pbtxt"
+    widths = input_widths(facts, n_voxels)
+    config = model_config_pb2.ModelConfig(
+        name=folder.name,
+        backend="onnxruntime",
+        default_model_filename="model.onnx",
+        max_batch_size=max(1, BATCH_BYTES // (4 * (n_voxels + sum(widths.values())))),
+    )
+    for name, width in widths.items():
+        config.input.add(name=name, data_type=model_config_pb2.TYPE_FP32, dims=[width])
+    for name, width in {"voxels": n_voxels, "coordinates": -1}.items():
+        config.output.add(name=name, data_type=model_config_pb2.TYPE_FP32, dims=[width])
+    config.version_policy.all.SetInParent()
+    config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY
+    for there in folder.glob("[0-9]*/bundle.json"):
+        about = read_json(there, default={})
+        if int(there.parent.name) in bundle_hashes or not isinstance(about, dict) or "bundle_hash" not in about:
+            continue
+        _check_shapes(folder.name, there.parent.name, about, widths, n_voxels)
+        bundle_hashes = bundle_hashes | {int(there.parent.name): about["bundle_hash"]}
+    for version, bundle_hash in sorted(bundle_hashes.items()):
+        config.parameters[f"bundle_hash_{version}"].string_value = bundle_hash
+    write_text(path, text_format.MessageToString(config))
+    if text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig()) != config:
+        raise ModelError(f"{path} does not read back as it was written - nothing was exported")
 
 
-def check_fits(facts, *, n_features, subject, mask_hash):
-    """Refuse a model that was trained on another subject, mask or set of features.
-
-    Raises
-    ------
-    ModelError
-    """
-    if facts["n_inputs"] != n_features:
+def _check_shapes(name, version, about, widths, n_voxels):
+    theirs = input_widths(about, about["n_voxels"])
+    if (theirs, about["n_voxels"]) != (widths, n_voxels):
+        had = ", ".join(f"{k} {v}" for k, v in theirs.items())
+        new = ", ".join(f"{k} {v}" for k, v in widths.items())
         raise ModelError(
-            f"the model expects {facts['n_inputs']} features, the parameters make {n_features} - set n_mfcc"
-        )
-    if facts["subject"] != subject or facts["mask_hash"] != mask_hash:
-        raise ModelError(
-            f"the model was trained on sub-{facts['subject']} with mask {facts['mask_hash']}, this is sub-{subject} "
-            f"with mask {mask_hash} - train a model for this scan"
+            f"{name} version {version} takes {had} and gives {about['n_voxels']} voxels, this model {new} and "
+            f"{n_voxels} - choose another model_name"
         )

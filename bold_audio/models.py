@@ -22,6 +22,7 @@ LINEAR_NAMES = (
     "history_blocks",
     "history_blocks_sound",
 )
+CHUNK_VOLUMES = 64  # predicted at once by a model with whole previous volumes among its inputs
 REFERENCES = {"history_sound": "history", "history_blocks_sound": "history_blocks"}
 
 
@@ -74,11 +75,15 @@ class PreviousVolumes:
 
     def __call__(self, rows, previous):
         """Prediction of the volumes ``rows``: array of shape (n_rows, n_voxels)."""
-        return self.predict(self.X[rows], np.stack(previous, axis=1))
+        made = np.empty_like(previous[0], dtype=np.float32)
+        for start in range(0, len(rows), CHUNK_VOLUMES):  # the inputs are several times the prediction
+            part = slice(start, start + CHUNK_VOLUMES)
+            made[part] = self.predict(self.X[rows[part]], np.stack([lag[part] for lag in previous], axis=1))
+        return made
 
 
-def network_row(predict, X, *, target, n_voxels, n_previous=0, history=None, train=None):
-    """A network as a row, whatever runtime answers for it.
+def network_row(predict, X, *, target, n_voxels, n_previous=0, history=None, level=None, reference="constant"):
+    """A network, or an exported linear model, as a row, whatever runtime answers for it.
 
     Parameters
     ----------
@@ -93,15 +98,16 @@ def network_row(predict, X, *, target, n_voxels, n_previous=0, history=None, tra
         Previous volumes among its inputs.
     history : Row, optional
         Own history; for ``whitened`` it predicts, and the network adds what the sound does:
-        s[k] − Σ_l phi_l ∘ s[k−l], with s the network's output less its mean over ``train``.
-    train : array of int, optional
+        s[k] − Σ_l phi_l ∘ s[k−l], with s the network's output less ``level``.
+    level : array of shape (n_voxels,), optional
+    reference : str
+        What the row is measured against, where it is not ``whitened``.
 
     Returns
     -------
     Row
     """
     if target == "whitened":
-        level = predict(X[train]).mean(axis=0, dtype=np.float64).astype(np.float32)
         phi = history.phi.astype(np.float32)
 
         def drive(volumes):
@@ -117,9 +123,12 @@ def network_row(predict, X, *, target, n_voxels, n_previous=0, history=None, tra
     if n_previous:
         nothing = np.zeros((1, n_voxels), np.float32)
         return Row(
-            phi, lambda volumes: np.repeat(nothing, len(volumes), axis=0), PreviousVolumes(predict, X, n_previous)
+            phi,
+            lambda volumes: np.repeat(nothing, len(volumes), axis=0),
+            PreviousVolumes(predict, X, n_previous),
+            reference,
         )
-    return Row(phi, lambda volumes: predict(X[volumes]))
+    return Row(phi, lambda volumes: predict(X[volumes]), reference=reference)
 
 
 def fit_rows(
@@ -200,6 +209,25 @@ def fit_rows(
         ),
     }
     return {name: fits[name]() for name in names if blocks is not None or "blocks" not in name}
+
+
+def fit_subject(subject, delay, *, rows=None, folds=None, follows=None, names=LINEAR_NAMES):
+    """Fit linear rows of a subject on ``rows`` (train by default); returns and raises as `fit_rows`."""
+    rows, params = subject.split.train if rows is None else rows, subject.params
+    return fit_rows(
+        subject.Y,
+        rows=rows,
+        folds=subject.folds if folds is None else folds,
+        sound=subject.scaled("sound", delay, rows)[0],
+        sound_at_zero=subject.scaled("zero", 0.0, rows)[0],
+        blocks=subject.scaled("blocks", delay, rows)[0] if subject.blocks is not None else None,
+        alphas=params.alphas,
+        max_order=params.history_order,
+        n_components=params.history_components,
+        follows=follows,
+        chunk_voxels=params.chunk_voxels,
+        names=names,
+    )
 
 
 def predict_row(subject, row, volumes, prediction, *, fitted_until):

@@ -111,7 +111,13 @@ class Params(BaseModel):
     model_name: str | None
     model_version: Count | None
     overwrite_model: bool
-    runtime: Literal["onnxruntime", "torch"]
+    served_model: Literal["mlp", "history_sound"]
+    runtime: Literal["onnxruntime", "torch", "triton"]
+    returns: Literal["voxels", "coordinates"] | None
+    allow_other_subject: bool
+    triton_url: str | None
+    triton_protocol: Literal["grpc", "http"]
+    triton_timeout: Positive
     prediction: Literal["one_step", "open_loop"]
     # where things go, and the machine
     outputs_dir: str

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bold_audio import __version__, brain, data, features, pairing
+from bold_audio import __version__, bids, brain, data, features, pairing, truth
 from bold_audio.files import DataError, code_fingerprint, file_md5, fingerprint, lock, record_step
 from bold_audio.params import SIMULATED
 
@@ -13,7 +13,8 @@ SHORT_SOUND = 0.5  # s that a sound may lack at its end without a word
 # Parameters that change where results go or how fast they come, not what they are.
 NOT_RESULTS = {
     "data_dir", "outputs_dir", "models_dir", "checkpoint_dir", "mlflow_uri", "mlflow_experiment", "model_name",
-    "model_version", "overwrite_model", "runtime", "prediction", "chunk_voxels",
+    "model_version", "overwrite_model", "served_model", "runtime", "returns", "allow_other_subject", "triton_url",
+    "triton_protocol", "triton_timeout", "prediction", "chunk_voxels",
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ class Subject:
         import bold_audio.prepare as this
 
         kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
-        return fingerprint(kept, self.input_md5, code_fingerprint(features, data, pairing, this, *modules))
+        return fingerprint(kept, self.input_md5, code_fingerprint(bids, data, features, pairing, truth, this, *modules))
 
     def record(self, step, **facts):
         """Write what a step did into ``provenance.json``."""
@@ -103,13 +104,13 @@ def annotation_paths(params):
 
 def ensure_scan(params):
     """Locate the subject's run; the simulated subject is made when it is missing, a real one never replaced."""
-    if params.dataset == SIMULATED and not data.known_subjects(params):
+    if params.dataset == SIMULATED and not bids.known_subjects(params):
         from bold_audio.simulate import simulate_subject
 
         with lock(params.data_path.parent / f".{params.data_path.name}.lock", wait=600, doing="the simulation"):
-            if not data.known_subjects(params):
+            if not bids.known_subjects(params):
                 simulate_subject(params.data_path, subject=params.subject)
-    return data.locate_run(params)
+    return bids.locate_run(params)
 
 
 def read_features(params, files):

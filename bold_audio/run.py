@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from bold_audio.files import (
@@ -98,7 +99,23 @@ def _parser():
     run.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     run.set_defaults(work=_run)
 
-    for command in (simulate, fetch, run):
+    predict = commands.add_parser("predict", help="predict the volumes that a new sound would make, without a scan")
+    predict.add_argument("--subject", required=True, help="whose model")
+    predict.add_argument("--dataset")
+    predict.add_argument("--sound", type=Path, required=True, help="sound file that begins with the run")
+    predict.add_argument("--model-version", type=int, help="default: the newest")
+    predict.add_argument("--out", type=Path, help="the NIfTI file to write (default: in the subject's outputs)")
+    predict.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    predict.set_defaults(work=_predict)
+
+    serve = commands.add_parser("serve", help="serve triton_models by a Triton server on this machine, without Docker")
+    serve.add_argument("--models-dir", type=Path, help="default: triton_models")
+    serve.add_argument("--http-port", type=int, default=8000)
+    serve.add_argument("--grpc-port", type=int, default=8001)
+    serve.add_argument("--metrics-port", type=int, default=8002)
+    serve.set_defaults(work=_serve)
+
+    for command in (simulate, fetch, run, predict, serve):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -137,6 +154,51 @@ def _fetch(options):
         changed = fetch_subject(options.current, folder)
         _say(f"sub-{options.current}: {len(changed)} files fetched, all checked by MD5")
     return 0
+
+
+def _predict(options):
+    from bold_audio import brain, serving
+    from bold_audio.new_sound import predict_sound
+
+    given = parse_given(options.given)
+    if options.model_version is not None:
+        given["model_version"] = options.model_version
+    params = load_params(options.subject, options.dataset, **given)
+    options.current = params.subject
+    if options.out is not None and not options.out.name.endswith(".nii.gz"):
+        raise ParameterError(f"out must end in .nii.gz, got {options.out.name}")
+    if not options.sound.is_file():
+        raise DataError(f"no sound file at {options.sound} - give the path of a wav, flac, ogg or mp3 file")
+    predictor = serving.open_named(params, serving.model_name(params, params.served_model))
+    volumes, heard = predict_sound(predictor, options.sound)
+    facts, mask = predictor.facts, predictor.bundle.arrays["mask"]
+    said = {
+        "Description": f"no scan: what the sound alone would make, by {facts['model_name']} version "
+        f"{facts['model_version']} from the mean volume of train on; 0 outside the mask",
+        "Sound": options.sound.name,
+        "Delay": facts["delay"],
+        "VolumesWithoutSound": int((~heard).sum()),
+        "ModelTrainedOn": facts["sound"],
+    }
+    name = re.sub("[^A-Za-z0-9]", "", options.sound.stem) or "sound"
+    path = options.out or params.subject_path / f"sub-{params.subject}_task-{name}_desc-predicted_bold.nii.gz"
+    brain.write_volumes(path, volumes, mask=mask, affine=np.array(facts["affine"]), t_r=facts["t_r"], about=said)
+    silent = (
+        f"; {int((~heard).sum())} of them, which no sound reaches yet, are the mean volume" if not all(heard) else ""
+    )
+    _say(f"predicted without a scan: {len(volumes)} volumes at Δt = {facts['delay']:g} s{silent}: {path}")
+    return 0
+
+
+def _serve(options):
+    from bold_audio import server
+
+    folder = server.install()
+    models_dir = options.models_dir or project_root() / "triton_models"
+    ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
+    with server.TritonServer(models_dir, ports=ports, folder=folder).start() as running:
+        _say(f"Triton serves {models_dir}: grpc {running.url('grpc')}, http {running.url('http')}; Ctrl-C stops it")
+        return running.process.wait()
 
 
 def chosen_steps(text):

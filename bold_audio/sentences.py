@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bold_audio import data
+from bold_audio.truth import read_truth
 
 EXPECTED_MSE = 1e-5  # the original project's expectation for the test part
 EXPECTED_R = (0.05, 0.1)  # on average in auditory cortex
@@ -14,7 +14,7 @@ def about_data(params, sound):
     """What a reader must know of the scan and the sound before any number."""
     parts = [f"sub-{params.subject} of {params.dataset}"]
     parts += [note for note in (params.data_note,) if note]
-    if data.read_truth(params) and "SIMULATED" not in " ".join(parts):
+    if read_truth(params) and "SIMULATED" not in " ".join(parts):
         parts.append("SIMULATED by bold_audio, whatever the dataset is called")
     if params.feature_source == "annotations":
         parts.append(f"features from ANNOTATIONS, not from the sound: {', '.join(sound.names)}")
@@ -144,6 +144,8 @@ def about_baselines(table, region):
 def about_mlp(table, region):
     """Whether the MLP beats ridge on the same volumes: the row with the same past, or the better of those without."""
     mlp = row_of(table, "mlp", region)
+    if mlp is None:
+        return "The MLP is not among these rows."
     names = ("history_sound",) if mlp["reference"] == "history" else ("linear_delay", "sound")
     ridge = min((row_of(table, name, region) for name in names), key=lambda row: row["mse"])
     verdict = "has a smaller error than" if mlp["mse"] < ridge["mse"] else "does **not** beat"

@@ -1,54 +1,30 @@
-"""Each notebook's result, made once and re-read by the next: sweep, training, export, scores, maps."""
+"""Each notebook's result, made once and re-read by the next: sweep, training, scores, maps."""
+
+from functools import partial
 
 import numpy as np
 
 # One door for notebooks: a subject is opened and its results are made from here.
-from bold_audio import brain, candidates, export, models, scores, sentences, sweep
+from bold_audio import brain, candidates, mlp, models, scores, sentences, serving, sweep
 from bold_audio.candidates import checkpoint_folder, inner_validation  # noqa: F401
 from bold_audio.delays import ensure_sweep, open_feature_grid  # noqa: F401
 from bold_audio.files import write_json, write_text, write_whole
 from bold_audio.models import LINEAR_NAMES, predict_row, score_rows  # noqa: F401
 from bold_audio.prepare import Subject, annotation_paths, ensure_scan, open_subject, read_features  # noqa: F401
+from bold_audio.serving import (  # noqa: F401
+    compare_runtimes,
+    ensure_export,
+    measured_inputs,
+    model_name,
+    open_exported,
+    served_row,
+)
 
 
 def ensure_mlp(subject, *, progress=None):
     """Train the MLP at every candidate delay (or at the sweep's) and keep the best; see `candidates.ensure_mlp`."""
     delays = subject.params.mlp_delays or [ensure_sweep(subject).delay]
     return candidates.ensure_mlp(subject, delays, progress=progress)
-
-
-def ensure_export(subject):
-    """Export ``best.ckpt`` to the model repository, unless it is there already.
-
-    Returns
-    -------
-    version : int
-    max_difference : float or None
-        Torch against onnxruntime; None where the version was there already.
-    """
-    params = subject.params
-    model, facts, _, _ = ensure_mlp(subject)
-    checkpoint, models_dir = checkpoint_folder(params) / "best.ckpt", params.resolve(params.models_dir)
-    version = params.model_version or export.find_same_model(models_dir, params.exported_name, checkpoint)
-    there = models_dir / params.exported_name / str(version)
-    if (
-        there.is_dir()
-        and not params.overwrite_model
-        and version == export.find_same_model(models_dir, params.exported_name, checkpoint)
-    ):
-        return version, None
-    version = version or export.next_version(models_dir, params.exported_name)
-    _, difference = export.export_model(
-        model,
-        facts,
-        checkpoint=checkpoint,
-        models_dir=models_dir,
-        name=params.exported_name,
-        version=version,
-        overwrite=params.overwrite_model,
-    )
-    subject.record("export", model_name=params.exported_name, model_version=version, max_difference=difference)
-    return version, difference
 
 
 def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, names=LINEAR_NAMES):
@@ -60,67 +36,29 @@ def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, name
     -------
     dict of str to models.Row
     """
-    rows = subject.split.train if rows is None else rows
-    fitted = models.fit_rows(
-        subject.Y,
-        rows=rows,
-        folds=subject.folds if folds is None else folds,
-        sound=subject.scaled("sound", delay, rows)[0],
-        sound_at_zero=subject.scaled("zero", 0.0, rows)[0],
-        blocks=subject.scaled("blocks", delay, rows)[0] if subject.blocks is not None else None,
-        alphas=subject.params.alphas,
-        max_order=subject.params.history_order,
-        n_components=subject.params.history_components,
-        follows=follows,
-        chunk_voxels=subject.params.chunk_voxels,
-        names=names,
-    )
-    return models.linear_rows(fitted)
+    return models.linear_rows(models.fit_subject(subject, delay, rows=rows, folds=folds, follows=follows, names=names))
 
 
-def network_inputs(subject, facts):
-    """Features of every volume as the network wants them, array of shape (n_volumes, n_features).
-
-    Raises
-    ------
-    ModelError
-        If the network was trained on another subject, mask or set of features.
-    """
-    raw = subject.designs["sound"].at(facts["delay"])
-    hash_here = export.mask_fingerprint(subject.run.mask, subject.run.affine)
-    export.check_fits(facts, n_features=raw.shape[1], subject=subject.params.subject, mask_hash=hash_here)
-    return (raw - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
-
-
-def measured_inputs(subject, facts, volumes):
-    """All that the network is given for ``volumes``: features and, where it has them, measured previous volumes."""
-    X = network_inputs(subject, facts)[volumes]
-    lags = range(1, facts["n_previous"] + 1)
-    return (X, np.stack([subject.Y[volumes - lag] for lag in lags], axis=1)) if lags else (X,)
-
-
-def mlp_row(subject, predict, facts, *, history=None, rows=None):
-    """The MLP as a row beside the linear ones, whatever runtime answers for it.
+def trained_row(subject, model, facts, *, history=None, rows=None):
+    """A network that was just trained, as a row beside the linear ones.
 
     Parameters
     ----------
     subject : Subject
-    predict, facts
-        From a runtime: see `export.open_predictor`.
+    model, facts
+        From `ensure_mlp`.
     history : models.Row, optional
         Own history, which a model of whitened volumes adds its sound to.
     rows : array of int, optional
         Volumes that ``history`` was fitted on; train by default.
     """
-    return models.network_row(
-        predict,
-        network_inputs(subject, facts),
-        target=facts["target"],
-        n_voxels=subject.run.n_voxels,
-        n_previous=facts["n_previous"],
-        history=history,
-        train=subject.split.train if rows is None else rows,
-    )
+    X, predict = serving.network_inputs(subject, facts), partial(mlp.mlp_output, model)
+    common = {"n_voxels": subject.run.n_voxels, "n_previous": facts["n_previous"], "history": history}
+    level = None
+    if facts["target"] == "whitened":
+        level = predict(X[subject.split.train if rows is None else rows]).mean(axis=0, dtype=np.float64)
+        level = level.astype(np.float32)
+    return models.network_row(predict, X, target=facts["target"], level=level, **common)
 
 
 def score_regions(subject, found):
@@ -132,7 +70,7 @@ def score_regions(subject, found):
 
 
 def write_predictions(subject, predicted, *, facts):
-    """Write what notebook 06 predicted: the four files that the original project's users know.
+    """Write what notebook 06 predicted: the four files that the original project's users know, and a NIfTI run.
 
     Returns
     -------
@@ -147,20 +85,17 @@ def write_predictions(subject, predicted, *, facts):
     write_text(subject.path("mse_test.txt"), f"{mse:.10g}\n")
     write_text(subject.path("dt_used.txt"), f"{facts['delay']:.10g}\n")
     chosen = {"prediction": subject.params.prediction, "runtime": subject.params.runtime}
-    subject.record("inference", **chosen, delay=facts["delay"], mse_test=mse)
+    run, test = subject.run, subject.split.test
+    name = f"{run.files.entities}_desc-predicted_bold.nii.gz"
+    said = {
+        "Description": f"test part, predicted by the {facts['kind']}, {chosen['prediction']}; 0 outside the mask",
+        "StartTime": float(run.files.volume_times[test[0]]),
+        "Sources": [f"bids:raw:{brain.raw_path(run, subject.params)}"],
+    }
+    where = {"mask": run.mask, "affine": run.affine, "t_r": run.files.t_r, "form_codes": run.files.form_codes}
+    brain.write_volumes(subject.path(name), predicted, about=said, **where)
+    subject.record("inference", **chosen, kind=facts["kind"], delay=facts["delay"], mse_test=mse)
     return mse
-
-
-def open_exported(subject, version):
-    """Open the subject's model in the runtime that the parameters name: ``predict`` and ``facts``."""
-    params = subject.params
-    return export.open_predictor(
-        params.runtime,
-        models_dir=params.resolve(params.models_dir),
-        name=params.exported_name,
-        version=version,
-        checkpoint=checkpoint_folder(params) / "best.ckpt",
-    )
 
 
 def write_maps(subject, voxels, found):

@@ -1,14 +1,13 @@
 """The full-size simulated subject: what was planted is found, and the simplest rows equal ten lines of NumPy."""
 
-from functools import partial
-
 import nibabel as nib
 import numpy as np
 import pytest
 
-from bold_audio import data, mlp, scores, workflow
+from bold_audio import scores, workflow
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
+from bold_audio.truth import planted_delay
 
 T_R = 0.608
 GRID = [round(0.3 * i, 1) for i in range(41)]  # 0 to 12 s
@@ -39,7 +38,7 @@ def test_chosen_delay_is_the_planted_one(full, response):
     params = full(response, response=response, delays=GRID, mlp_delays=[])
     found = workflow.ensure_sweep(workflow.open_subject(params))
     assert found.region == "responsive"
-    assert abs(found.delay - data.planted_delay(params)) <= T_R / 2
+    assert abs(found.delay - planted_delay(params)) <= T_R / 2
 
 
 def test_hearing_voxels_are_told_from_silent_ones(full):
@@ -88,7 +87,7 @@ def test_mlp_keeps_up_with_ridge_and_beats_it_where_the_response_is_not_linear(f
         subject, found.delay, follows=found.follows, names=("constant", "history", "history_sound")
     )
     model, facts, _, _ = workflow.ensure_mlp(subject)
-    rows["mlp"] = workflow.mlp_row(subject, partial(mlp.mlp_output, model), facts, history=rows["history"])
+    rows["mlp"] = workflow.trained_row(subject, model, facts, history=rows["history"])
     regions = {"planted": subject.run.regions["planted_r2_over_0.2"]}
     table, _ = workflow.score_rows(
         subject, rows, subject.split.test, regions, fitted_until=subject.split.train[-1], predictions=("one_step",)

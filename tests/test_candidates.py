@@ -2,14 +2,13 @@
 
 import json
 import multiprocessing
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from bold_audio import candidates, mlp, models, training, workflow
+from bold_audio import candidates, mlp, models, serving, training, workflow
 from bold_audio.files import ParameterError
 from bold_audio.mlp import MONITOR
 
@@ -67,11 +66,11 @@ def test_a_network_is_a_row_of_the_table(subject, target):
     one = subject(mlp_delays=[5.0], target=target)
     model, facts, _, _ = workflow.ensure_mlp(one)
     rows = workflow.fit_linear_rows(one, 5.0, names=("constant", "copy_previous", "history"))
-    row = workflow.mlp_row(one, partial(mlp.mlp_output, model), facts, history=rows["history"])
+    row = workflow.trained_row(one, model, facts, history=rows["history"])
     test = one.split.test
     end = one.split.train[-1]
     made, loop = (models.predict_row(one, row, test, kind, fitted_until=end) for kind in ("one_step", "open_loop"))
-    out = mlp.mlp_output(model, workflow.network_inputs(one, facts))
+    out = mlp.mlp_output(model, serving.network_inputs(one, facts))
     expected = {
         "volume": lambda: out[test],
         "difference": lambda: one.Y[test - 1] + out[test],
@@ -98,13 +97,13 @@ def test_previous_volumes_as_inputs(subject):
     one = subject(mlp_delays=[5.0], target="difference", mlp_history=2, mlp_history_components=3)
     model, facts, _, _ = workflow.ensure_mlp(one)
     assert model.hparams.n_past == 2 * one.run.n_voxels and facts["n_previous"] == 2
-    row = workflow.mlp_row(one, partial(mlp.mlp_output, model), facts)
+    row = workflow.trained_row(one, model, facts)
     test, end = one.split.test, one.split.train[-1]
     made = models.predict_row(one, row, test, "one_step", fitted_until=end)
     expected = one.Y[test - 1] + mlp.mlp_output(model, *workflow.measured_inputs(one, facts, test))
     np.testing.assert_allclose(made, expected, rtol=1e-5)
     loop = models.predict_row(one, row, test, "open_loop", fitted_until=end)
-    X, series = workflow.network_inputs(one, facts), one.Y[end - 1 : end + 1].astype(np.float32)
+    X, series = serving.network_inputs(one, facts), one.Y[end - 1 : end + 1].astype(np.float32)
     for k in range(end + 1, test[-1] + 1):
         step = mlp.mlp_output(model, X[k : k + 1], np.stack([series[-1], series[-2]])[None])
         series = np.vstack([series, series[-1] + step])

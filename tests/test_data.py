@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from bold_audio import data
+from bold_audio.bids import locate_run
 from bold_audio.brain import write_dataset_description, write_map
 from bold_audio.data import (
     BoldRun,
     downsample_grid,
     load_run,
-    locate_run,
     smooth_volumes,
 )
 from bold_audio.files import DataError, ParameterError, project_root
@@ -804,14 +804,14 @@ def test_two_processes_at_once_get_the_same_entry(tree, tmp_path):
     made = tree()
     code = (
         "import hashlib, json, sys, time\nimport numpy as np\n"
-        "from bold_audio import data\nfrom bold_audio.params import load_params\n"
+        "from bold_audio import bids, data\nfrom bold_audio.params import load_params\n"
         "read = data._write_masked\n"
         "def counted(*a):\n"
         "    with open(sys.argv[2], 'a') as log: log.write('x')\n"
         "    time.sleep(0.2); read(*a)\n"
         "data._write_masked = counted\n"
         "params = load_params('01', 'tiny', **json.loads(sys.argv[1]))\n"
-        "files = data.locate_run(params)\n"
+        "files = bids.locate_run(params)\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "run = data.load_run(files, params, train=np.arange(2, 12))\n"
         "print(hashlib.md5(run.volumes.tobytes()).hexdigest())"

@@ -7,15 +7,26 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
-from bold_audio import export
-from bold_audio.export import check_fits, export_model, find_same_model, mask_fingerprint, next_version, open_predictor
+from bold_audio import export, served
+from bold_audio.bundle import check_fits, find_same_model, mask_fingerprint, next_version, open_bundle
+from bold_audio.encoding import LinearModel
+from bold_audio.export import export_model
 from bold_audio.files import ModelError, file_md5, read_json, write_json
 from bold_audio.mlp import AudioFmriMLP, mlp_output, save_checkpoint
+from bold_audio.runtimes import open_predictor
+from bold_audio.space import Space, SpatialHistory
 
 NAME = "ds003688_sub-09"
 N_FEATURES, N_VOXELS = 5, 30
-FACTS = {"delay": 4.5, "subject": "09", "n_inputs": N_FEATURES, "mask_hash": "a1b2", "target": "difference"}
+MASK = np.zeros((4, 4, 4), bool)
+MASK.flat[:N_VOXELS] = True
+FACTS = {"kind": "mlp", "delay": 4.5, "subject": "09", "n_inputs": N_FEATURES, "n_previous": 0, "mask_hash": "a1b2"}
+FACTS |= {"target": "difference", "mask_shape": [4, 4, 4]}
+EXTRA = {"mask": MASK, "mean_volume": np.linspace(800, 1200, N_VOXELS)}
+FILES = {"model.onnx", "best_dt.txt", "bundle.json", "bundle.npz"}
 
 
 def network(**given):
@@ -24,6 +35,17 @@ def network(**given):
     torch.nn.init.normal_(net.net[-1].weight)
     torch.nn.init.normal_(net.net[-1].bias)
     return net
+
+
+def linear_model(order=2, *, space=False):
+    """A linear model with some weights, as `encoding.fit_linear` makes them."""
+    rng = np.random.default_rng(3)
+    found = None
+    if space:
+        parts = Space(*(rng.normal(size=size).astype(np.float32) for size in ((N_VOXELS,), (N_VOXELS, 2))))
+        found = SpatialHistory(parts, rng.normal(size=(2, N_VOXELS)).astype(np.float32))
+    phi, weights = 0.3 * rng.normal(size=(order, N_VOXELS)), rng.normal(size=(N_FEATURES, N_VOXELS))
+    return LinearModel(rng.normal(size=N_VOXELS), phi, weights, np.ones(N_VOXELS), found)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +65,7 @@ def checkpoint(model, tmp_path_factory):
 def exported(model, checkpoint, tmp_path_factory):
     """A repository with version 1; tests that change it take ``models_dir``, a copy."""
     repository = tmp_path_factory.mktemp("triton_models")
-    export_model(model, FACTS, checkpoint=checkpoint, models_dir=repository, name=NAME, version=1)
+    write_version(model, repository, 1, checkpoint_md5=file_md5(checkpoint))
     return repository
 
 
@@ -53,20 +75,22 @@ def models_dir(exported, tmp_path):
 
 
 def contents(folder):
-    """Every path below a folder, hidden ones too, with what it holds."""
+    """Every path below a folder but locks, hidden ones too, with what it holds."""
     return {
         str(p.relative_to(folder)): hashlib.md5(p.read_bytes()).hexdigest() if p.is_file() else "folder"
         for p in sorted(folder.rglob("*"))
+        if not p.name.endswith("lock")
     }
 
 
-def opened(models_dir, checkpoint="nowhere", *, runtime="onnxruntime", version=1):
-    return open_predictor(runtime, models_dir=models_dir, name=NAME, version=version, checkpoint=checkpoint)
+def opened(models_dir, checkpoint="nowhere", *, runtime="onnxruntime", version=1, **options):
+    return open_predictor(runtime, models_dir=models_dir, name=NAME, version=version, checkpoint=checkpoint, **options)
 
 
-def write_version(model, checkpoint, models_dir, version, *, overwrite=False, **facts):
+def write_version(model, models_dir, version, *, overwrite=False, source="a training", extra=EXTRA, **facts):
+    network = served.from_mlp(model) if isinstance(model, AudioFmriMLP) else served.from_linear(model)
     where = {"models_dir": models_dir, "name": NAME, "version": version}
-    return export_model(model, FACTS | facts, checkpoint=checkpoint, overwrite=overwrite, **where)
+    return export_model(network, FACTS | facts, extra=extra, source=source, overwrite=overwrite, **where)
 
 
 # --- writing ------------------------------------------------------------------------------
@@ -74,80 +98,87 @@ def write_version(model, checkpoint, models_dir, version, *, overwrite=False, **
 
 def test_version_holds_model_delay_and_bundle_and_nothing_else(exported, checkpoint):
     folder = exported / NAME / "1"
-    assert set(contents(exported)) == {NAME, f"{NAME}/1"} | {
-        f"{NAME}/1/{name}" for name in ("model.onnx", "best_dt.txt", "bundle.json")
-    }
+    known = {NAME, f"{NAME}/config.pbtxt", f"{NAME}/1"} | {f"{NAME}/1/{name}" for name in FILES}
+    assert set(contents(exported)) == known
     assert (folder / "best_dt.txt").read_text() == "4.5\n"
     facts = read_json(folder / "bundle.json")
     assert FACTS.items() <= facts.items()
     assert (facts["model_name"], facts["model_version"]) == (NAME, 1)
-    assert (facts["n_features"], facts["n_voxels"], facts["opset"]) == (N_FEATURES, N_VOXELS, 18)
+    assert (facts["n_inputs"], facts["n_voxels"], facts["n_coordinates"], facts["opset"]) == (
+        N_FEATURES,
+        N_VOXELS,
+        4,
+        18,
+    )
     assert facts["checkpoint_md5"] == file_md5(checkpoint)
     assert facts["onnx_md5"] == file_md5(folder / "model.onnx")
+    assert facts["arrays_md5"] == file_md5(folder / "bundle.npz")
 
 
-def test_existing_version_is_refused_and_left_as_it_is(model, checkpoint, models_dir):
+def test_existing_version_is_refused_and_left_as_it_is(model, models_dir):
     before = contents(models_dir)
     with pytest.raises(ModelError, match=f"{NAME} version 1 exists - choose another .* or set overwrite_model"):
-        write_version(model, checkpoint, models_dir, 1, delay=6.0)
+        write_version(model, models_dir, 1, delay=6.0)
     assert contents(models_dir) == before
 
 
-def test_existing_version_is_replaced_when_told_to(model, checkpoint, models_dir):
-    write_version(model, checkpoint, models_dir, 1, delay=6.0, overwrite=True)
-    assert opened(models_dir)[1]["delay"] == 6.0
-    assert set(contents(models_dir / NAME)) == {"1", "1/model.onnx", "1/best_dt.txt", "1/bundle.json"}
+def test_existing_version_is_replaced_when_told_to(model, models_dir):
+    write_version(model, models_dir, 1, delay=6.0, overwrite=True)
+    assert opened(models_dir).facts["delay"] == 6.0
+    assert set(contents(models_dir / NAME)) == {"config.pbtxt", "1", *(f"1/{name}" for name in FILES)}
 
 
-def test_any_version_number_and_the_next_one(model, checkpoint, models_dir):
+def test_any_version_number_and_the_next_one(model, models_dir):
     assert next_version(models_dir, "other") == 1
     assert next_version(models_dir, NAME) == 2
-    folder, _ = write_version(model, checkpoint, models_dir, 41)
+    folder, _ = write_version(model, models_dir, 41)
     assert folder == models_dir / NAME / "41"
     assert next_version(models_dir, NAME) == 42
-    assert opened(models_dir, version=None)[1]["model_version"] == 41
+    assert opened(models_dir, version=None).facts["model_version"] == 41
     (models_dir / NAME / "100").write_text("a file, but the number is taken")
     (models_dir / NAME / "200-old").mkdir()
     assert next_version(models_dir, NAME) == 101
 
 
-def test_version_made_from_a_checkpoint_is_found_again(model, checkpoint, models_dir, tmp_path):
-    assert find_same_model(models_dir, NAME, checkpoint) == 1
-    other = tmp_path / "other.ckpt"
-    save_checkpoint(other, model, {**FACTS, "delay": 6.0})
-    assert find_same_model(models_dir, NAME, other) is None
-    write_version(model, other, models_dir, 7)
-    assert find_same_model(models_dir, NAME, other) == 7
+def test_version_made_from_the_same_is_found_again(model, models_dir):
+    assert find_same_model(models_dir, NAME, "a training") == 1
+    assert find_same_model(models_dir, NAME, "another") is None
+    write_version(model, models_dir, 7, source="another")
+    assert find_same_model(models_dir, NAME, "another") == 7
+    (models_dir / NAME / "7/bundle.json").write_text("{")
+    assert find_same_model(models_dir, NAME, "another") is None
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_runtimes_that_disagree_publish_nothing(model, checkpoint, models_dir, monkeypatch, overwrite):
+def test_runtimes_that_disagree_publish_nothing(model, models_dir, monkeypatch, overwrite):
     before = contents(models_dir)
     monkeypatch.setattr(export, "MAX_DIFFERENCE", -1)
     with pytest.raises(ModelError, match="torch and onnxruntime differ by .* nothing was exported"):
-        write_version(model, checkpoint, models_dir, 1 if overwrite else 2, overwrite=overwrite)
+        write_version(model, models_dir, 1 if overwrite else 2, overwrite=overwrite)
     assert contents(models_dir) == before
 
 
-def test_network_that_answers_with_nan_publishes_nothing(checkpoint, tmp_path):
+def test_network_that_answers_with_nan_publishes_nothing(tmp_path):
     broken = network(hidden_dims=[4])
     torch.nn.init.constant_(broken.net[-1].bias, float("nan"))
     with pytest.raises(ModelError, match="nothing was exported"):
-        write_version(broken, checkpoint, tmp_path / "models", 1)
-    assert set(contents(tmp_path / "models")) == {NAME}
+        write_version(broken, tmp_path / "models", 1)
+    assert [name for name in contents(tmp_path / "models") if name != NAME] == []
 
 
-def test_export_that_dies_half_way_leaves_nothing(model, checkpoint, models_dir, monkeypatch):
+def test_export_that_dies_half_way_leaves_nothing(model, models_dir, monkeypatch):
     before = contents(models_dir)
 
     def disk_full(path, content):
-        assert (path.parent / "model.onnx").is_file() and not (models_dir / NAME / "2").exists()
+        assert {p.name for p in path.parent.iterdir()} == FILES - {"bundle.json"} and not (
+            models_dir / NAME / "2"
+        ).exists()
         raise OSError("no space left on device")
 
     monkeypatch.setattr(export, "write_json", disk_full)
     for version in (1, 2):
         with pytest.raises(OSError, match="no space left"):
-            write_version(model, checkpoint, models_dir, version, overwrite=version == 1)
+            write_version(model, models_dir, version, overwrite=version == 1)
     assert contents(models_dir) == before
 
 
@@ -162,34 +193,117 @@ def test_onnx_passes_the_full_check_and_names_what_it_takes_and_gives(exported):
         io.name: [d.dim_param or d.dim_value for d in io.type.tensor_type.shape.dim]
         for io in (*graph.input, *graph.output)
     }
-    assert dims == {"features": ["batch", N_FEATURES], "voxels": ["batch", N_VOXELS]}
+    assert dims == {
+        "features": ["batch", N_FEATURES],
+        "voxels": ["batch", N_VOXELS],
+        "coordinates": ["batch", "n_coordinates"],
+    }
     assert {io.type.tensor_type.elem_type for io in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}
     assert not any(tensor.external_data for tensor in graph.initializer)
 
 
-def test_onnx_carries_its_delay_and_name(exported):
-    proto = onnx.load(exported / NAME / "1/model.onnx")
-    assert {p.key: p.value for p in proto.metadata_props} == {"delay": "4.5", "model_name": NAME}
+def test_onnx_carries_its_delay_name_and_bundle(exported):
+    proto, facts = (onnx.load(exported / NAME / "1/model.onnx"), read_json(exported / NAME / "1/bundle.json"))
+    said = {p.key: p.value for p in proto.metadata_props}
+    assert said == {"delay": "4.5", "model_name": NAME, "bundle_hash": facts["bundle_hash"]}
     assert [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")] == [18]
 
 
+def test_config_serves_all_versions_in_batches_and_names_their_bundles(model, models_dir):
+    write_version(model, models_dir, 3)
+    config = text_format.Parse((models_dir / NAME / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert (config.name, config.backend, config.default_model_filename) == (NAME, "onnxruntime", "model.onnx")
+    assert {one.name: list(one.dims) for one in (*config.input, *config.output)} == {
+        "features": [N_FEATURES],
+        "voxels": [N_VOXELS],
+        "coordinates": [-1],
+    }
+    assert config.version_policy.HasField("all") and config.HasField("dynamic_batching")
+    assert config.max_batch_size == 64 * 2**20 // (4 * (N_FEATURES + N_VOXELS))
+    for version in (1, 3):
+        known = read_json(models_dir / NAME / str(version) / "bundle.json")["bundle_hash"]
+        assert config.parameters[f"bundle_hash_{version}"].string_value == known
+    assert len(config.parameters) == 2
+
+
+def test_versions_of_one_model_take_and_give_the_same_shapes(models_dir):
+    other = AudioFmriMLP(N_FEATURES + 2, N_VOXELS, hidden_dims=[4]).eval()
+    before = contents(models_dir)
+    with pytest.raises(
+        ModelError, match="version 1 takes features 5 and gives 30 voxels, this model features 7 .* choose another"
+    ):
+        write_version(other, models_dir, 2, n_inputs=N_FEATURES + 2)
+    assert contents(models_dir) == before
+    write_version(other, models_dir, 1, n_inputs=N_FEATURES + 2, overwrite=True)
+    assert opened(models_dir).facts["n_inputs"] == N_FEATURES + 2
+
+
+@pytest.mark.parametrize("returns", ["voxels", "coordinates"])
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_onnxruntime_answers_as_torch_for_any_batch(exported, checkpoint, model, batch):
+def test_runtimes_answer_as_the_network_for_any_batch(exported, checkpoint, model, batch, returns):
     X = np.random.default_rng(batch).normal(size=(batch, N_FEATURES))
     expected = mlp_output(model, X)
     for runtime in ("onnxruntime", "torch"):
-        predict, facts = opened(exported, checkpoint, runtime=runtime)
-        made = predict(X)
+        predictor = opened(exported, checkpoint, runtime=runtime, returns=returns)
+        made = predictor(X)
         assert (made.shape, made.dtype) == ((batch, N_VOXELS), np.float32)
         assert np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max()
-        assert FACTS.items() <= facts.items()
+        assert predictor.coordinates(X).shape == (batch, 4), "one for each unit of the last hidden layer"
+
+
+@pytest.mark.parametrize("returns", ["voxels", "coordinates"])
+@pytest.mark.parametrize("space", [False, True])
+def test_linear_model_with_measured_previous_volumes(tmp_path, space, returns):
+    linear, rng = linear_model(space=space), np.random.default_rng(5)
+    write_version(linear, tmp_path, 1, kind="history_sound", target="volume", n_previous=2)
+    X, previous = rng.normal(size=(9, N_FEATURES)), rng.normal(size=(9, 2, N_VOXELS))
+    expected = linear.intercept + X @ linear.weights + (linear.phi * previous).sum(axis=1)
+    if space:
+        expected = expected + linear.space.space.scores(previous[:, 0]) @ linear.space.weights
+    for runtime in ("onnxruntime", "torch"):
+        predictor = opened(tmp_path, runtime=runtime, returns=returns)
+        np.testing.assert_allclose(predictor(X, previous), expected, atol=1e-4)
+        assert predictor.coordinates(X, previous).shape == (9, N_FEATURES)
+        with pytest.raises(ModelError, match="takes features and previous, got features"):
+            predictor(X)
+
+
+def test_network_with_previous_volumes_among_its_inputs(tmp_path):
+    net = AudioFmriMLP(N_FEATURES, N_VOXELS, hidden_dims=[6], n_past=N_VOXELS).eval()
+    torch.nn.init.normal_(net.net[-1].weight)
+    save_checkpoint(tmp_path / "best.ckpt", net, FACTS)
+    write_version(net, tmp_path / "models", 1, n_previous=1, checkpoint_md5=file_md5(tmp_path / "best.ckpt"))
+    rng = np.random.default_rng(6)
+    X, previous = rng.normal(size=(4, N_FEATURES)), rng.normal(size=(4, 1, N_VOXELS))
+    for runtime in ("onnxruntime", "torch"):
+        made = opened(tmp_path / "models", tmp_path / "best.ckpt", runtime=runtime)(X, previous)
+        np.testing.assert_allclose(made, mlp_output(net, X, previous), rtol=1e-4, atol=1e-5)
+
+
+def test_network_that_says_nothing_is_a_model_too(tmp_path):
+    net = AudioFmriMLP(N_FEATURES, N_VOXELS, hidden_dims=[6]).eval()
+    write_version(net, tmp_path, 1)
+    assert not opened(tmp_path, returns="coordinates")(np.ones((3, N_FEATURES))).any()
+
+
+@pytest.mark.parametrize(
+    "X, says",
+    [
+        (np.full((2, N_FEATURES), np.nan), "features hold NaN"),
+        (np.full((2, N_FEATURES), 1e39), "features hold NaN or infinite"),
+        (np.zeros((2, 7)), "expects features of width 5, got shape"),
+        (np.zeros((2, N_FEATURES, 1)), "expects features of width 5, got shape"),
+    ],
+)
+def test_inputs_that_cannot_be_answered_are_refused(exported, X, says):  # M08, M09
+    with np.errstate(over="ignore"), pytest.raises(ModelError, match=says):
+        opened(exported)(X)
 
 
 # --- opening ------------------------------------------------------------------------------
 
 
 def test_no_runtime_stands_in_for_another(exported, checkpoint, tmp_path):
-    opened(tmp_path / "nothing exported", checkpoint, runtime="torch")
     with pytest.raises(ModelError, match="no model .* run notebook 05"):
         opened(tmp_path / "nothing exported", checkpoint)
     opened(exported, tmp_path / "no.ckpt")
@@ -197,6 +311,9 @@ def test_no_runtime_stands_in_for_another(exported, checkpoint, tmp_path):
         opened(exported, tmp_path / "no.ckpt", runtime="torch")
     with pytest.raises(ModelError, match="version 3"):
         opened(exported, version=3)
+    save_checkpoint(tmp_path / "other.ckpt", network(hidden_dims=[8, 4]), FACTS)
+    with pytest.raises(ModelError, match="other.ckpt is not what version 1 was exported from"):
+        opened(exported, tmp_path / "other.ckpt", runtime="torch")
 
 
 def test_missing_delay_is_never_a_default(models_dir):  # M01
@@ -209,7 +326,7 @@ def test_missing_delay_is_never_a_default(models_dir):  # M01
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbf4.5\n", b"4.5\r\n", b"  4.5  ", b"4.50"])
 def test_delay_may_be_written_as_editors_write_it(models_dir, content):  # M02
     (models_dir / NAME / "1/best_dt.txt").write_bytes(content)
-    assert opened(models_dir)[1]["delay"] == 4.5
+    assert opened(models_dir).facts["delay"] == 4.5
 
 
 UTF16 = pytest.param(
@@ -243,20 +360,24 @@ def test_delay_edited_by_hand_is_refused_with_both_numbers(models_dir):  # M03
     write_json(bundle, read_json(bundle) | {"delay": 8.0})
     with pytest.raises(ModelError, match="says 4.5 s, but this model was trained at 8 s"):
         opened(models_dir)
-
-
-def test_one_flipped_bit_is_refused(models_dir):
-    path = models_dir / NAME / "1/model.onnx"
-    whole = bytearray(path.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    path.write_bytes(whole)
-    with pytest.raises(ModelError, match="model.onnx is not the file that bundle.json describes"):
+    path.write_text("8.0\n")
+    with pytest.raises(ModelError, match="model.onnx was made with a delay of 4.5 s .* bundle.json says 8 s"):
         opened(models_dir)
 
 
-def test_bundle_of_another_model_is_refused(checkpoint, models_dir):
+@pytest.mark.parametrize("name", ["model.onnx", "bundle.npz"])
+def test_one_flipped_bit_is_refused(models_dir, name):
+    path = models_dir / NAME / "1" / name
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ModelError, match=f"{name} is not the file that bundle.json describes"):
+        opened(models_dir)
+
+
+def test_bundle_of_another_model_is_refused(models_dir):
     other = network(hidden_dims=[8, 4])
-    write_version(other, checkpoint, models_dir, 2)
+    write_version(other, models_dir, 2)
     shutil.copy(models_dir / NAME / "2/bundle.json", models_dir / NAME / "1/bundle.json")
     with pytest.raises(ModelError, match="is not the file that bundle.json describes"):
         opened(models_dir)
@@ -281,6 +402,47 @@ def test_damaged_bundle_is_a_model_that_cannot_be_used(models_dir, content):
         opened(models_dir)
 
 
+def test_weights_in_another_file_are_not_read(models_dir, tmp_path):  # M10
+    folder = models_dir / NAME / "1"
+    (tmp_path / "secret").write_bytes(b"x" * 4096)
+    proto = onnx.load(folder / "model.onnx")
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../secret")
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    write_json(
+        folder / "bundle.json", read_json(folder / "bundle.json") | {"onnx_md5": file_md5(folder / "model.onnx")}
+    )
+    with pytest.raises(ModelError, match="points to other files, which is not safe"):
+        opened(models_dir)
+
+
+@pytest.mark.parametrize("change", [{"n_voxels": 29}, {"mask_shape": [4, 4]}])
+def test_arrays_that_do_not_fit_the_facts_are_refused(models_dir, change):
+    path = models_dir / NAME / "1/bundle.json"
+    write_json(path, read_json(path) | change)
+    with pytest.raises(ModelError, match="bundle.npz"):
+        open_bundle(models_dir, NAME)
+
+
+def test_arrays_are_read_without_running_them(models_dir, tmp_path):
+    folder, canary = models_dir / NAME / "1", tmp_path / "canary"
+
+    class Bomb:
+        def __reduce__(self):
+            return canary.mkdir, ()
+
+    with np.load(folder / "bundle.npz") as stored:
+        arrays = dict(stored)
+    np.savez(folder / "bundle.npz", **arrays | {"level": np.array([Bomb()], dtype=object)})
+    about = read_json(folder / "bundle.json") | {"arrays_md5": file_md5(folder / "bundle.npz")}
+    write_json(folder / "bundle.json", about)
+    with pytest.raises(ModelError, match="bundle.npz is damaged"):
+        open_bundle(models_dir, NAME)
+    assert not canary.exists()
+
+
 # --- does it fit? -------------------------------------------------------------------------
 
 
@@ -291,6 +453,7 @@ def test_model_fits_the_scan_it_was_trained_on_and_no_other():
         check_fits(FACTS, **here | {"subject": "22"})
     with pytest.raises(ModelError, match="with mask a1b2, this is sub-09 with mask ffff"):
         check_fits(FACTS, **here | {"mask_hash": "ffff"})
+    check_fits(FACTS, **here | {"subject": "22", "mask_hash": "ffff"}, allow_other_subject=True)
     with pytest.raises(ModelError, match="expects 5 features, the parameters make 13 - set n_mfcc"):
         check_fits(FACTS, **here | {"n_features": 13})
 

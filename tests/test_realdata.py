@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bold_audio import data, workflow
+from bold_audio import bids, workflow
 from bold_audio.params import load_params
 
 
@@ -22,7 +22,7 @@ def alice(shared, tmp_path):
 def test_left_posterior_temporal_cortex_follows_speech_at_4_to_6_s(alice, feature_source):
     """Average of the 12 people: the sound's delay curve in LPTL (published data peak between 4 and 6 s)."""
     curves = []
-    for subject in data.known_subjects(alice("18")):
+    for subject in bids.known_subjects(alice("18")):
         found = workflow.ensure_sweep(workflow.open_subject(alice(subject, feature_source=feature_source)))
         lptl = found.table[found.table["region"] == "LPTL"]
         curves.append(lptl["skill"].to_numpy())
@@ -41,7 +41,7 @@ def test_sound_started_before_the_scan(alice):
 def test_own_history_is_strong_in_real_regions(alice):
     """`history` alone reaches r ≈ .72 in LPTL (METHOD, average of 12): what the sound must add to."""
     values = []
-    for label in data.known_subjects(alice("18")):
+    for label in bids.known_subjects(alice("18")):
         subject = workflow.open_subject(alice(label))
         rows = workflow.fit_linear_rows(subject, 5.0, names=("constant", "history"))
         table, _ = workflow.score_rows(

@@ -423,7 +423,7 @@ def test_score_table_has_every_row_in_both_kinds_of_prediction(finished):
 @pytest.mark.slow
 def test_model_is_the_checkpoint_and_answers_what_was_written(finished):
     folder = finished.models / MODEL / "1"
-    assert sorted(p.name for p in folder.iterdir()) == ["best_dt.txt", "bundle.json", "model.onnx"]
+    assert sorted(p.name for p in folder.iterdir()) == ["best_dt.txt", "bundle.json", "bundle.npz", "model.onnx"]
     bundle = json.loads((folder / "bundle.json").read_text())
     assert bundle["checkpoint_md5"] == file_md5(finished.path("best.ckpt"))
     assert torch.load(finished.path("best.ckpt"), weights_only=True)["bold_audio"]["delay"] == bundle["delay"]
@@ -432,7 +432,7 @@ def test_model_is_the_checkpoint_and_answers_what_was_written(finished):
     subject, (_, predicted, test) = finished.subject, finished.predictions()
     X = (subject.designs["sound"].at(bundle["delay"]) - bundle["feature_mean"]) / bundle["feature_scale"]
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    s = session.run(None, {"features": X.astype(np.float32)})[0]
+    s = session.run(["voxels"], {"features": X.astype(np.float32)})[0]
     s -= s[subject.split.train].mean(axis=0)
     history = workflow.fit_linear_rows(subject, bundle["delay"], names=("history",))["history"]
     rest = subject.Y - s  # what its own past continues
@@ -440,6 +440,20 @@ def test_model_is_the_checkpoint_and_answers_what_was_written(finished):
     for lag, weight in enumerate(history.phi, start=1):
         volumes += weight * rest[test - lag]
     np.testing.assert_allclose(volumes, predicted, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_predicted_run_opens_as_a_scan_of_the_test_part(finished):
+    _, predicted, test = finished.predictions()
+    path = finished.path("sub-sim_ses-mri3t_task-film_run-1_desc-predicted_bold.nii.gz")
+    image, scan, mask = nib.load(path), nib.load(finished.scan), finished.subject.run.mask
+    assert np.allclose(image.affine, scan.affine) and image.header.get_zooms() == pytest.approx(scan.header.get_zooms())
+    assert image.shape == (*mask.shape, len(test))
+    data = np.asarray(image.dataobj)
+    assert np.array_equal(data[mask].T, predicted) and not data[~mask].any()
+    about = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert about["RepetitionTime"] == 0.608 and about["StartTime"] == pytest.approx(test[0] * 0.608)
+    assert "one_step" in about["Description"] and about["Sources"][0].endswith(finished.scan.name)
 
 
 @pytest.mark.slow
@@ -470,7 +484,7 @@ def test_maps_lie_where_the_scan_lies_and_say_what_they_are(finished):
 
 @pytest.mark.slow
 def test_provenance_says_from_what_with_what_and_when(finished, sim_dir):
-    assert set(finished.provenance) == {"dt_sweep", "mlp", "export", "inference"}
+    assert set(finished.provenance) == {"dt_sweep", "mlp", "export_mlp", "export_history_sound", "inference"}
     for entry in finished.provenance.values():
         assert entry["input_md5"] == {
             finished.scan.name: file_md5(finished.scan),
@@ -544,11 +558,11 @@ def test_second_run_uses_what_is_there_and_gives_the_same(finished):
     versions = tree_hash(finished.models)
     assert finished.again().returncode == 0
     provenance = json.loads(finished.path("provenance.json").read_text())
-    for step in ("dt_sweep", "mlp", "export"):
+    for step in ("dt_sweep", "mlp", "export_mlp", "export_history_sound"):
         assert provenance[step]["finished"] == finished.provenance[step]["finished"], step
     assert {name: file_md5(finished.path(name)) for name in kept} == before
     assert tree_hash(finished.models) == versions
-    assert [p.name for p in (finished.models / MODEL).iterdir()] == ["1"]
+    assert {p.name for p in (finished.models / MODEL).glob("[!.]*")} == {"1", "config.pbtxt"}
 
 
 @pytest.mark.slow
@@ -583,13 +597,16 @@ def test_annotations_and_sound_of_a_subject_share_no_folder_and_no_name(shared, 
     heard = call("bold-audio", "run", *who, "--steps", "05", *given(**settings, max_epochs=2))
     assert heard.returncode == 0, heard.stderr
     before = tree_hash(tmp_path / "out/alice"), tree_hash(tmp_path / "models")
-    assert list(before[1]) == [f"alice_sub-18/1/{name}" for name in ("best_dt.txt", "bundle.json", "model.onnx")]
+    files = [*(f"1/{name}" for name in ("best_dt.txt", "bundle.json", "bundle.npz", "model.onnx")), "config.pbtxt"]
+    names = ("alice_sub-18", "alice_sub-18_history_sound")
+    assert [name for name in before[1] if not name.endswith("lock")] == [f"{n}/{f}" for n in names for f in files]
 
     read = call("bold-audio", "run", *who, *given(**settings, max_epochs=2, feature_source="annotations"))
     assert read.returncode == 0, read.stderr
     folder = tmp_path / "out/alice-annotations/sub-18"
     assert tree_hash(tmp_path / "out/alice") == before[0]
-    assert {p.name for p in (tmp_path / "models").iterdir()} == {"alice_sub-18", "alice-annotations_sub-18"}
+    kinds = [f"{label}_sub-18{kind}" for label in ("alice", "alice-annotations") for kind in ("", "_history_sound")]
+    assert {p.name for p in (tmp_path / "models").iterdir()} == set(kinds)
     assert before[1].items() <= tree_hash(tmp_path / "models").items()
 
     summary = json.loads((folder / "summary.json").read_text())

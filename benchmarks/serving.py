@@ -1,0 +1,195 @@
+"""One model in torch, onnxruntime and a real Triton server on loopback: how long, how much memory, how alike.
+
+    python benchmarks/serving.py [--quick]
+
+A network with random weights (20 features, 64 hidden units), exported as any other; all runtimes answer the same
+features in one program run, in turns. ``voxels``: the runtime makes the volumes; ``coordinates``: it makes 64 numbers
+for each, and the client unfolds them. All end with the whole array of voxels. The peak memory of a client is measured
+in a process of its own, over what it had before the call. Then eight clients ask for a minute, and the server is killed
+and started again in the middle. Ends with one line of JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bold_audio import export, served
+from bold_audio.files import AccessError, ModelError, file_md5
+from bold_audio.mlp import AudioFmriMLP, save_checkpoint
+from bold_audio.runtimes import open_predictor
+from bold_audio.server import TritonServer, install
+
+N_FEATURES, N_VOLUMES, BATCHES = 20, 641, (1, 8, 64)
+WAYS = (
+    ("torch", None, "voxels"),
+    ("onnxruntime", None, "voxels"),
+    ("onnxruntime", None, "coordinates"),
+    ("triton", "grpc", "voxels"),
+    ("triton", "grpc", "coordinates"),
+    ("triton", "http", "voxels"),
+    ("triton", "http", "coordinates"),
+)
+DEFAULT = ("triton", "grpc", "coordinates")
+
+
+def write_model(folder, n_voxels):
+    """A network of this size: exported, and its checkpoint."""
+    torch.manual_seed(0)
+    net = AudioFmriMLP(N_FEATURES, n_voxels, hidden_dims=[64]).eval()
+    torch.nn.init.normal_(net.net[-1].weight)
+    torch.nn.init.normal_(net.net[-1].bias)
+    save_checkpoint(folder / f"{n_voxels}.ckpt", net, {})
+    facts = {"kind": "mlp", "delay": 5.0, "subject": "bench", "n_inputs": N_FEATURES, "n_previous": 0}
+    facts |= {"target": "volume", "mask_shape": [n_voxels], "mask_hash": "bench"}
+    facts["checkpoint_md5"] = file_md5(folder / f"{n_voxels}.ckpt")
+    extra = {"mask": np.ones(n_voxels, bool), "mean_volume": np.zeros(n_voxels)}
+    where = {"models_dir": folder / "models", "name": f"bench_{n_voxels}", "version": 1, "source": "bench"}
+    export.export_model(served.from_mlp(net), facts, extra=extra, **where)
+
+
+def open_way(folder, n_voxels, way, urls):
+    """A predictor that answers this way."""
+    runtime, protocol, returns = way
+    address = {"url": urls[protocol], "protocol": protocol} if protocol else None
+    where = {"models_dir": folder / "models", "name": f"bench_{n_voxels}", "version": 1}
+    return open_predictor(runtime, checkpoint=folder / f"{n_voxels}.ckpt", triton=address, returns=returns, **where)
+
+
+def features(n=N_VOLUMES):
+    """The same features for everybody."""
+    return np.random.default_rng(0).normal(size=(n, N_FEATURES)).astype(np.float32)
+
+
+def measure(folder, n_voxels, urls, repeats):
+    """Seconds per call by way and batch, medians over turns, and the largest difference from torch."""
+    X, predictors = features(), {way: open_way(folder, n_voxels, way, urls) for way in WAYS}
+    expected = predictors[WAYS[0]](X)
+    largest, worst = float(np.abs(expected).max()), 0.0
+    for predictor in predictors.values():  # a first call of each, and what it answers
+        made = predictor(X)
+        worst = max(worst, float(np.abs(made - expected).max()) / largest)
+        del made
+    del expected
+    seconds = {}
+    for batch in (*BATCHES, N_VOLUMES):
+        for _ in range(repeats):
+            for way, predictor in predictors.items():
+                begun = time.perf_counter()
+                predictor(X[:batch])
+                seconds.setdefault((way, batch), []).append(time.perf_counter() - begun)
+    return {key: float(np.median(taken)) for key, taken in seconds.items()}, worst
+
+
+def show(n_voxels, seconds):
+    """Print the table of one size."""
+    print(f"\n{N_VOLUMES} volumes x {n_voxels:,} voxels, s per call, by volumes per call")
+    print(f"  {'runtime':12s}{'protocol':10s}{'returns':13s}" + "".join(f"{b:>10d}" for b in (*BATCHES, N_VOLUMES)))
+    for way in WAYS:
+        numbers = "".join(f"{seconds[way, batch]:10.4f}" for batch in (*BATCHES, N_VOLUMES))
+        print(f"  {way[0]:12s}{way[1] or '':10s}{way[2]:13s}{numbers}", flush=True)
+
+
+def peak_over_result(folder, n_voxels, way, urls):
+    """Peak memory of a whole run's call, over that before it, in shares of the result; in this process."""
+    predictor, X = open_way(folder, n_voxels, way, urls), features()
+    predictor(X[:2])
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before = _memory("VmRSS")
+    made = predictor(X)
+    return (_memory("VmHWM") - before) / made.nbytes
+
+
+def _memory(field):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def client_peak(folder, n_voxels, way, urls):
+    """The same in a fresh process."""
+    task = json.dumps({"folder": str(folder), "n_voxels": n_voxels, "way": way, "urls": urls})
+    done = subprocess.run([sys.executable, __file__, "--client", task], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def eight_clients(folder, n_voxels, server, seconds):
+    """Eight clients for so many seconds, the server killed and started again in the middle; how each call ended."""
+    X = features(64)
+    urls = {protocol: server.url(protocol) for protocol in ("grpc", "http")}
+    expected = open_way(folder, n_voxels, WAYS[1], urls)(X)
+    ends, stop = {"right": 0, "error": 0, "wrong": 0}, threading.Event()
+    counting = threading.Lock()
+
+    def client(way):
+        predictor = open_way(folder, n_voxels, way, urls)
+        while not stop.is_set():
+            try:
+                made = predictor(X)
+                same = made.shape == expected.shape and np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max()
+                end = "right" if same else "wrong"
+            except (AccessError, ModelError):
+                end = "error"
+            with counting:
+                ends[end] += 1
+
+    threads = [threading.Thread(target=client, args=(WAYS[3 + i % 4],)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds / 2)
+    server.stop(9)
+    time.sleep(1)
+    server.start()
+    time.sleep(seconds / 2)
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=120)
+    return ends | {"hung": sum(thread.is_alive() for thread in threads)}
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small head, few seconds")
+    parser.add_argument("--client", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.client:
+        task = json.loads(options.client)
+        print(peak_over_result(Path(task["folder"]), task["n_voxels"], tuple(task["way"]), task["urls"]))
+        return
+    sizes, repeats = ((5000,), 3) if options.quick else ((35_000, 163_840), 7)
+    result, worst = {"quick": options.quick}, 0.0
+    with tempfile.TemporaryDirectory(prefix="serving-") as base:
+        folder = Path(base)
+        for n_voxels in sizes:
+            write_model(folder, n_voxels)
+        with (folder / "log").open("w") as log, TritonServer(folder / "models", folder=install()).start(log=log) as on:
+            urls = {protocol: on.url(protocol) for protocol in ("grpc", "http")}
+            for n_voxels in sizes:
+                seconds, difference = measure(folder, n_voxels, urls, repeats)
+                show(n_voxels, seconds)
+                worst = max(worst, difference)
+                whole = {way: seconds[way, N_VOLUMES] for way in WAYS}
+                ratio = whole[DEFAULT] / whole[WAYS[1]]
+                peaks = {way[1:]: round(client_peak(folder, n_voxels, way, urls), 2) for way in WAYS[3:]}
+                print(f"  Triton by default over onnxruntime {ratio:.2f}; largest relative difference {difference:.1e}")
+                print(f"  peak of a client over its result: {peaks}", flush=True)
+                if n_voxels == sizes[0]:
+                    result |= {"triton_over_onnxruntime": round(ratio, 3)}
+                    result |= {"client_peak_over_result": peaks[DEFAULT[1:]]}
+            ends = eight_clients(folder, sizes[0], on, 8 if options.quick else 60)
+            print(f"\n8 clients, the server killed and started again: {ends}")
+    result |= {"max_abs_difference": worst, "clients": ends}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

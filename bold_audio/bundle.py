@@ -1,0 +1,193 @@
+"""A model version as files: what inference needs besides the network, read back and checked.
+
+``models_dir/<name>/<version>/`` holds ``model.onnx``, ``best_dt.txt``, ``bundle.json`` (plain facts) and
+``bundle.npz`` (arrays). Voxels and coordinates of a model say the same:
+
+    voxels = level + basis · coordinates + Σ_l phi_l ∘ previous_l  (+ what components of the previous volume add),
+
+with the sum over the past only where measured previous volumes are an input. A whole volume can thus be made from a
+few dozen numbers by whoever has the bundle.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bold_audio.files import DataError, ModelError, file_md5, fingerprint, read_json
+
+FACTS = {"kind", "delay", "target", "n_inputs", "n_previous", "n_voxels", "onnx_md5", "arrays_md5", "bundle_hash"}
+ARRAYS = {"basis", "level", "mask", "probe_features", "probe_coordinates", "mean_volume"}
+ARRAYS_FILE = "bundle.npz"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A version of a model, all its files checked against one another.
+
+    Parameters
+    ----------
+    folder : Path
+    facts : dict
+        ``bundle.json``: delay, target, settings and scaling of the features, mask hash, …
+    arrays : dict of str to array
+        ``basis`` (n_voxels, n_coordinates) and ``level`` (n_voxels,); ``mask`` in the scan's grid; ``mean_volume``
+        (n_voxels,) of train; ``phi`` and
+        ``space_*`` of a model with previous volumes among its inputs; ``history_phi``, ``history_level`` and
+        ``history_space_*``, own history beside a network that gives the sound's part; ``probe_*``, an input and what
+        the model answers to it.
+    """
+
+    folder: Path
+    facts: dict
+    arrays: dict
+
+    @property
+    def n_coordinates(self):
+        """Numbers that stand for a volume."""
+        return self.arrays["basis"].shape[1]
+
+    def unfold(self, coordinates, previous=None):
+        """Volumes from coordinates: array of shape (n, n_voxels), float32.
+
+        Parameters
+        ----------
+        coordinates : array of shape (n, n_coordinates)
+        previous : array of shape (n, n_previous, n_voxels), optional
+            Measured previous volumes, nearest first; needed where the model has weights for them.
+        """
+        made = np.asarray(coordinates, np.float32) @ self.arrays["basis"].T
+        made += self.arrays["level"]
+        for lag, weight in enumerate(self.arrays.get("phi", ())):
+            made += weight * previous[:, lag]
+        if "space_loadings" in self.arrays:
+            scores = (previous[:, 0] - self.arrays["space_centre"]) @ self.arrays["space_loadings"]
+            made += scores @ self.arrays["space_weights"]
+        return made
+
+    def probe(self):
+        """Inputs with a known answer: features and, where the model has them, previous volumes; or None for these."""
+        X = self.arrays["probe_features"]
+        n = self.facts["n_previous"]
+        return X, (np.broadcast_to(self.arrays["mean_volume"], (len(X), n, self.facts["n_voxels"])) if n else None)
+
+
+def mask_fingerprint(mask, affine):
+    """Hash of a mask and its place in the head: a model serves the voxels it was trained on."""
+    return fingerprint(list(mask.shape), np.packbits(mask).tobytes().hex(), np.round(affine, 4).tolist())
+
+
+def input_widths(facts, n_voxels):
+    """Inputs of a model and their widths: features and, where it has them, previous volumes one after the other."""
+    widths = {"features": facts["n_inputs"]}
+    return widths | ({"previous": facts["n_previous"] * n_voxels} if facts["n_previous"] else {})
+
+
+def next_version(models_dir, name):
+    """The first version number above all that exist."""
+    folder = Path(models_dir) / name
+    taken = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()]
+    return max(taken, default=0) + 1
+
+
+def find_same_model(models_dir, name, source):
+    """The version that was exported from this very source; None where there is none."""
+    for path in (Path(models_dir) / name).glob("[0-9]*/bundle.json"):
+        try:
+            same = _read_facts(path).get("source") == source
+        except ModelError:
+            continue  # a damaged old version is not this model, and stops nobody from exporting
+        if same:
+            return int(path.parent.name)
+    return None
+
+
+def open_bundle(models_dir, name, version=None):
+    """Read a version and check its files against one another.
+
+    Parameters
+    ----------
+    models_dir : path
+    name : str
+    version : int, optional
+        The newest by default.
+
+    Returns
+    -------
+    Bundle
+
+    Raises
+    ------
+    ModelError
+        If there is no such version, or its files are damaged or contradict each other.
+    """
+    version = version or next_version(models_dir, name) - 1
+    folder = Path(models_dir) / name / str(version)
+    facts = _read_facts(folder / "bundle.json")
+    if facts is None or not (folder / "model.onnx").is_file():
+        raise ModelError(f"no model {name} version {version} in {models_dir} - run notebook 05 to export it")
+    _check_delay(folder / "best_dt.txt", facts["delay"])
+    for file, key in (("model.onnx", "onnx_md5"), (ARRAYS_FILE, "arrays_md5")):
+        if not (folder / file).is_file() or file_md5(folder / file) != facts[key]:
+            raise ModelError(f"{folder / file} is not the file that bundle.json describes - export it again")
+    return Bundle(folder, facts, _read_arrays(folder / ARRAYS_FILE, facts))
+
+
+def _read_facts(path):
+    """What a version's bundle says; None where there is none."""
+    try:
+        facts = read_json(path)
+    except DataError as error:
+        raise ModelError(f"{path} is damaged - export the model again") from error
+    if facts is not None and not (isinstance(facts, dict) and set(facts) >= FACTS):
+        raise ModelError(f"{path} lacks what inference needs - export the model again")
+    return facts
+
+
+def _read_arrays(path, facts):
+    """Arrays of a version, nothing in them executed, of the sizes that the facts name."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        shape = tuple(facts["mask_shape"])
+        arrays["mask"] = np.unpackbits(arrays["mask"], count=int(np.prod(shape))).reshape(shape).astype(bool)
+    except Exception as error:  # whatever zip, NumPy and a missing key make of a damaged file
+        raise ModelError(f"{path} is damaged ({type(error).__name__}) - export the model again") from error
+    fits = set(arrays) >= ARRAYS and arrays["mask"].sum() == facts["n_voxels"]
+    if not fits or not len(arrays["basis"]) == len(arrays["level"]) == facts["n_voxels"]:
+        raise ModelError(f"{path} does not fit bundle.json - export the model again")
+    return arrays
+
+
+def _check_delay(path, delay):
+    """``best_dt.txt`` is a copy for people; it must say what the bundle says."""
+    text = ""
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace").strip()
+        written = float(text)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing - export the model again") from None
+    except ValueError:
+        raise ModelError(f"{path} holds {text[:40]!r}, not a delay in s - export the model again") from None
+    if not abs(written - delay) <= 1e-6:
+        raise ModelError(f"{path} says {written:g} s, but this model was trained at {delay:g} s - export it again")
+
+
+def check_fits(facts, *, n_features, subject, mask_hash, allow_other_subject=False):
+    """Refuse a model that was trained on another subject, mask or set of features.
+
+    ``allow_other_subject`` lets another subject's model pass.
+
+    Raises
+    ------
+    ModelError
+    """
+    if facts["n_inputs"] != n_features:
+        raise ModelError(
+            f"the model expects {facts['n_inputs']} features, the parameters make {n_features} - set n_mfcc"
+        )
+    if not allow_other_subject and (facts["subject"] != subject or facts["mask_hash"] != mask_hash):
+        raise ModelError(
+            f"the model was trained on sub-{facts['subject']} with mask {facts['mask_hash']}, this is sub-{subject} "
+            f"with mask {mask_hash} - train a model for this scan, or set allow_other_subject"
+        )

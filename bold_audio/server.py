@@ -1,0 +1,164 @@
+"""A real Triton server on this machine without Docker: its CPU build from PyPI, and our onnxruntime backend.
+
+The package nvidia-pytriton carries ``tritonserver`` with the python backend only; ``triton_backend/model.py`` makes an
+onnxruntime backend of that, so that the folder ``triton_models`` is served as any Triton server would serve it. It
+needs an older NumPy, hence an environment of its own, ``.triton``.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import requests
+
+from bold_audio.files import MachineError, lock, project_root, write_whole
+
+PACKAGES = ("nvidia-pytriton==0.7.0", "onnxruntime==1.32.0", "numpy<2")
+STARTS_WITHIN = 60  # s
+POLL = 2  # s between two looks at the repository: versions exported meanwhile are served
+
+
+def install(folder=None):
+    """Install the server into an environment of its own, once; return that folder.
+
+    Raises
+    ------
+    MachineError
+        If pip cannot install it here.
+    """
+    folder = Path(folder or project_root() / ".triton")
+    stamp = folder / "installed"
+    with lock(folder.parent / ".triton.lock", wait=900, doing="the installation of Triton"):
+        if stamp.is_file() and stamp.read_text() == _wanted():
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        pip = [folder / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES]
+        for command in ([sys.executable, "-m", "venv", folder], pip):
+            done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+            if done.returncode:
+                why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                raise MachineError(f"Triton cannot be installed in {folder}: {why[:300]} - use its Docker image")
+        _write_backends(folder)
+        with write_whole(stamp) as part:
+            part.write_text(_wanted())
+    return folder
+
+
+def _wanted():
+    return "\n".join([*PACKAGES, sys.version, (Path(__file__).parent / "triton_backend/model.py").read_text()])
+
+
+def _packages(folder):
+    return Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+
+
+def _write_backends(folder):
+    """The python backend whole in one folder (the server refuses links), and the onnxruntime backend beside it."""
+    server, backends = _packages(folder) / "pytriton/tritonserver", folder / "backends"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise MachineError(f"Triton's python backend knows no Python {version} - use Python 3.11, or its Docker image")
+    shutil.copytree(server / "backends/python", backends / "python", dirs_exist_ok=True)
+    shutil.copy2(stub, backends / "python")
+    (backends / "onnxruntime").mkdir(parents=True, exist_ok=True)
+    shutil.copy2(Path(__file__).parent / "triton_backend/model.py", backends / "onnxruntime/model.py")
+
+
+class TritonServer:
+    """A server process on loopback; a context manager that stops it.
+
+    Parameters
+    ----------
+    models_dir : path
+        The model repository.
+    ports : dict
+        ``http``, ``grpc`` and ``metrics``; one that is 0 or absent is any free one.
+    folder : path, optional
+        Where `install` put the server.
+    threads : int
+        Of onnxruntime, per model version; 0: as many as there are cores.
+    """
+
+    def __init__(self, models_dir, *, ports=None, folder=None, threads=0):
+        self.models_dir, self.threads = Path(models_dir), threads
+        self.folder = Path(folder or project_root() / ".triton")
+        self.ports = {name: (ports or {}).get(name) or _free_port() for name in ("http", "grpc", "metrics")}
+        self.process = None
+
+    def url(self, protocol):
+        """Where the server answers ``grpc`` or ``http``."""
+        return f"127.0.0.1:{self.ports[protocol]}"
+
+    def start(self, *, log=None):
+        """Start the process and wait until it is ready; ``log`` is an open file for what it says.
+
+        Raises
+        ------
+        MachineError
+            If it ends, or is not ready in time.
+        """
+        self.models_dir.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            self._command(), env=self._environment(), stdout=log, stderr=log, start_new_session=True
+        )
+        begun = time.monotonic()
+        while time.monotonic() - begun < STARTS_WITHIN:
+            if self.process.poll() is not None:
+                raise MachineError(f"Triton ended at once (status {self.process.returncode}) - are its ports taken?")
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"http://{self.url('http')}/v2/health/ready", timeout=2).ok:
+                    return self
+            time.sleep(0.1)
+        self.stop()
+        raise MachineError(f"Triton was not ready after {STARTS_WITHIN} s - look at what it said")
+
+    def stop(self, how=signal.SIGTERM):
+        """Stop the process and its children, by pid; the second time by force."""
+        if self.process is None:
+            return
+        for one in (how, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, one)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=20)
+                return
+
+    def __enter__(self):
+        return self if self.process else self.start()
+
+    def __exit__(self, *error):
+        self.stop()
+
+    def _command(self):
+        server = _packages(self.folder) / "pytriton/tritonserver/bin/tritonserver"
+        command = [server, f"--model-repository={self.models_dir}", f"--backend-directory={self.folder / 'backends'}"]
+        for name, port in self.ports.items():
+            command += [f"--{name}-address=127.0.0.1", f"--{name}-port={port}"]
+        command += ["--allow-gpu-metrics=false", "--model-control-mode=poll", f"--repository-poll-secs={POLL}"]
+        # One model that cannot be loaded stops neither the others nor the server.
+        command += ["--exit-on-error=false", "--strict-readiness=false", "--exit-timeout-secs=3"]
+        return [str(word) for word in command]
+
+    def _environment(self):
+        packages = _packages(self.folder)
+        libraries = [packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
+        before = os.environ.get("LD_LIBRARY_PATH")
+        return os.environ | {
+            "LD_LIBRARY_PATH": os.pathsep.join(str(path) for path in (*libraries, before) if path),
+            "BOLD_AUDIO_TRITON_PATH": str(packages),
+            "BOLD_AUDIO_TRITON_THREADS": str(self.threads),
+        }
+
+
+def _free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]

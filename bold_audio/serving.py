@@ -1,0 +1,267 @@
+"""A subject's models in the repository ``triton_models``, and predictions by whatever runtime answers."""
+
+import time
+
+import numpy as np
+import pandas as pd
+
+from bold_audio import bundle, candidates, encoding, export, mlp, models, runtimes, training
+from bold_audio.delays import ensure_sweep
+from bold_audio.files import ModelError, file_md5, fingerprint
+from bold_audio.space import Space, SpatialHistory
+
+KINDS = ("mlp", "history_sound")
+
+
+def model_name(params, kind):
+    """Name of a subject's model in the repository; a linear one has its kind behind it."""
+    return params.exported_name if kind == "mlp" else f"{params.exported_name}_{kind}"
+
+
+def _this():
+    """This module, whose own code an export depends on too."""
+    import bold_audio.serving as this
+
+    return this
+
+
+def ensure_export(subject, kind="mlp"):
+    """Export a subject's model to the repository, unless it is there already.
+
+    Parameters
+    ----------
+    subject : Subject
+    kind : {"mlp", "history_sound"}
+
+    Returns
+    -------
+    version : int
+    max_difference : float or None
+        Torch against onnxruntime; None where the version was there already.
+    """
+    params, name = subject.params, model_name(subject.params, kind)
+    models_dir = params.resolve(params.models_dir)
+    make, facts, key = {"mlp": _mlp_to_serve, "history_sound": _history_sound_to_serve}[kind](subject)
+    source = fingerprint(key, subject.result_key(export, bundle, models, encoding, _this(), served_code()))
+    there = bundle.find_same_model(models_dir, name, source)
+    if there is not None and params.model_version in (None, there) and not params.overwrite_model:
+        return there, None
+    version = params.model_version or bundle.next_version(models_dir, name)
+    network, extra = make()
+    _, difference = export.export_model(
+        network,
+        facts,
+        extra=extra | {"mask": subject.run.mask, "mean_volume": _train_mean(subject)},
+        source=source,
+        models_dir=models_dir,
+        name=name,
+        version=version,
+        overwrite=params.overwrite_model,
+    )
+    subject.record(f"export_{kind}", model_name=name, model_version=version, max_difference=difference)
+    return version, difference
+
+
+def served_code():
+    """The module of the served network, which needs torch: imported only where a network is made."""
+    from bold_audio import served
+
+    return served
+
+
+def _train_mean(subject):
+    return np.asarray(subject.Y[subject.split.train]).mean(axis=0, dtype=np.float64)
+
+
+def _mlp_to_serve(subject):
+    """How to make the MLP that is served, its facts, and what it depends on."""
+    params = subject.params
+    delays = params.mlp_delays or [ensure_sweep(subject).delay]
+    model, facts, _, _ = candidates.ensure_mlp(subject, delays)
+    checkpoint_md5 = file_md5(candidates.checkpoint_folder(params) / "best.ckpt")
+    facts = facts | {"checkpoint_md5": checkpoint_md5}
+
+    def make():
+        extra = {}
+        if facts["target"] == "whitened":
+            X = network_inputs(subject, facts)[subject.split.train]
+            extra["sound_level"] = mlp.mlp_output(model, X).mean(axis=0, dtype=np.float64)
+            past, _ = models.fit_subject(subject, facts["delay"], names=("history",))["history"]
+            extra |= {"history_phi": past.phi, "history_level": past.intercept} | _space_arrays(past.space)
+        return served_code().from_mlp(model), extra
+
+    return make, facts, checkpoint_md5
+
+
+def _space_arrays(found):
+    """Components of the previous volume as arrays; nothing where there are none."""
+    if found is None:
+        return {}
+    return {
+        "history_space_centre": found.space.centre,
+        "history_space_loadings": found.space.loadings,
+        "history_space_weights": found.weights,
+    }
+
+
+def _history_sound_to_serve(subject):
+    """How to make the ``history_sound`` that is served, its facts, and what it depends on."""
+    found = ensure_sweep(subject)
+    fitted, _ = models.fit_subject(subject, found.delay, follows=found.follows, names=("history_sound",))[
+        "history_sound"
+    ]
+    n_previous = max(len(fitted.phi), fitted.space.order if fitted.space else 0)
+    facts = candidates.model_facts(subject, found.delay)
+    facts |= {"kind": "history_sound", "target": "volume", "n_previous": n_previous}
+    return lambda: (served_code().from_linear(fitted), {}), facts, (found.delay, n_previous)
+
+
+def open_exported(subject, kind="mlp", **options):
+    """Open an exported model of a subject: see `open_named`."""
+    return open_named(subject.params, model_name(subject.params, kind), **options)
+
+
+def open_named(params, name, *, version=None, runtime=None, returns=None):
+    """Open a model of the repository by its name, in the runtime that the parameters name where none is given.
+
+    Returns
+    -------
+    runtimes.Predictor
+    """
+    address = {"url": params.triton_url, "protocol": params.triton_protocol, "timeout": params.triton_timeout}
+    return runtimes.open_predictor(
+        runtime or params.runtime,
+        models_dir=params.resolve(params.models_dir),
+        name=name,
+        version=version or params.model_version,
+        checkpoint=candidates.checkpoint_folder(params) / "best.ckpt",
+        triton=address | {"progress": training.somebody_watches()},
+        returns=returns or params.returns,
+    )
+
+
+def compare_runtimes(subject, exported, *, runtimes):
+    """Ask every runtime for the volumes after train, as voxels and as coordinates, and lay the answers side by side.
+
+    Parameters
+    ----------
+    subject : Subject
+    exported : dict of str to (int, …)
+        Kind of model → version and whatever.
+    runtimes : sequence of str
+        The first one is what the others are compared with.
+
+    Returns
+    -------
+    DataFrame
+        ``model, runtime, returns``; ``difference``, the largest from the first answer; ``relative``, the same in shares
+        of the largest value; ``seconds``.
+    """
+    lines = []
+    for kind, (version, *_) in exported.items():
+        first = None
+        for runtime in runtimes:
+            for returns in ("voxels", "coordinates"):
+                predictor = open_exported(subject, kind, version=version, runtime=runtime, returns=returns)
+                inputs = measured_inputs(subject, predictor.facts, subject.after_train)
+                begun = time.perf_counter()
+                made = predictor(*inputs)
+                took = time.perf_counter() - begun
+                first = made if first is None else first
+                difference = float(np.abs(made - first).max())
+                relative = difference / float(np.abs(first).max())
+                lines.append((kind, runtime, returns, difference, relative, took))
+    return pd.DataFrame(lines, columns=["model", "runtime", "returns", "difference", "relative", "seconds"])
+
+
+def network_inputs(subject, facts):
+    """Features of every volume as the model wants them, array of shape (n_volumes, n_features).
+
+    Raises
+    ------
+    ModelError
+        If the model was trained on another subject, mask or set of features.
+    """
+    raw = subject.designs["sound"].at(facts["delay"])
+    bundle.check_fits(
+        facts,
+        n_features=raw.shape[1],
+        subject=subject.params.subject,
+        mask_hash=bundle.mask_fingerprint(subject.run.mask, subject.run.affine),
+        allow_other_subject=subject.params.allow_other_subject,
+    )
+    return (raw - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
+
+
+def measured_inputs(subject, facts, volumes):
+    """All that the model is given for ``volumes``: features and, where it has them, measured previous volumes."""
+    X = network_inputs(subject, facts)[volumes]
+    lags = range(1, facts["n_previous"] + 1)
+    return (X, np.stack([subject.Y[volumes - lag] for lag in lags], axis=1)) if lags else (X,)
+
+
+def served_row(subject, predictor, *, history=None):
+    """An exported model as a row beside the linear ones, all it needs taken from its bundle.
+
+    Parameters
+    ----------
+    subject : Subject
+    predictor : runtimes.Predictor
+    history : models.Row, optional
+        This scan's own history, which the sound's part of another person's model is added to.
+
+    Returns
+    -------
+    models.Row
+
+    Raises
+    ------
+    ModelError
+        If the model is another person's and cannot be carried over.
+    """
+    facts, arrays, run = predictor.facts, predictor.bundle.arrays, subject.run
+    X = network_inputs(subject, facts)
+    common = {"target": facts["target"], "n_voxels": run.n_voxels, "n_previous": facts["n_previous"]}
+    if facts["target"] != "whitened":
+        if facts["mask_hash"] != bundle.mask_fingerprint(run.mask, run.affine):
+            raise ModelError(
+                f"a {facts['kind']} of target {facts['target']} predicts whole volumes of the voxels it was fitted on, "
+                "not of this scan - use a model of target whitened"
+            )
+        reference = models.REFERENCES.get(facts["kind"], "constant")
+        return models.network_row(predictor, X, reference=reference, **common)
+    level, predict = arrays["sound_level"], predictor
+    if facts["mask_hash"] != bundle.mask_fingerprint(run.mask, run.affine):
+        level, predict = np.zeros(run.n_voxels, np.float32), _carried_over(subject, predictor)
+    elif facts["subject"] == subject.params.subject:
+        history = history_row(arrays)
+    return models.network_row(predict, X, history=history, level=level, **common)
+
+
+def history_row(arrays):
+    """Own history as a bundle keeps it, as a row."""
+    space = None
+    if "history_space_loadings" in arrays:
+        parts = [arrays[f"history_space_{name}"] for name in ("centre", "loadings", "weights")]
+        space = SpatialHistory(Space(*parts[:2]), parts[2])
+    level = arrays["history_level"]
+    return models.Row(arrays["history_phi"], lambda volumes: np.tile(level, (len(volumes), 1)), space)
+
+
+def _carried_over(subject, predictor):
+    """The sound's part of another person's model, by place: 0 in voxels that its mask does not have."""
+    facts, arrays, run = predictor.facts, predictor.bundle.arrays, subject.run
+    if list(run.mask.shape) != facts["mask_shape"] or not np.allclose(run.affine, facts["affine"], atol=1e-3):
+        raise ModelError(
+            f"the model of sub-{facts['subject']} is of a grid {facts['mask_shape']}, this scan of another "
+            f"{list(run.mask.shape)}, or of another place - only scans on one grid share a model"
+        )
+    number = np.full(run.mask.shape, -1)
+    number[arrays["mask"]] = np.arange(facts["n_voxels"])
+    theirs = number[run.mask]
+
+    def predict(X):
+        s = predictor(X) - arrays["sound_level"]
+        return np.where(theirs >= 0, s[:, np.maximum(theirs, 0)], np.float32(0))
+
+    return predict

@@ -1,0 +1,245 @@
+"""A subject's models from training to the repository and back: the same rows, one subject's own, and new sound."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import soundfile
+
+from bold_audio import bundle, models, run, serving, workflow
+from bold_audio.files import DataError, ModelError, ParameterError
+from bold_audio.new_sound import predict_sound
+from bold_audio.simulate import simulate_subject
+
+QUICK = {"delays": [4.0, 5.0, 6.0], "mlp_delays": [5.0], "max_epochs": 10, "history_order": 2, "sweep_fwhm": 0}
+
+
+@pytest.fixture
+def subject(small_params):
+    """Function: the small simulated subject with these parameters."""
+    return lambda **given: workflow.open_subject(small_params(**(QUICK | given)))
+
+
+def exported_row(one, kind, **options):
+    version, _ = workflow.ensure_export(one, kind)
+    return workflow.served_row(one, workflow.open_exported(one, kind, version=version, **options))
+
+
+def predicted(one, row):
+    end = one.split.train[-1]
+    return [models.predict_row(one, row, one.split.test, kind, fitted_until=end) for kind in ("one_step", "open_loop")]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("target", ["whitened", "difference", "volume"])
+def test_exported_network_is_the_row_of_the_trained_one(subject, target, runtime):
+    one = subject(target=target)
+    model, facts, _, _ = workflow.ensure_mlp(one)
+    history = workflow.fit_linear_rows(one, facts["delay"], names=("history",))["history"]
+    trained = workflow.trained_row(one, model, facts, history=history)
+    for returns in ("voxels", "coordinates"):
+        row = exported_row(one, "mlp", runtime=runtime, returns=returns)
+        assert row.reference == trained.reference
+        for made, expected in zip(predicted(one, row), predicted(one, trained), strict=True):
+            np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("components", [0, 2])
+def test_exported_history_sound_is_the_row_of_the_table(subject, components):
+    one = subject(history_components=components)
+    found = workflow.ensure_sweep(one)
+    name = "history_sound"
+    fitted = workflow.fit_linear_rows(one, found.delay, follows=found.follows, names=(name,))[name]
+    for returns in ("voxels", "coordinates"):
+        row = exported_row(one, name, returns=returns)
+        assert row.reference == "history"
+        for made, expected in zip(predicted(one, row), predicted(one, fitted), strict=True):
+            np.testing.assert_allclose(made, expected, rtol=2e-5)
+
+
+def test_network_with_previous_volumes_is_exported_with_them(subject):
+    one = subject(target="difference", mlp_history=2, mlp_history_components=3)
+    model, facts, _, _ = workflow.ensure_mlp(one)
+    trained = workflow.trained_row(one, model, facts)
+    made, expected = (predicted(one, row)[0] for row in (exported_row(one, "mlp"), trained))
+    np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+def test_exported_once_and_again_when_something_changes(subject):
+    one = subject()
+    first = [workflow.ensure_export(one, kind) for kind in serving.KINDS]
+    assert [version for version, _ in first] == [1, 1] and all(d <= 1e-5 for _, d in first)
+    assert [workflow.ensure_export(one, kind) for kind in serving.KINDS] == [(1, None)] * 2
+    other = subject(history_order=3)
+    assert workflow.ensure_export(other, "mlp")[0] == 2
+    with pytest.raises(ModelError, match="version 1 exists"):
+        workflow.ensure_export(subject(history_order=3, model_version=1), "mlp")
+    again = subject(history_order=3, model_version=1, overwrite_model=True)
+    assert workflow.ensure_export(again, "mlp")[0] == 1
+    assert {p.name for p in (one.params.resolve(one.params.models_dir)).iterdir()} == {
+        "sim_sub-sim",
+        "sim_sub-sim_history_sound",
+    }
+
+
+def test_all_runtimes_are_laid_side_by_side(subject):
+    one = subject()
+    exported = {kind: workflow.ensure_export(one, kind) for kind in serving.KINDS}
+    table = workflow.compare_runtimes(one, exported, runtimes=["torch", "onnxruntime"])
+    assert len(table) == 2 * 2 * 2 and set(table["model"]) == set(serving.KINDS)
+    assert table["relative"].max() <= 1e-5 and (table["seconds"] > 0).all()
+
+
+# --- another person's model ---------------------------------------------------------------
+
+
+@pytest.fixture
+def other_params(small_params, sim_dir, tmp_path):
+    """Function: parameters of a second person in a head of the same grid, with the first one's models."""
+    folder = tmp_path / "two"
+    for label, seed in (("sim", 0), ("b", 5)):
+        simulate_subject(folder, subject=label, seed=seed, shape=(18, 22, 22))
+    params = small_params(data_dir=str(folder), **QUICK)
+    name = params.exported_name
+    return params, lambda **given: params.model_copy(update={"subject": "b", "model_name": name} | given)
+
+
+@pytest.mark.slow
+def test_another_persons_model_is_refused_unless_asked_for(other_params):  # M04
+    params, of_b = other_params
+    workflow.ensure_export(workflow.open_subject(params), "mlp")
+    b = workflow.open_subject(of_b())
+    predictor = workflow.open_exported(b, "mlp", version=1)
+    with pytest.raises(
+        ModelError, match="trained on sub-sim with mask .*, this is sub-b .* or set allow_other_subject"
+    ):
+        workflow.served_row(b, predictor)
+    b = workflow.open_subject(of_b(allow_other_subject=True))
+    history = workflow.fit_linear_rows(b, 5.0, names=("history",))["history"]
+    row = workflow.served_row(b, predictor, history=history)
+    made, past = (predicted(b, one)[0] for one in (row, history))
+    mine, theirs = b.run.mask, predictor.bundle.arrays["mask"]
+    both = theirs[mine]
+    assert 0 < both.sum() < len(both), "the two heads differ"
+    assert np.array_equal(made[:, ~both], past[:, ~both]), "where the model has no voxel, the past alone"
+    assert np.abs(made[:, both] - past[:, both]).max() > 0.1
+    s = np.zeros((len(b.Y), mine.sum()), np.float32)
+    X = serving.network_inputs(b, predictor.facts)
+    inside = np.isfinite(X).all(axis=1)
+    s[np.ix_(inside, both)] = (predictor(X[inside]) - predictor.bundle.arrays["sound_level"])[:, mine[theirs]]
+    test = b.split.test
+    expected = past + s[test]
+    for lag, phi in enumerate(history.phi, start=1):
+        expected -= phi.astype(np.float32) * s[test - lag]
+    np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_another_persons_whole_volumes_cannot_be_carried_over(other_params):
+    params, of_b = other_params
+    workflow.ensure_export(workflow.open_subject(params), "history_sound")
+    b = workflow.open_subject(of_b(allow_other_subject=True))
+    with pytest.raises(ModelError, match="predicts whole volumes of the voxels it was fitted on"):
+        workflow.served_row(b, workflow.open_exported(b, "history_sound", version=1))
+
+
+# --- new sound ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_sound(tmp_path):
+    """Half a minute of noise that swells and fades."""
+    rng, rate = np.random.default_rng(8), 44100
+    t = np.arange(30 * rate) / rate
+    path = tmp_path / "other film.wav"
+    soundfile.write(path, 0.2 * rng.normal(size=len(t)) * (0.2 + np.sin(2 * np.pi * t / 9) ** 2), rate)
+    return path
+
+
+def test_new_sound_is_the_mean_volume_and_what_the_network_says(subject, other_sound):
+    one = subject(response="delay")
+    workflow.ensure_export(one)
+    predictor = workflow.open_exported(one)
+    volumes, heard = predict_sound(predictor, other_sound)
+    assert len(volumes) == int(30 / 0.608) and heard.sum() == len(volumes) - int(np.ceil(5.0 / 0.608))
+    mean = one.Y[one.split.train].mean(axis=0)
+    np.testing.assert_allclose(volumes[~heard], np.tile(mean, ((~heard).sum(), 1)), rtol=1e-6)
+    arrays = predictor.bundle.arrays
+    # The film itself, heard again: what the network said of the run's own volumes.
+    again, heard = predict_sound(predictor, one.params.audio_file)
+    rows = np.arange(100, 140)
+    expected = mean + predictor(serving.network_inputs(one, predictor.facts)[rows]) - arrays["sound_level"]
+    assert heard[rows].all()
+    np.testing.assert_allclose(again[rows], expected, rtol=1e-5)
+
+
+def test_new_sound_for_history_sound_lives_on_its_own_predictions(subject, other_sound):
+    one = subject(response="delay")
+    workflow.ensure_export(one, "history_sound")
+    predictor = workflow.open_exported(one, "history_sound")
+    volumes, heard = predict_sound(predictor, other_sound)
+    fitted, _ = models.fit_subject(
+        one, predictor.facts["delay"], follows=workflow.ensure_sweep(one).follows, names=("history_sound",)
+    )["history_sound"]
+    first = int(np.argmax(heard))
+    assert first >= 2
+    k = first + 10
+    X = other_features(predictor.facts, other_sound, len(volumes))
+    expected = fitted.intercept + X[k] @ fitted.weights + sum(p * volumes[k - 1 - i] for i, p in enumerate(fitted.phi))
+    np.testing.assert_allclose(volumes[k], expected, rtol=1e-5)
+
+
+def other_features(facts, path, n_volumes):
+    from bold_audio import features, pairing
+
+    settings = {name: facts[name] for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
+    sound = features.mfcc_features(path, **settings)
+    design = pairing.make_design(sound, np.arange(n_volumes) * facts["t_r"], facts["t_r"])
+    return (design.at(facts["delay"]) - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
+
+
+def in_process(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        run.main([str(a) for a in arguments])
+    return stopped.value.code, capsys.readouterr()
+
+
+def test_predict_command_writes_a_run_that_says_it_is_no_scan(subject, other_sound, tmp_path, capsys):
+    one = subject(response="delay")
+    workflow.ensure_export(one)
+    given = [w for n in ("data_dir", "outputs_dir", "models_dir") for w in ("-p", n, getattr(one.params, n))]
+    out = tmp_path / "made.nii.gz"
+    options = ["--subject", "sim", "--model-version", 1, "--sound", other_sound, "--out", out, *given]
+    status, said = in_process(capsys, "predict", *options)
+    assert status == 0 and "without a scan" in said.out and "are the mean volume" in said.out
+    image = nib.load(out)
+    volumes, _ = predict_sound(workflow.open_exported(one), other_sound)
+    assert np.allclose(image.affine, one.run.affine) and image.header.get_zooms()[3] == pytest.approx(0.608)
+    data = image.get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(data[one.run.mask].T, volumes)
+    assert not data[~one.run.mask].any()
+    about = json.loads((tmp_path / "made.json").read_text())
+    assert "no scan" in about["Description"] and about["Sound"] == "other film.wav" and about["Delay"] == 5.0
+    status, said = in_process(capsys, "predict", *options[:3], 7, *options[4:])
+    assert status == 6 and "no model sim_sub-sim version 7" in said.err
+    status, said = in_process(capsys, "predict", "--subject", "sim", "--sound", tmp_path / "none.wav", *given)
+    assert status == 3 and "no sound file at" in said.err
+
+
+def test_sound_too_short_to_be_heard_is_refused(subject, tmp_path):
+    one = subject(response="delay")
+    workflow.ensure_export(one)
+    soundfile.write(tmp_path / "short.wav", 0.1 * np.random.default_rng(0).normal(size=3 * 44100), 44100)
+    with pytest.raises(DataError, match="no volume is covered by 3.0 s of sound at a delay of 5 s"):
+        predict_sound(workflow.open_exported(one), tmp_path / "short.wav")
+
+
+def test_model_of_annotations_hears_no_sound_file(subject, other_sound):
+    one = subject()
+    workflow.ensure_export(one)
+    predictor = workflow.open_exported(one)
+    facts = predictor.facts | {"feature_source": "annotations"}
+    told = type(predictor)(bundle.Bundle(predictor.bundle.folder, facts, predictor.bundle.arrays), predictor.run)
+    with pytest.raises(ParameterError, match="the model hears annotations, not a sound file"):
+        predict_sound(told, other_sound)

@@ -1,0 +1,257 @@
+"""A real Triton server on loopback: the same numbers as onnxruntime, and a clear end where it is absent or wrong."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from bold_audio import export, served, triton
+from bold_audio.encoding import LinearModel
+from bold_audio.files import AccessError, ModelError
+from bold_audio.mlp import AudioFmriMLP
+from bold_audio.runtimes import open_predictor
+from bold_audio.server import TritonServer, install
+
+pytestmark = pytest.mark.slow
+
+N_FEATURES, N_VOXELS = 6, 50
+MLP, LINEAR = "film_sub-1", "film_sub-1_history_sound"
+PROTOCOLS = ("grpc", "http")
+EXTRA = {"mask": np.ones((5, 5, 2), bool), "mean_volume": np.linspace(900, 1100, N_VOXELS)}
+FACTS = {"delay": 5.0, "subject": "1", "n_inputs": N_FEATURES, "mask_shape": [5, 5, 2], "target": "volume"}
+
+
+def write_mlp(models_dir, version, *, name=MLP, seed=0, n_features=N_FEATURES, **options):
+    torch.manual_seed(seed)
+    net = AudioFmriMLP(n_features, N_VOXELS, hidden_dims=[8]).eval()
+    torch.nn.init.normal_(net.net[-1].weight)
+    facts = FACTS | {"kind": "mlp", "n_previous": 0, "n_inputs": n_features}
+    where = {"models_dir": models_dir, "name": name, "version": version, "source": f"{seed}"}
+    export.export_model(served.from_mlp(net), facts, extra=EXTRA, **where, **options)
+
+
+def write_linear(models_dir, version, *, seed=0):
+    rng = np.random.default_rng(seed)
+    weights, phi = rng.normal(size=(N_FEATURES, N_VOXELS)), 0.3 * rng.normal(size=(2, N_VOXELS))
+    model = LinearModel(rng.normal(size=N_VOXELS), phi, weights, np.ones(N_VOXELS))
+    facts = FACTS | {"kind": "history_sound", "n_previous": 2}
+    where = {"models_dir": models_dir, "name": LINEAR, "version": version, "source": f"{seed}"}
+    export.export_model(served.from_linear(model), facts, extra=EXTRA, **where)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """Two models, two versions of each."""
+    folder = tmp_path_factory.mktemp("served") / "triton_models"
+    for version in (1, 3):
+        write_mlp(folder, version, seed=version)
+        write_linear(folder, version, seed=version)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repository):
+    """A running server of the repository; what it says is in its ``said``."""
+    running = TritonServer(repository, folder=install())
+    running.said = repository.parent / "log"
+    with running.said.open("w") as log, running.start(log=log):
+        yield running
+    assert running.process.poll() is not None
+
+
+def wait_for(condition, seconds=30):
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds, "waited in vain"
+        time.sleep(0.1)
+
+
+def inputs_of(name, n=40):
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(n, N_FEATURES)).astype(np.float32)
+    return (X,) if name == MLP else (X, rng.normal(size=(n, 2, N_VOXELS)).astype(np.float32))
+
+
+def ask(server, models_dir, name=MLP, *, version=1, protocol="grpc", returns=None, **options):
+    address = {"url": server.url(protocol), "protocol": protocol} | options
+    return open_predictor("triton", models_dir=models_dir, name=name, version=version, triton=address, returns=returns)
+
+
+@pytest.mark.parametrize("returns", ["voxels", "coordinates"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("name", [MLP, LINEAR])
+def test_server_answers_as_onnxruntime(server, repository, name, version, protocol, returns):
+    inputs = inputs_of(name)
+    here = open_predictor("onnxruntime", models_dir=repository, name=name, version=version)
+    made = ask(server, repository, name, version=version, protocol=protocol, returns=returns)(*inputs)
+    expected = here(*inputs)
+    assert made.dtype == np.float32
+    assert np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max()
+    other = open_predictor("onnxruntime", models_dir=repository, name=name, version=4 - version)(*inputs)
+    assert np.abs(made - other).max() > 0.1, "the other version is another model"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_large_batches_go_in_parts_and_come_back_in_order(server, repository, monkeypatch, protocol):
+    X = inputs_of(MLP, n=1003)[0]
+    expected = open_predictor("onnxruntime", models_dir=repository, name=MLP, version=1)(X)
+    predictor = ask(server, repository, protocol=protocol, returns="voxels")
+    asked = []
+    once = triton.TritonModel._request
+    monkeypatch.setattr(triton, "MESSAGE_BYTES", 100 * 4 * N_VOXELS)
+    monkeypatch.setattr(
+        triton.TritonModel, "_request", lambda s, i, o: (asked.append(len(i["features"])), once(s, i, o))[1]
+    )
+    np.testing.assert_allclose(predictor(X), expected, rtol=1e-5)
+    assert sorted(asked) == [3] + [100] * 10
+
+
+def test_no_request_is_larger_than_the_server_takes(server, repository, monkeypatch):
+    """The config's max_batch_size, which a server refuses to exceed."""
+    model = triton.TritonModel(MLP, 1, url=server.url("grpc"))
+    limit = model._config()[1]
+    assert limit == 64 * 2**20 // (4 * (N_FEATURES + N_VOXELS))
+    monkeypatch.setattr(triton.TritonModel, "_config", lambda self: (self.__class__._config_said, 7))
+    monkeypatch.setattr(triton.TritonModel, "_config_said", {}, raising=False)
+    asked = []
+    once = triton.TritonModel._request
+    monkeypatch.setattr(
+        triton.TritonModel, "_request", lambda s, i, o: (asked.append(len(i["features"])), once(s, i, o))[1]
+    )
+    ask(server, repository)(inputs_of(MLP, n=20)[0])
+    assert max(asked) == 7 and sum(asked) == 20 + export.PROBE_VOLUMES
+
+
+def test_new_version_is_served_while_the_server_runs_and_never_half(server, repository):  # M18
+    write_mlp(repository, 9, name="film_sub-2", seed=9)
+    model = triton.TritonModel("film_sub-2", 9, url=server.url("grpc"))
+    wait_for(lambda: model._call("is_model_ready", model.name, model.version))
+    X = inputs_of(MLP)[0]
+    for version in (10, 11):
+        write_mlp(repository, version, name="film_sub-2", seed=version)
+        model = triton.TritonModel("film_sub-2", version, url=server.url("grpc"))
+        wait_for(lambda model=model: model._call("is_model_ready", model.name, model.version))
+        here = open_predictor("onnxruntime", models_dir=repository, name="film_sub-2", version=version)
+        made = ask(server, repository, "film_sub-2", version=version)(X)
+        np.testing.assert_allclose(made, here(X), rtol=1e-4, atol=1e-5)
+    assert "failed to load" not in server.said.read_text()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_version_that_is_not_served_is_named_with_what_is(server, repository, tmp_path, protocol):  # M15
+    own = shutil.copytree(repository, tmp_path / "models")
+    write_mlp(own, 5, seed=5)
+    with pytest.raises(
+        ModelError, match=f"{MLP} version 5 is not ready on Triton .* ready are .*{MLP} version 1"
+    ) as error:
+        ask(server, own, version=5, protocol=protocol)
+    assert error.value.exit_code == 6 and "\n" not in str(error.value)
+    write_mlp(own, 1, name="never_seen")
+    with pytest.raises(ModelError, match="never_seen version 1 is not ready"):
+        ask(server, own, "never_seen", protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_other_weights_or_shapes_than_the_bundles_are_refused(
+    server, repository, tmp_path, monkeypatch, protocol
+):  # M16, M19
+    own = shutil.copytree(repository, tmp_path / "models")
+    write_mlp(own, 1, seed=77, overwrite=True)
+    with pytest.raises(ModelError, match=f"serves {MLP} version 1 of bundle .*, this is .* point models_dir"):
+        ask(server, own, protocol=protocol)
+    monkeypatch.setattr(triton.TritonModel, "_config", lambda self: ({}, 100))  # a server without our config
+    with pytest.raises(ModelError, match="answers a stored input with other numbers"):
+        ask(server, own, protocol=protocol)
+    shutil.rmtree(own / MLP)
+    write_mlp(own, 1, seed=1, n_features=N_FEATURES + 1)
+    with pytest.raises(ModelError, match="Triton serves .* the bundle says"):
+        ask(server, own, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_server_is_one_line_that_says_how_to_start_it(repository, protocol, monkeypatch):  # M13
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{held.getsockname()[1]}"
+    monkeypatch.setattr(triton, "WAITS", (0.05, 0.1))
+    address = {"url": nowhere, "protocol": protocol, "timeout": 2.0}
+    with pytest.raises(AccessError, match=f"Triton not reachable at {nowhere} .* start it .make triton") as error:
+        open_predictor("triton", models_dir=repository, name=MLP, version=1, triton=address)
+    assert error.value.exit_code == 4 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_server_that_never_answers_is_given_up(repository, protocol, monkeypatch):  # M14
+    monkeypatch.setattr(triton, "WAITS", (0.05, 0.1))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = {"url": f"127.0.0.1:{silent.getsockname()[1]}", "protocol": protocol, "timeout": 0.5}
+        begun = time.monotonic()
+        with pytest.raises(AccessError, match="not reachable"):
+            open_predictor("triton", models_dir=repository, name=MLP, version=1, triton=address)
+        assert time.monotonic() - begun < 20, "three deadlines and two waits, not for ever"
+
+
+def test_clients_of_a_killed_server_end_right_or_say_so(repository):
+    """Eight clients, the server killed and started again under them: right numbers, or a clear error."""
+    running = TritonServer(repository, folder=install()).start()
+    X = inputs_of(MLP)[0]
+    expected = open_predictor("onnxruntime", models_dir=repository, name=MLP, version=1)(X)
+    stop, seen = threading.Event(), []
+
+    def client(protocol):
+        predictor = ask(running, repository, protocol=protocol, timeout=5.0)
+        while not stop.is_set():
+            try:
+                made = predictor(X)
+                seen.append("right" if np.allclose(made, expected, rtol=1e-4, atol=1e-4) else "WRONG")
+            except (AccessError, ModelError) as error:
+                seen.append(str(error))
+
+    threads = [threading.Thread(target=client, args=(PROTOCOLS[i % 2],)) for i in range(8)]
+    try:
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: seen.count("right") > 20)
+        running.stop(signal.SIGKILL)
+        time.sleep(1.0)
+        running.start()
+        back = len(seen)
+        wait_for(lambda: seen[back:].count("right") > 40)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=60)
+        running.stop()
+    assert not any(thread.is_alive() for thread in threads)
+    assert "WRONG" not in seen
+    assert all(text == "right" or "Triton" in text for text in seen)
+
+
+def test_serve_command_starts_a_server_and_stops_it(repository):
+    ports = [str(port) for port in TritonServer(repository).ports.values()]
+    command = [
+        sys.executable,
+        "-c",
+        "from bold_audio.run import main; main()",
+        "serve",
+        "--models-dir",
+        str(repository),
+    ]
+    command += ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2]]
+    install()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        assert f"grpc 127.0.0.1:{ports[1]}" in line and f"http 127.0.0.1:{ports[0]}" in line
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", int(ports[1])))
