@@ -7,6 +7,7 @@ go in parts below the message limits, a few of them in flight at once, and come 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 
 import numpy as np
 
@@ -93,7 +94,7 @@ class TritonModel:
                 self._own.__dict__.clear()  # a new connection for the next try
                 raise _Unavailable(status.removeprefix("StatusCode.").lower().replace("_", " ")) from error
             raise ModelError(f"Triton at {without_credentials(self.place)} refused: {text[:300]}") from error
-        except (OSError, ValueError, RuntimeError) as error:  # what a broken HTTP connection comes as
+        except (OSError, HTTPException, ValueError, RuntimeError) as error:  # what a broken HTTP connection comes as
             self._own.__dict__.clear()
             raise _Unavailable(type(error).__name__) from error
 

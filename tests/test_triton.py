@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -200,6 +201,29 @@ def test_server_that_never_answers_is_given_up(repository, protocol, monkeypatch
         assert time.monotonic() - begun < 20, "three deadlines and two waits, not for ever"
 
 
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"]
+)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_server_that_hangs_up_is_given_up(repository, protocol, answer, monkeypatch):  # M14
+    monkeypatch.setattr(triton, "WAITS", (0.05, 0.1))
+
+    class HangsUp(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1000)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), HangsUp) as rude:
+        threading.Thread(target=rude.serve_forever, daemon=True).start()
+        address = {"url": f"127.0.0.1:{rude.server_address[1]}", "protocol": protocol, "timeout": 1.0}
+        try:
+            with pytest.raises(AccessError, match="not reachable") as error:
+                open_predictor("triton", models_dir=repository, name=MLP, version=1, triton=address)
+        finally:
+            rude.shutdown()
+    assert "\n" not in str(error.value)
+
+
 def test_clients_of_a_killed_server_end_right_or_say_so(repository):
     """Eight clients, the server killed and started again under them: right numbers, or a clear error."""
     running = TritonServer(repository, folder=install()).start()
@@ -215,6 +239,9 @@ def test_clients_of_a_killed_server_end_right_or_say_so(repository):
                 seen.append("right" if np.allclose(made, expected, rtol=1e-4, atol=1e-4) else "WRONG")
             except (AccessError, ModelError) as error:
                 seen.append(str(error))
+            except BaseException as error:
+                seen.append(f"WRONG: {error!r}")
+                raise
 
     threads = [threading.Thread(target=client, args=(PROTOCOLS[i % 2],)) for i in range(8)]
     try:
@@ -232,7 +259,7 @@ def test_clients_of_a_killed_server_end_right_or_say_so(repository):
             thread.join(timeout=60)
         running.stop()
     assert not any(thread.is_alive() for thread in threads)
-    assert "WRONG" not in seen
+    assert not [text for text in seen if text.startswith("WRONG")]
     assert all(text == "right" or "Triton" in text for text in seen)
 
 
