@@ -9,14 +9,17 @@ with the sum over the past only where measured previous volumes are an input. A 
 few dozen numbers by whoever has the bundle.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bold_audio.files import DataError, ModelError, file_md5, fingerprint, read_json
+from bold_audio.files import DataError, ModelError, ParameterError, file_md5, fingerprint, read_json
+from bold_audio.params import NAME
 
 FACTS = {"kind", "delay", "target", "n_inputs", "n_previous", "n_voxels", "onnx_md5", "arrays_md5", "bundle_hash"}
+FACTS |= {"model_name", "model_version"}
 ARRAYS = {"basis", "level", "mask", "probe_features", "probe_coordinates", "mean_volume"}
 ARRAYS_FILE = "bundle.npz"
 
@@ -83,6 +86,21 @@ def input_widths(facts, n_voxels):
     return widths | ({"previous": facts["n_previous"] * n_voxels} if facts["n_previous"] else {})
 
 
+def version_folder(models_dir, name, version):
+    """``models_dir/name/version``.
+
+    Raises
+    ------
+    ParameterError
+        If the name or the version would lead elsewhere.
+    """
+    if not NAME.fullmatch(name):
+        raise ParameterError(f"model_name must be letters, digits, '.', '_' and '-', got {str(name)[:60]!r}")
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", str(version)):
+        raise ParameterError(f"model_version must be a whole number from 1 on, got {str(version)[:60]!r}")
+    return Path(models_dir) / name / str(version)
+
+
 def next_version(models_dir, name):
     """The first version number above all that exist."""
     folder = Path(models_dir) / name
@@ -120,12 +138,18 @@ def open_bundle(models_dir, name, version=None):
     ------
     ModelError
         If there is no such version, or its files are damaged or contradict each other.
+    ParameterError
+        If name or version cannot be one.
     """
-    version = version or next_version(models_dir, name) - 1
-    folder = Path(models_dir) / name / str(version)
+    if version is None:
+        version = max(1, next_version(models_dir, name) - 1)
+    folder = version_folder(models_dir, name, version)
     facts = _read_facts(folder / "bundle.json")
     if facts is None or not (folder / "model.onnx").is_file():
         raise ModelError(f"no model {name} version {version} in {models_dir} - run notebook 05 to export it")
+    if (facts["model_name"], str(facts["model_version"])) != (name, str(version)):
+        own = f"{facts['model_name']} version {facts['model_version']}"
+        raise ModelError(f"{folder} holds a copy of {own} - a server knows it by that name; export it under this one")
     _check_delay(folder / "best_dt.txt", facts["delay"])
     for file, key in (("model.onnx", "onnx_md5"), (ARRAYS_FILE, "arrays_md5")):
         if not (folder / file).is_file() or file_md5(folder / file) != facts[key]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bold_audio.bundle import ARRAYS_FILE, input_widths
+from bold_audio.bundle import ARRAYS_FILE, input_widths, version_folder
 from bold_audio.files import (
     ModelError,
     file_md5,
@@ -60,8 +60,10 @@ def export_model(served, facts, *, extra, source, models_dir, name, version, ove
     ------
     ModelError
         If the version exists, or the two runtimes disagree.
+    ParameterError
+        If name or version cannot be one.
     """
-    folder = Path(models_dir) / name / str(version)
+    folder = version_folder(models_dir, name, version)
     with lock(folder.parent / ".export.lock", wait=600, doing=f"export of {name}"):
         if folder.exists() and not overwrite:
             raise ModelError(f"{name} version {version} exists - choose another model_version, or set overwrite_model")

@@ -1,11 +1,14 @@
 """The full-size simulated subject: what was planted is found, and the simplest rows equal ten lines of NumPy."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
-from bold_audio import scores, workflow
+from bold_audio import models, scores, workflow
 from bold_audio.params import load_params
+from bold_audio.server import TritonServer, install
 from bold_audio.simulate import simulate_subject
 from bold_audio.truth import planted_delay
 
@@ -97,3 +100,39 @@ def test_mlp_keeps_up_with_ridge_and_beats_it_where_the_response_is_not_linear(f
         assert mse["mlp"] < mse["history_sound"] < mse["history"]
     else:
         assert mse["mlp"] <= 1.02 * mse["history_sound"]
+
+
+def predict_as(subject, kind, version, **way):
+    """Predict the test part in the runtime asked for: in scaled BOLD, and what ``mse_test.txt`` then says."""
+    asked = replace(subject, params=subject.params.model_copy(update=way))
+    predictor = workflow.open_exported(asked, kind, version=version)
+    row, test, end = workflow.served_row(asked, predictor), asked.split.test, asked.split.train[-1]
+    made = models.predict_row(asked, row, test, "one_step", fitted_until=end)
+    workflow.write_predictions(asked, made, facts=predictor.facts)
+    return made / np.ptp(asked.run.value_range), float(asked.path("mse_test.txt").read_text())
+
+
+def test_three_runtimes_and_both_protocols_agree_on_the_full_test_part(full, tmp_path):
+    """Two models in two versions, served at once: within 1e-5 of scaled BOLD, and the same MSE in six digits."""
+    repository, kinds = tmp_path / "models", ("mlp", "history_sound")
+    common = {"delays": [4.8, 5.0, 5.2], "mlp_delays": [5.0], "max_epochs": 20, "models_dir": str(repository)}
+    versions = {}
+    for version, given in {1: {}, 2: {"seed": 1, "alphas": [1.0, 1e3, 1e6]}}.items():
+        given = common | given | {"model_version": version, "checkpoint_dir": str(tmp_path / f"checkpoints{version}")}
+        versions[version] = workflow.open_subject(full("hrf", **given))
+        for kind in kinds:
+            workflow.ensure_export(versions[version], kind)
+    with TritonServer(repository, folder=install()).start() as server:
+        ways = [{"runtime": "onnxruntime"}] + [
+            {"runtime": "triton", "triton_protocol": name, "triton_url": server.url(name)} for name in ("grpc", "http")
+        ]
+        known = {}
+        for version, subject in versions.items():
+            for kind in kinds:
+                known[version, kind], mse = predict_as(subject, kind, version, runtime="torch")
+                for way in ways:
+                    made, its_mse = predict_as(subject, kind, version, **way)
+                    assert np.abs(made - known[version, kind]).max() <= 1e-5, (kind, version, way)
+                    assert f"{its_mse:.6g}" == f"{mse:.6g}", (kind, version, way)
+    for kind in kinds:
+        assert np.abs(known[1, kind] - known[2, kind]).max() > 1e-4, "two versions that say the same prove nothing"

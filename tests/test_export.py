@@ -14,7 +14,7 @@ from bold_audio import export, served
 from bold_audio.bundle import check_fits, find_same_model, mask_fingerprint, next_version, open_bundle
 from bold_audio.encoding import LinearModel
 from bold_audio.export import export_model
-from bold_audio.files import ModelError, file_md5, read_json, write_json
+from bold_audio.files import ModelError, ParameterError, file_md5, read_json, write_json
 from bold_audio.mlp import AudioFmriMLP, mlp_output, save_checkpoint
 from bold_audio.runtimes import open_predictor
 from bold_audio.space import Space, SpatialHistory
@@ -150,7 +150,7 @@ def test_version_made_from_the_same_is_found_again(model, models_dir):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_runtimes_that_disagree_publish_nothing(model, models_dir, monkeypatch, overwrite):
+def test_runtimes_that_disagree_publish_nothing(model, models_dir, monkeypatch, overwrite):  # M12
     before = contents(models_dir)
     monkeypatch.setattr(export, "MAX_DIFFERENCE", -1)
     with pytest.raises(ModelError, match="torch and onnxruntime differ by .* nothing was exported"):
@@ -378,15 +378,43 @@ def test_one_flipped_bit_is_refused(models_dir, name):
 def test_bundle_of_another_model_is_refused(models_dir):
     other = network(hidden_dims=[8, 4])
     write_version(other, models_dir, 2)
-    shutil.copy(models_dir / NAME / "2/bundle.json", models_dir / NAME / "1/bundle.json")
+    theirs = read_json(models_dir / NAME / "2/bundle.json")
+    write_json(models_dir / NAME / "1/bundle.json", theirs | {"model_version": 1})
     with pytest.raises(ModelError, match="is not the file that bundle.json describes"):
         opened(models_dir)
     opened(models_dir, version=2)
 
 
-def test_file_that_is_no_model_is_refused_even_where_its_hash_is_right(models_dir):
+def test_version_copied_to_another_name_is_refused(models_dir):
+    shutil.copytree(models_dir / NAME / "1", models_dir / NAME / "7")
+    with pytest.raises(ModelError, match=f"7 holds a copy of {NAME} version 1 - "):
+        opened(models_dir, version=7)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-rf", "x" * 200, "a\nb"])
+def test_name_that_leads_elsewhere_is_refused(model, tmp_path, name):  # M17
+    with pytest.raises(ParameterError, match="model_name must be letters") as error:
+        export_model(served.from_mlp(model), FACTS, extra=EXTRA, source="s", models_dir=tmp_path, name=name, version=1)
+    assert error.value.exit_code == 2 and "\n" not in str(error.value)
+    with pytest.raises(ParameterError, match="model_name must be letters"):
+        open_predictor("onnxruntime", models_dir=tmp_path, name=name, version=1)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("version", [0, -1, "1/..", "0", "", 1.5])
+def test_version_that_is_no_number_is_refused(model, models_dir, version):  # M17
+    before = contents(models_dir)
+    with pytest.raises(ParameterError, match="model_version must be a whole number"):
+        write_version(model, models_dir, version)
+    with pytest.raises(ParameterError, match="model_version must be a whole number"):
+        opened(models_dir, version=version)
+    assert contents(models_dir) == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>not found</html>"])
+def test_file_that_is_no_model_is_refused_even_where_its_hash_is_right(models_dir, content):  # M11
     folder = models_dir / NAME / "1"
-    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:200])
+    (folder / "model.onnx").write_bytes(content or (folder / "model.onnx").read_bytes()[:200])
     write_json(
         folder / "bundle.json", read_json(folder / "bundle.json") | {"onnx_md5": file_md5(folder / "model.onnx")}
     )

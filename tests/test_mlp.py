@@ -73,7 +73,7 @@ def test_pearson_leaves_out_a_constant_that_float32_cannot_average_exactly():
 # --- the checkpoint -----------------------------------------------------------------------
 
 
-def test_checkpoint_opens_safely_in_torch_and_in_lightning(model, tmp_path):
+def test_checkpoint_opens_safely_in_torch_and_in_lightning(model, tmp_path):  # M07
     path, X = tmp_path / "best.ckpt", np.random.default_rng(0).normal(size=(9, N_FEATURES))
     save_checkpoint(path, model, FACTS)
     content = torch.load(path, weights_only=True)
@@ -95,7 +95,7 @@ class Bomb:
         return os.mkdir, (str(self.canary),)
 
 
-def test_checkpoint_that_would_run_code_is_refused(model, tmp_path):
+def test_checkpoint_that_would_run_code_is_refused(model, tmp_path):  # M05
     path, canary = tmp_path / "best.ckpt", tmp_path / "canary"
     save_checkpoint(path, model, {**FACTS, "more": Bomb(canary)})
     with pytest.raises(ModelError, match="not a safe checkpoint") as error:
@@ -106,7 +106,7 @@ def test_checkpoint_that_would_run_code_is_refused(model, tmp_path):
     assert canary.exists()
 
 
-def test_damaged_or_missing_checkpoint_is_one_line(model, tmp_path):
+def test_damaged_or_missing_checkpoint_is_one_line(model, tmp_path):  # M06
     path = tmp_path / "best.ckpt"
     with pytest.raises(ModelError, match="missing - run notebook 04"):
         load_checkpoint(path)
