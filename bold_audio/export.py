@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -119,8 +120,7 @@ def _write_onnx(served, path, facts, metadata):
 
     widths = input_widths(facts, len(served.level))
     batch = torch.export.Dim("batch")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+    with _quiet_exporter():
         torch.onnx.export(
             served,
             tuple(torch.zeros(2, width) for width in widths.values()),
@@ -138,6 +138,20 @@ def _write_onnx(served, path, facts, metadata):
     onnx.helper.set_model_props(proto, metadata)
     onnx.save(proto, path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+@contextlib.contextmanager
+def _quiet_exporter():
+    """Without the exporter's own deprecations and its word on packages that are not needed."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _parity(served, path, facts):

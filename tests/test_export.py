@@ -96,6 +96,11 @@ def write_version(model, models_dir, version, *, overwrite=False, source="a trai
 # --- writing ------------------------------------------------------------------------------
 
 
+def test_exporting_says_nothing(model, tmp_path, capfd):
+    write_version(model, tmp_path, 1)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_version_holds_model_delay_and_bundle_and_nothing_else(exported, checkpoint):
     folder = exported / NAME / "1"
     known = {NAME, f"{NAME}/config.pbtxt", f"{NAME}/1"} | {f"{NAME}/1/{name}" for name in FILES}
