@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tritonclient.utils import InferenceServerException
 
 from bold_audio import export, served
 from bold_audio.files import AccessError, ModelError, file_md5
@@ -102,8 +103,15 @@ class SharedMemory:
         self.client.infer(self.name, [given], model_version="1", outputs=[wanted])
 
     def close(self):
-        """Give the memory back."""
-        self.client.unregister_system_shared_memory(self.key)
+        """Give the memory back, as soon as the server has let go of it."""
+        for last in (False,) * 50 + (True,):
+            try:
+                self.client.unregister_system_shared_memory(self.key)
+                break
+            except InferenceServerException:
+                if last:
+                    raise
+                time.sleep(0.1)
         self.memory.destroy_shared_memory_region(self.region)
 
 

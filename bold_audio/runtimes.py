@@ -164,4 +164,8 @@ def _open_onnx(bundle):
             f"{path} was made with a delay of {said.get('delay')} s and bundle {said.get('bundle_hash')}, bundle.json "
             f"says {facts['delay']:.10g} s and {facts['bundle_hash']} - export it again"
         )
-    return lambda inputs, output: session.run([output], inputs)[0]
+    # onnxruntime runs the whole graph whatever is asked for; coordinates need but its small beginning.
+    beginning = onnx.utils.Extractor(proto).extract_model([node.name for node in proto.graph.input], ["coordinates"])
+    small = onnxruntime.InferenceSession(beginning.SerializeToString(), providers=["CPUExecutionProvider"])
+    sessions = {"voxels": session, "coordinates": small}
+    return lambda inputs, output: sessions[output].run([output], inputs)[0]

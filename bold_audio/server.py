@@ -20,7 +20,7 @@ import requests
 
 from bold_audio.files import MachineError, lock, project_root, write_whole
 
-PACKAGES = ("nvidia-pytriton==0.7.0", "onnxruntime==1.32.0", "numpy<2")
+PACKAGES = ("nvidia-pytriton==0.7.0", "onnxruntime==1.32.0", "onnx==1.23.2", "numpy<2")
 STARTS_WITHIN = 60  # s
 POLL = 2  # s between two looks at the repository: versions exported meanwhile are served
 

@@ -6,6 +6,7 @@ go in parts below the message limits, a few of them in flight at once, and come 
 
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 
@@ -16,7 +17,7 @@ from bold_audio.files import AccessError, ModelError, without_credentials
 
 PORTS = {"grpc": 8001, "http": 8000}
 WAITS = (0.5, 2.0)  # s before the second and the third try
-MESSAGE_BYTES = 16 * 2**20
+MESSAGE_BYTES = 8 * 2**20
 IN_FLIGHT = 4
 PROBE_TOLERANCE = 1e-4  # relative to the largest value: other machines round in another order
 
@@ -178,10 +179,10 @@ class TritonModel:
             return self._request(parts[0], output)
         made = None
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            waiting = [pool.submit(self._request, part, output) for part in parts]
+            waiting = deque(pool.submit(self._request, part, output) for part in parts)
             try:
-                for k, one in zip(_bar(starts, progress), waiting, strict=True):
-                    rows = one.result()
+                for k in _bar(starts, progress):
+                    rows = waiting.popleft().result()  # a future that is kept keeps its answer too
                     made = np.empty((n, rows.shape[1]), np.float32) if made is None else made
                     made[k : k + len(rows)] = rows
             finally:
