@@ -154,8 +154,8 @@ def compare_runtimes(subject, exported, *, runtimes):
     Returns
     -------
     DataFrame
-        ``model, runtime, returns``; ``difference``, the largest from the first answer; ``relative``, the same in shares
-        of the largest value; ``seconds``.
+        ``model, runtime, returns``; ``difference``, the largest from the first answer, in scaled BOLD as the MSE is;
+        ``seconds``.
     """
     lines = []
     for kind, (version, *_) in exported.items():
@@ -168,10 +168,9 @@ def compare_runtimes(subject, exported, *, runtimes):
                 made = predictor(*inputs)
                 took = time.perf_counter() - begun
                 first = made if first is None else first
-                difference = float(np.abs(made - first).max())
-                relative = difference / float(np.abs(first).max())
-                lines.append((kind, runtime, returns, difference, relative, took))
-    return pd.DataFrame(lines, columns=["model", "runtime", "returns", "difference", "relative", "seconds"])
+                difference = float(np.abs(made - first).max() / np.ptp(subject.run.value_range))
+                lines.append((kind, runtime, returns, difference, took))
+    return pd.DataFrame(lines, columns=["model", "runtime", "returns", "difference", "seconds"])
 
 
 def network_inputs(subject, facts):

@@ -88,7 +88,7 @@ def test_all_runtimes_are_laid_side_by_side(subject):
     exported = {kind: workflow.ensure_export(one, kind) for kind in serving.KINDS}
     table = workflow.compare_runtimes(one, exported, runtimes=["torch", "onnxruntime"])
     assert len(table) == 2 * 2 * 2 and set(table["model"]) == set(serving.KINDS)
-    assert table["relative"].max() <= 1e-5 and (table["seconds"] > 0).all()
+    assert table["difference"].max() <= 1e-5 and (table["seconds"] > 0).all()
 
 
 # --- another person's model ---------------------------------------------------------------
