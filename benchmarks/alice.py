@@ -24,7 +24,7 @@ def measure(subject_label, feature_source):
     found = workflow.ensure_sweep(subject)
     rows = workflow.fit_linear_rows(subject, found.delay, follows=found.follows)
     table, _ = workflow.score_rows(
-        subject, rows, subject.split.test, subject.run.regions, fitted_until=subject.split.train[-1]
+        subject, rows, subject.split.test, subject.run.regions, fitted_on=subject.split.train
     )
     known = {"subject": subject_label, "delay": found.delay, "identifiable": bool(found.chosen["identifiable"])}
     return found.table.assign(subject=subject_label), table.assign(**known)

@@ -86,7 +86,7 @@ def null_figures(subject, found):
         rows,
         subject.split.test,
         {whole: subject.run.regions[whole]},
-        fitted_until=subject.split.train[-1],
+        fitted_on=subject.split.train,
         predictions=("one_step",),
     )
     gain = table.set_index("model").loc["history_sound", "skill"]

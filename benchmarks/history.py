@@ -28,7 +28,7 @@ N_FOLDS = 5
 
 def open_train(params):
     """Volumes up to the end of train, the rows of train and blocked folds inside them."""
-    files = bids.locate_run(params)
+    files = bids.locate_runs(params)
     usable = np.arange(files.n_volumes) >= params.history_order
     part = {"skip_initial": params.skip_initial, "train_fraction": params.train_fraction, "gap": params.gap}
     rows = pairing.split_volumes(files.n_volumes, files.t_r, usable=usable, **part).train

@@ -227,9 +227,9 @@ def against_ridge(kind, seed, folder, outputs, shape, **settings):
         best = max(trained, key=lambda one: one.best[mlp.MONITOR])
         facts = candidates.model_facts(subject, best.delay)
         rows[name] = workflow.trained_row(subject, best.model, facts, history=rows["history"])
-    regions, end = {PLANTED: subject.run.regions[PLANTED]}, subject.split.train[-1]
+    regions = {PLANTED: subject.run.regions[PLANTED]}
     table, _ = workflow.score_rows(
-        subject, rows, subject.split.test, regions, fitted_until=end, predictions=("one_step",)
+        subject, rows, subject.split.test, regions, fitted_on=subject.split.train, predictions=("one_step",)
     )
     table = table.set_index("model")
     gains = {name: float(table.loc[name, "skill"]) for name in ("history_sound", "linear network", "mlp")}

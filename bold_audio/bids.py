@@ -15,14 +15,16 @@ from bold_audio.params import DEFAULT_DATASET, SIMULATED
 
 T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
 SECONDS_OF_CODE = {8: 1.0, 16: 1e-3, 24: 1e-6}  # of xyzt_units; headers with no known unit mean seconds
+MADE_ENTITIES = {"space", "res", "den", "desc", "label"}  # of preprocessing, not of the measurement
 
 
 @dataclass(frozen=True)
 class RunFiles:
     """Where a BIDS run lies and what its header, sidecar and events say.
 
-    ``onset`` is the onset of the sound on the clock of the run, in seconds; ``events`` is
-    None where there is no events file.
+    ``onset`` is the onset of the sound on the clock of the run, in seconds; ``events`` is None where there is no events
+    file; ``start`` is when the first volume begins on that clock, in seconds; ``mask`` and ``confounds`` are the brain
+    mask and the table of confounds that a preprocessed run comes with.
     """
 
     bold: Path
@@ -35,6 +37,9 @@ class RunFiles:
     sidecar: dict
     form_codes: tuple = (1, 1)
     warnings: tuple = ()
+    start: float = 0.0
+    mask: Path | None = None
+    confounds: Path | None = None
 
     @property
     def entities(self):
@@ -44,13 +49,98 @@ class RunFiles:
     @property
     def volume_times(self):
         """Start of each volume on the clock of the run, in seconds."""
-        return np.arange(self.n_volumes) * self.t_r
+        return self.start + np.arange(self.n_volumes) * self.t_r
+
+    @property
+    def sound_times(self):
+        """Start of each volume, in seconds from the onset of the sound."""
+        return self.volume_times - self.onset
+
+    @property
+    def heard(self):
+        """Seconds from the onset of the sound to the end of the run."""
+        return float(self.sound_times[-1] + self.t_r)
+
+    @property
+    def parts(self):
+        """The runs that these are: one."""
+        return (self,)
+
+    @property
+    def starts(self):
+        """First volume of each run: array of int."""
+        return np.zeros(1, int)
+
+
+@dataclass(frozen=True)
+class SeveralRuns:
+    """Runs of one subject in one grid, their volumes counted one after the other; as `RunFiles` where that makes sense.
+
+    Parameters
+    ----------
+    parts : tuple of RunFiles
+        At least two.
+    """
+
+    parts: tuple
+
+    def __getattr__(self, name):
+        # What all runs share: their place in the head, repetition time, events' kind.
+        if name in ("bold", "grid", "affine", "t_r", "onset", "events", "sidecar", "form_codes"):
+            return getattr(self.parts[0], name)
+        raise AttributeError(name)
+
+    @property
+    def n_volumes(self):
+        """Volumes of all runs."""
+        return sum(part.n_volumes for part in self.parts)
+
+    @property
+    def starts(self):
+        """First volume of each run: array of int."""
+        return np.cumsum([0, *(part.n_volumes for part in self.parts[:-1])])
+
+    @property
+    def volume_times(self):
+        """Start of each volume, in seconds, as if each run began when the one before ended."""
+        return np.concatenate(
+            [start * self.t_r + part.volume_times for start, part in zip(self.starts, self.parts, strict=True)]
+        )
+
+    @property
+    def sound_times(self):
+        """Start of each volume, in seconds from the onset of its own run's sound."""
+        return np.concatenate([part.sound_times for part in self.parts])
+
+    @property
+    def entities(self):
+        """What the runs' file names have in common: the prefix of everything made from them."""
+        return "_".join(part for part in self.parts[0].entities.split("_") if not part.startswith("run-"))
+
+    @property
+    def warnings(self):
+        """Those of all runs, each once."""
+        return tuple(dict.fromkeys(text for part in self.parts for text in part.warnings))
+
+
+def entities_of(path):
+    """Entities in a BIDS file name, as a dictionary.
+
+    Examples
+    --------
+    >>> entities_of(Path("sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"))
+    {'sub': '09', 'ses': 'mri3t', 'task': 'film', 'run': '1'}
+    """
+    parts = path.name.split(".")[0].split("_")[:-1]
+    return dict(part.split("-", 1) for part in parts if "-" in part)
 
 
 def run_name(params):
-    """File name of the run without extension, from its BIDS entities."""
+    """File name of the first run asked for without extension, from its BIDS entities."""
+    runs = params.run if isinstance(params.run, list) else [params.run]
     parts = [("sub", params.subject), ("ses", params.session), ("task", params.task)]
-    parts += [("run", params.run), ("space", params.space)]
+    parts += [("run", None if runs[0] == "all" else runs[0]), ("space", params.space)]
+    parts += [("desc", params.desc if params.derivatives else None)]
     return "_".join(f"{key}-{value}" for key, value in parts if value is not None) + "_bold"
 
 
@@ -59,40 +149,158 @@ def known_subjects(params):
     return sorted(p.name[4:] for p in params.data_path.glob("sub-*") if p.is_dir())
 
 
-def locate_run(params):
-    """Find a subject's run and read what its header, sidecar and events say.
+def locate_runs(params):
+    """Find a subject's run, or its several runs, and read what their headers, sidecars and events say.
+
+    Returns
+    -------
+    RunFiles or SeveralRuns
 
     Raises
     ------
     DataError
-        If the run is missing or contradicts itself: repetition time, shape, onset.
+        If a run is missing, or contradicts itself or another: repetition time, shape, place, onset.
     """
-    folder = params.data_path / f"sub-{params.subject}"
-    folder = (folder / f"ses-{params.session}" if params.session else folder) / "func"
-    found = [p for p in (folder / f"{run_name(params)}.nii.gz", folder / f"{run_name(params)}.nii") if p.is_file()]
-    if not found:
-        raise _missing_run(params, folder / f"{run_name(params)}.nii.gz")
-    image = _open_image(found[0])
+    parts = [_read_run(path, params) for path in _find_runs(params)]
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    for part in parts[1:]:
+        if part.grid != first.grid or not np.allclose(part.affine, first.affine, atol=1e-2):
+            raise DataError(
+                f"{part.bold.name} and {first.bold.name} differ in grid or place - take runs that were preprocessed "
+                "into one space (derivatives), or one run at a time"
+            )
+        if abs(part.t_r - first.t_r) > T_R_TOLERANCE * first.t_r:
+            raise DataError(
+                f"{part.bold.name} has a repetition time of {part.t_r:g} s, {first.bold.name} of {first.t_r:g} s - "
+                "take one run at a time"
+            )
+    return SeveralRuns(tuple(parts))
+
+
+def _find_runs(params):
+    """Paths of the runs asked for, in order: each the only file that fits."""
+    folders, wanted = _functional_folders(params), _wanted(params)
+    foreign = set() if params.derivatives else {"space", "desc"} - set(wanted)  # a raw run has neither
+    there = {}
+    for path in sorted(path for folder in folders for path in folder.glob("*_bold.nii*")):
+        has = entities_of(path)
+        packed = path.suffix == ".nii" and path.with_name(f"{path.name}.gz").is_file()
+        if not packed and not foreign & set(has) and all(_same(has.get(k), value) for k, value in wanted.items()):
+            there.setdefault(has.get("run"), []).append(path)
+    runs = params.run if isinstance(params.run, list) else [params.run]
+    if runs == ["all"]:
+        runs = sorted(there, key=lambda run: (len(run or ""), run or ""))
+    elif runs == [None]:
+        if len(there) > 1:
+            listed = ", ".join(sorted(str(run) for run in there))
+            raise DataError(
+                f"sub-{params.subject} has several runs of {params.task} ({listed}) - set run to one or all"
+            )
+        runs = list(there)
+    found = []
+    for run in runs or [None]:
+        files = [path for other, paths in there.items() if _same(other, run) for path in paths]
+        if not files:
+            raise _missing_run(params, folders[0] / f"{run_name(params)}.nii.gz", run if there else None)
+        if len(files) > 1:
+            listed = ", ".join(path.name for path in files[:4])
+            raise DataError(f"several files fit: {listed} - set session, space or bids_entities to tell them apart")
+        found.append(files[0])
+    return found
+
+
+def _same(one, other):
+    """Whether two values of an entity mean the same: run-1 and run-01 do."""
+    if one is None or other is None:
+        return one is other
+    return int(one) == int(other) if one.isdecimal() and other.isdecimal() else one == other
+
+
+def _wanted(params):
+    """Entities that a file must have, all but the run."""
+    wanted = {"task": params.task} | params.bids_entities
+    optional = {"ses": params.session, "space": params.space}
+    if params.derivatives is not None:
+        optional["desc"] = params.desc
+    return wanted | {key: value for key, value in optional.items() if value is not None}
+
+
+def _functional_folders(params):
+    """Where the subject's runs may lie: of the session asked for, of none, or of every one."""
+    root = params.data_path if params.derivatives is None else params.derivatives_path
+    subject = root / f"sub-{params.subject}"
+    if params.session is not None:
+        return [subject / f"ses-{params.session}" / "func"]
+    sessions = sorted(path for path in subject.glob("ses-*/func") if path.is_dir())
+    return [subject / "func"] if (subject / "func").is_dir() or not sessions else sessions
+
+
+def _read_run(path, params):
+    image = _open_image(path)
     if len(image.shape) != 4 or image.shape[3] < 2:
-        raise DataError(f"{found[0].name} holds one volume of shape {image.shape} - a film run needs a 4-D image")
-    sidecar = _read_sidecar(params, folder)
-    events_path = folder / f"{run_name(params).removesuffix('_bold')}_events.tsv"
-    events = _read_events(events_path, needed=params.audio_onset is None)
+        raise DataError(f"{path.name} holds one volume of shape {image.shape} - a film run needs a 4-D image")
+    roots = [params.data_path] if params.derivatives is None else [params.data_path, params.derivatives_path]
+    has = entities_of(path)
+    acquired = {key: value for key, value in has.items() if key not in MADE_ENTITIES}
+    sidecar = {}
+    for root, names in zip(roots, ([acquired, has] if len(roots) > 1 else [has]), strict=True):
+        for found in _inherited(root, names, "bold.json"):
+            sidecar |= _read_sidecar(found)
+    expected = "_".join(f"{key}-{value}" for key, value in acquired.items())
+    events_path = next(iter(_inherited(params.data_path, acquired, "events.tsv")[::-1]), None)
+    events = None if events_path is None else _read_events(events_path, needed=params.audio_onset is None)
+    t_r = _repetition_time(image.header, sidecar, params.t_r_source, path.name)
+    beside = {} if params.derivatives is None else _beside(path, has, acquired)
     return RunFiles(
-        bold=found[0],
+        bold=path,
         n_volumes=image.shape[3],
         grid=image.shape[:3],
         affine=image.affine,
-        t_r=_repetition_time(image.header, sidecar, params.t_r_source, found[0].name),
-        onset=_sound_onset(params.audio_onset, events, events_path),
+        t_r=t_r,
+        onset=_sound_onset(params.audio_onset, events, events_path.name if events_path else f"{expected}_events.tsv"),
         events=events,
         sidecar=sidecar,
         form_codes=(int(image.header["sform_code"]), int(image.header["qform_code"])),
         warnings=_orientation_warnings(image.header),
+        start=_first_start(sidecar, t_r, path.name),
+        **beside,
     )
 
 
-def _missing_run(params, wanted):
+def _beside(path, has, acquired):
+    """Brain mask and confounds that a preprocessed run comes with, where they are there."""
+    masks = [p for p in path.parent.glob("*_mask.nii*") if entities_of(p) == has | {"desc": "brain"}]
+    tables = [
+        p
+        for suffix in ("timeseries", "regressors")
+        for p in path.parent.glob(f"*_{suffix}.tsv")
+        if entities_of(p) == acquired | {"desc": "confounds"}
+    ]
+    return {"mask": next(iter(masks), None), "confounds": next(iter(tables), None)}
+
+
+def _inherited(root, has, ending):
+    """Files of a kind that apply to a run by BIDS' inheritance, from the most general to the run's own."""
+    folders = [root, root / f"sub-{has['sub']}"]
+    folders += [folders[-1] / f"ses-{has['ses']}"] if "ses" in has else []
+    found = []
+    for folder in (*folders, folders[-1] / "func"):
+        fits = [path for path in folder.glob(f"*_{ending}") if entities_of(path).items() <= has.items()]
+        found += sorted(fits, key=lambda path: len(entities_of(path)))
+    return found
+
+
+def _first_start(sidecar, t_r, name):
+    """When the first volume begins: its slices may have been moved to one moment (``SliceTimingCorrected``)."""
+    start = sidecar.get("StartTime", 0.0)
+    if isinstance(start, bool) or not isinstance(start, int | float) or not -1e4 < start < 1e4:
+        raise DataError(f"{name}: StartTime in the sidecar must be a number of s, got {start!r} - mend the sidecar")
+    return float(start) - (t_r / 2 if sidecar.get("SliceTimingCorrected") is True and "StartTime" in sidecar else 0.0)
+
+
+def _missing_run(params, wanted, run=None):
     there = known_subjects(params)
     if params.dataset == DEFAULT_DATASET:
         check_fmri_subject(params.subject)
@@ -105,7 +313,10 @@ def _missing_run(params, wanted):
     elif params.dataset == SIMULATED:
         ways = "make it with 'bold-audio simulate'"
     listed = ", ".join(there[:12]) + (", …" if len(there) > 12 else "") if there else "none"
-    return DataError(f"sub-{params.subject} is not there: {wanted} is missing (subjects there: {listed}) - {ways}")
+    which = "" if run is None else f" run {run}"
+    return DataError(
+        f"sub-{params.subject}{which} is not there: {wanted} is missing (subjects there: {listed}) - {ways}"
+    )
 
 
 def _open_image(path):
@@ -128,21 +339,15 @@ def _open_image(path):
         raise DataError(f"scan cannot be read: {path} ({' '.join(str(error).split())}) - fetch it again") from error
 
 
-def _read_sidecar(params, folder):
-    """The run's sidecar on top of what it inherits from the top of the dataset, key by key."""
-    merged = {}
-    for path in (params.data_path / f"task-{params.task}_bold.json", folder / f"{run_name(params)}.json"):
-        content = read_json(path, default={}, mend="fetch it again")
-        if not isinstance(content, dict):
-            raise DataError(f"{path} must hold names and values - fetch it again")
-        merged |= content
-    return merged
+def _read_sidecar(path):
+    content = read_json(path, default={}, mend="fetch it again")
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold names and values - fetch it again")
+    return content
 
 
 def _read_events(path, *, needed):
-    """Events of the run; None where there are none, or where they are of no use and not needed."""
-    if not path.is_file():
-        return None
+    """Events of the run; None where they are of no use and not needed."""
     try:
         events = read_table(path, columns=("onset", "duration", "trial_type"))
         read_times(events, "onset", path.name)
@@ -175,16 +380,14 @@ def _repetition_time(header, sidecar, source, name):
     return chosen
 
 
-def _sound_onset(given, events, path):
+def _sound_onset(given, events, name):
     if given is not None:
         return float(given)
     kinds = () if events is None else events["trial_type"].astype(str)
     heard = [k for k, kind in enumerate(kinds) if kind in (*BLOCK_TYPES, *SPEECH_TYPES)]
     if not heard:
-        raise DataError(
-            f"no music, speech or story event in {path.name} - set audio_onset, the onset of the sound in s"
-        )
-    return float(read_times(events.iloc[heard], "onset", path.name).min())
+        raise DataError(f"no music, speech or story event in {name} - set audio_onset, the onset of the sound in s")
+    return float(read_times(events.iloc[heard], "onset", name).min())
 
 
 def _orientation_warnings(header):

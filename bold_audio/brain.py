@@ -28,10 +28,12 @@ def write_map(run, params, values, *, model, stat, description):
     image.header["descrip"] = f"bold_audio {model} {stat}"[:79].encode()
     with write_whole(path) as part:
         nib.save(image, part)
+    # Without a space in its name a map is in the scan's own, which BIDS wants to be said.
+    where = {} if "space-" in run.files.entities else {"SpatialReference": "orig"}
     write_text(
         path.with_name(path.name.replace(".nii.gz", ".json")),
         json.dumps(
-            {"Description": description, "Sources": [f"bids:raw:{raw_path(run, params)}"], "SpatialReference": "orig"},
+            {"Description": description, "Sources": sources(run, params)} | where,
             indent=1,
         )
         + "\n",
@@ -74,9 +76,15 @@ def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1))
     return path
 
 
-def raw_path(run, params):
-    """Path of the scan below the dataset's folder."""
-    return run.files.bold.relative_to(params.data_path).as_posix()
+def sources(run, params):
+    """The scans that a result was made from, as BIDS URIs."""
+    found = []
+    for part in run.files.parts:
+        try:
+            found.append(f"bids:raw:{part.bold.relative_to(params.data_path).as_posix()}")
+        except ValueError:  # preprocessed runs may lie elsewhere
+            found.append(part.bold.name)
+    return found
 
 
 def write_dataset_description(params, version):

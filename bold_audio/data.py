@@ -73,18 +73,21 @@ class BoldRun:
         return grid
 
 
-def load_run(files, params, *, train):
-    """Read, mask and cache a run.
+def load_run(files, params, *, train, level_on=None):
+    """Read, mask and cache a run, or several runs one after the other.
 
     Parameters
     ----------
-    files : RunFiles
-        From `locate_run`.
+    files : bids.RunFiles or bids.SeveralRuns
+        From `bids.locate_runs`.
     params : Params
         ``mask``, ``downsample``, ``smoothing_fwhm``, ``detrend`` and ``cache_path`` count.
     train : array of int
         Indices of the train volumes. The mask, the value range and the straight line of
         ``detrend`` are made from these alone, so the test part changes none of them.
+    level_on : list of arrays of int, optional
+        For several runs: volumes of each whose mean is brought to the mean over ``train``, voxel by voxel, because a
+        scanner's gain and the head's place differ from run to run. None of them is ever scored.
 
     Returns
     -------
@@ -104,10 +107,10 @@ def load_run(files, params, *, train):
 
     settings = {name: getattr(params, name) for name in ("mask", "downsample", "smoothing_fwhm", "detrend")}
     mask_md5 = file_md5(_mask_file(params)) if params.mask not in ("brain", "none") else None
-    key = "run-" + fingerprint(
-        file_md5(files.bold), settings, mask_md5, list(map(int, train)), code_fingerprint(bids, this)
-    )
-    folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, train))
+    scans = [file_md5(path) for part in files.parts for path in (part.bold, part.mask) if path is not None]
+    rows = [list(map(int, volumes)) for volumes in (train, *(level_on or ()))]
+    key = "run-" + fingerprint(scans, settings, mask_md5, rows, code_fingerprint(bids, this))
+    folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, train, level_on))
     with np.load(folder / "grid.npz") as grid:
         mask, affine, mean_image, value_range = (grid[k] for k in ("mask", "affine", "mean_image", "value_range"))
     volumes = np.load(folder / "volumes.npy", mmap_mode="r")
@@ -178,39 +181,91 @@ def _mask_file(params):
     return path
 
 
-def _write_masked(folder, files, params, train):
-    """Decompress, mask and store a run as float32: the work that the cache saves."""
-    data, affine = read_whole(files.bold)
-    finite = np.isfinite(data).all(axis=3) if data.dtype.kind == "f" else np.ones(data.shape[:3], bool)
-    if np.mean(~finite) > MAX_BAD_VOXELS:
-        raise DataError(f"{np.mean(~finite):.0%} of the voxels of {files.bold.name} are not numbers - check the scan")
-    if params.smoothing_fwhm > 0:
-        data = _smooth(nib.Nifti1Image(data, affine), params.smoothing_fwhm)
-    if params.downsample > 1:
-        data, affine = downsample_grid(data, affine, params.downsample)
-        finite = downsample_grid(finite, affine, params.downsample)[0] == 1
-    train_data = data[..., train[0] : train[-1] + 1]
-    mean_image = np.where(finite, train_data.mean(axis=3, dtype=np.float64), 0).astype(np.float32)
-    mask = _make_mask(mean_image, affine, params, known_place=any(files.form_codes)) & finite
-    varying = train_data.max(axis=3) > train_data.min(axis=3)
+def _write_masked(folder, files, params, train, level_on):
+    """Decompress, mask and store runs as float32: the work that the cache saves."""
+    keep = len(files.parts) == 1  # a second reading of several runs costs less than memory for all of them
+    pairs = list(zip(files.parts, files.starts, strict=True))
+    seen = [_see_train(part, params, train - start, keep=keep) for part, start in pairs]
+    n_train = np.array([one.n_train for one in seen])
+    mean_image = np.average([one.mean for one in seen if one.n_train], axis=0, weights=n_train[n_train > 0])
+    mean_image = mean_image.astype(np.float32)
+    finite = np.logical_and.reduce([one.finite for one in seen])
+    varying = np.logical_or.reduce([one.varying for one in seen if one.n_train])
+    mask = _make_mask(mean_image, seen[0].affine, files, params) & finite
     counts = {"not finite": int(np.sum(~finite)), "constant in train": int(np.sum(mask & ~varying))}
     if params.mask != "none":
         mask &= varying
     if not mask.any():
         raise DataError(f"the {params.mask} mask of {files.bold.name} is empty - check the scan, or set mask")
-    volumes = np.ascontiguousarray(data[mask].T, dtype=np.float32)
-    in_range = train_data[finite]
-    if params.detrend:
-        volumes = _take_off_line(volumes, train)
-    np.save(folder / "volumes.npy", volumes)
+    shape = (files.n_volumes, int(mask.sum()))
+    volumes = np.lib.format.open_memmap(folder / "volumes.npy", mode="w+", dtype=np.float32, shape=shape)
+    for one, (part, start) in zip(seen, pairs, strict=True):
+        run = volumes[start : start + part.n_volumes]
+        run[:] = (one.data if keep else _read_prepared(part, params)[0])[mask].T
+        mine = train[(train >= start) & (train < start + part.n_volumes)] - start
+        if params.detrend and len(mine):
+            run[:] = _take_off_line(run, mine)
+    if level_on is not None:
+        _level(volumes, files, train, level_on)
+    volumes.flush()
     np.savez(
         folder / "grid.npz",
         mask=mask,
-        affine=affine,
+        affine=seen[0].affine,
         mean_image=mean_image,
-        value_range=np.array([in_range.min(), in_range.max()], dtype=float),
+        value_range=np.array([min(one.low for one in seen), max(one.high for one in seen)], dtype=float),
     )
     write_json(folder / "counts.json", counts)
+
+
+@dataclass(frozen=True)
+class _TrainOfRun:
+    """What the train volumes of one run say; ``data`` of the only run is kept."""
+
+    data: np.ndarray | None
+    affine: np.ndarray
+    finite: np.ndarray
+    n_train: int
+    mean: np.ndarray | None
+    varying: np.ndarray | None
+    low: float
+    high: float
+
+
+def _read_prepared(part, params):
+    """One run, smoothed and on its coarser grid as the parameters say; with its affine and the voxels of numbers."""
+    data, affine = read_whole(part.bold)
+    finite = np.isfinite(data).all(axis=3) if data.dtype.kind == "f" else np.ones(data.shape[:3], bool)
+    if np.mean(~finite) > MAX_BAD_VOXELS:
+        raise DataError(f"{np.mean(~finite):.0%} of the voxels of {part.bold.name} are not numbers - check the scan")
+    if params.smoothing_fwhm > 0:
+        data = _smooth(nib.Nifti1Image(data, affine), params.smoothing_fwhm)
+    if params.downsample > 1:
+        data, coarse = downsample_grid(data, affine, params.downsample)
+        finite = downsample_grid(finite, affine, params.downsample)[0] == 1
+        affine = coarse
+    return data, affine, finite
+
+
+def _see_train(part, params, train, *, keep):
+    data, affine, finite = _read_prepared(part, params)
+    train = train[(train >= 0) & (train < part.n_volumes)]
+    kept = data if keep else None
+    if not len(train):
+        return _TrainOfRun(kept, affine, finite, 0, None, None, np.inf, -np.inf)
+    train_data = data[..., train[0] : train[-1] + 1]
+    mean = np.where(finite, train_data.mean(axis=3, dtype=np.float64), 0)
+    in_range = train_data[finite]
+    varying = train_data.max(axis=3) > train_data.min(axis=3)
+    return _TrainOfRun(kept, affine, finite, len(train), mean, varying, in_range.min(), in_range.max())
+
+
+def _level(volumes, files, train, level_on):
+    """Bring each run's mean over its ``level_on`` to the mean over ``train``, in place."""
+    level = volumes[train].mean(axis=0, dtype=np.float64)
+    for start, part, rows in zip(files.starts, files.parts, level_on, strict=True):
+        own = volumes[rows].mean(axis=0, dtype=np.float64)
+        volumes[start : start + part.n_volumes] += (level - own).astype(np.float32)
 
 
 def _smooth(image, fwhm):
@@ -240,9 +295,12 @@ def downsample_grid(data, affine, factor):
     return coarse, affine @ scale
 
 
-def _make_mask(mean_image, affine, params, *, known_place):
+def _make_mask(mean_image, affine, files, params):
     if params.mask == "none":
         return np.ones(mean_image.shape, bool)
+    if params.mask == "brain" and all(part.mask for part in files.parts) and params.downsample == 1:
+        given = [_read_mask(part.mask, mean_image.shape, affine, files) for part in files.parts]
+        return np.logical_and.reduce(given)
     if params.mask == "brain":
         from nilearn.masking import compute_epi_mask
 
@@ -255,14 +313,17 @@ def _make_mask(mean_image, affine, params, *, known_place):
             except (ValueError, IndexError):
                 return np.zeros(mean_image.shape, bool)
         return np.asarray(image.dataobj) > 0
-    values, place = read_whole(_mask_file(params))
-    if values.size != mean_image.size or values.shape[:3] != mean_image.shape:
-        raise DataError(
-            f"mask {params.mask} has the grid {values.shape}, the scan {mean_image.shape} - resample the mask"
-        )
-    if known_place and not np.allclose(place, affine, atol=1e-2):
-        raise DataError(f"mask {params.mask} lies elsewhere in the head than the scan - resample the mask")
-    return values.reshape(mean_image.shape) > 0
+    return _read_mask(_mask_file(params), mean_image.shape, affine, files)
+
+
+def _read_mask(path, shape, affine, files):
+    """A mask image in the scan's grid: array of bool."""
+    values, place = read_whole(path)
+    if values.size != np.prod(shape) or values.shape[:3] != shape:
+        raise DataError(f"mask {path.name} has the grid {values.shape}, the scan {shape} - resample the mask")
+    if any(files.form_codes) and not np.allclose(place, affine, atol=1e-2):
+        raise DataError(f"mask {path.name} lies elsewhere in the head than the scan - resample the mask")
+    return values.reshape(shape) > 0
 
 
 def _take_off_line(volumes, train):

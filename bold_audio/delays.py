@@ -1,7 +1,5 @@
 """A subject's delays: swept once inside train, written, and re-read by every notebook that needs them."""
 
-from dataclasses import replace
-
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -97,7 +95,7 @@ def open_feature_grid(subject, found, *, n_lags=2, window=None, target=None, reg
     feature_grid.FeatureGrid
     """
     params = subject.params
-    design = replace(subject.designs["sound"], n_lags=n_lags, window=window)
+    design = subject.designs["sound"].windows(n_lags=n_lags, window=window)
     columns = [[design.at(delay)] for delay in params.delays]
     if subject.blocks is not None:
         for one, delay in zip(columns, params.delays, strict=True):

@@ -80,7 +80,7 @@ def make_feature_grid(grams, X, *, target, whitening, rows, folds, delays, n_fea
     """
     made = np.stack([sweep.features_of(A, whitening if target == "whitened" else [1.0], rows) for A in X])
     heard = np.isfinite(made).all(axis=(0, 2))
-    inside = [(part[0] - rows[0], part[1] - rows[0]) for part in folds]
+    inside = [tuple(np.searchsorted(rows, part) for part in fold) for fold in folds]
     inside = [(fit[heard[fit]], held[heard[held]]) for fit, held in inside]
     products = {
         name: gram.fold_products(sweep.target_matrix(ones, target, whitening, rows), made, inside)

@@ -230,19 +230,22 @@ def fit_subject(subject, delay, *, rows=None, folds=None, follows=None, names=LI
     )
 
 
-def predict_row(subject, row, volumes, prediction, *, fitted_until):
+def predict_row(subject, row, volumes, prediction, *, fitted_on):
     """Predict ``volumes`` by one row, ``one_step`` or ``open_loop``.
 
-    Open loop starts right after ``fitted_until``, the last volume fitted on: nothing measured
-    after it, not even in the gap, is used.
+    Open loop starts right after the last volume of ``fitted_on``: nothing measured after it, not even in the gap, is
+    used. In a run of which nothing was fitted it starts with the first of ``volumes``.
     """
-    if prediction == "one_step":
-        return encoding.predict(row.phi, row.drive(volumes), subject.Y, volumes, row.step)
-    path = np.arange(fitted_until + 1, volumes[-1] + 1)
-    return encoding.rollout(row.phi, row.drive(path), subject.Y, path, row.step)[-len(volumes) :]
+    made = []
+    for path, stretch in subject.paths(volumes, fitted_on):
+        if prediction == "one_step":
+            made.append(encoding.predict(row.phi, row.drive(stretch), subject.Y, stretch, row.step))
+        else:
+            made.append(encoding.rollout(row.phi, row.drive(path), subject.Y, path, row.step)[-len(stretch) :])
+    return made[0] if len(made) == 1 else np.concatenate(made)
 
 
-def score_rows(subject, rows, volumes, regions, *, fitted_until, predictions=("one_step", "open_loop")):
+def score_rows(subject, rows, volumes, regions, *, fitted_on, predictions=("one_step", "open_loop")):
     """Score every model on ``volumes``, one table row per model, prediction and region.
 
     Parameters
@@ -251,10 +254,10 @@ def score_rows(subject, rows, volumes, regions, *, fitted_until, predictions=("o
     rows : dict of str to Row
         Models; ``constant`` is among them, and each one's reference before it.
     volumes : array of int
-        Contiguous volumes that nothing was fitted on.
+        Volumes that nothing was fitted on.
     regions : dict of str to array of bool
-    fitted_until : int
-        The last volume fitted on: open loop starts right after it.
+    fitted_on : array of int
+        Volumes fitted on: open loop starts right after the last of them.
     predictions : sequence of str
 
     Returns
@@ -273,7 +276,7 @@ def score_rows(subject, rows, volumes, regions, *, fitted_until, predictions=("o
         predicted = {}
         for name, row in rows.items():
             reference = row.reference
-            made = predict_row(subject, row, volumes, prediction, fitted_until=fitted_until)
+            made = predict_row(subject, row, volumes, prediction, fitted_on=fitted_on)
             found = {
                 "mse": scores.voxel_mse(Y, made, value_range=value_range),
                 "r": scores.pearson_r(Y, made),

@@ -6,7 +6,7 @@ seconds of sound, and at delay Δt it sees the frames centred in
 ``[sound_times[k] − Δt, sound_times[k] − Δt + TR)``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -165,6 +165,35 @@ class SoundDesign:
         ]
         return np.hstack(windows)
 
+    def windows(self, *, n_lags, window):
+        """The same sound in other windows."""
+        return replace(self, n_lags=n_lags, window=window)
+
+
+@dataclass(frozen=True)
+class JoinedDesign:
+    """What the volumes of several runs hear, one run after the other, each its own sound.
+
+    Parameters
+    ----------
+    parts : tuple of SoundDesign
+    """
+
+    parts: tuple
+
+    def at(self, delay):
+        """As `SoundDesign.at`."""
+        return np.vstack([part.at(delay) for part in self.parts])
+
+    def windows(self, *, n_lags, window):
+        """As `SoundDesign.windows`."""
+        return JoinedDesign(tuple(part.windows(n_lags=n_lags, window=window) for part in self.parts))
+
+
+def join_designs(parts):
+    """One design for the volumes of all runs, in order."""
+    return parts[0] if len(parts) == 1 else JoinedDesign(tuple(parts))
+
 
 def make_design(features, sound_times, t_r, *, response="delay", n_lags=0):
     """Build the `SoundDesign` that ``response`` (delay, fir or hrf) asks for."""
@@ -190,7 +219,7 @@ def covered_volumes(designs, delays):
 
 @dataclass(frozen=True)
 class Split:
-    """Contiguous parts of a run, as increasing indices of volumes."""
+    """Parts of a run or of several, as increasing indices of volumes, each contiguous within a run."""
 
     train: np.ndarray
     gap: np.ndarray
@@ -227,14 +256,7 @@ def split_volumes(n_volumes, t_r, *, skip_initial, train_fraction, gap, usable=N
     >>> [(int(part[0]), int(part[-1])) for part in (split.train, split.gap, split.test)]
     [(17, 447), (448, 474), (475, 640)]
     """
-    volumes = np.arange(n_volumes)
-    # Rounded before ceiling, so that 16 s is exactly 8 volumes of 2 s.
-    keep = volumes >= volumes_of(skip_initial, t_r)
-    if usable is not None:
-        keep &= usable
-    kept = volumes[keep]
-    if len(kept) and len(kept) != kept[-1] - kept[0] + 1:
-        raise ParameterError("usable volumes are not contiguous - check the sound's coverage of the run")
+    kept = kept_volumes(n_volumes, t_r, skip_initial=skip_initial, usable=usable)
     end_train = int(np.floor(train_fraction * n_volumes))
     start_test = end_train + volumes_of(gap, t_r)
     parts = Split(kept[kept < end_train], kept[(kept >= end_train) & (kept < start_test)], kept[kept >= start_test])
@@ -246,6 +268,76 @@ def split_volumes(n_volumes, t_r, *, skip_initial, train_fraction, gap, usable=N
                 f"{n_volumes - len(kept)} volumes without sound or skipped) - at least {MIN_PART} are needed"
             )
     return parts
+
+
+def split_runs(lengths, t_r, *, skip_initial, train_fraction, gap, usable, n_before, by="time"):
+    """Split one or several runs, their volumes counted one after the other.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Volumes of each run.
+    t_r, skip_initial, train_fraction, gap
+        As for `split_volumes`.
+    usable : array of bool, shape (n_volumes,)
+        Volumes that the sound covers at every delay.
+    n_before : int
+        Previous volumes of the same run, with sound, that every volume used must have: no delay and no lag crosses a
+        run's border.
+    by : {"time", "run"}
+        ``time``: every run has a train and a test part. ``run``: the last run is the test part, the others train.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ParameterError
+        As `split_volumes`, and if there is one run to split by runs.
+    """
+    if by == "run" and len(lengths) < 2:
+        raise ParameterError("split_by run needs several runs - set run to a list or all, or split_by time")
+    parts, start = [], 0
+    for k, length in enumerate(lengths):
+        mine = usable[start : start + length].copy()
+        mine[: int(np.argmax(mine)) + n_before] = False
+        if by == "time":
+            split = split_volumes(
+                length, t_r, skip_initial=skip_initial, train_fraction=train_fraction, gap=gap, usable=mine
+            )
+        else:
+            kept, none = kept_volumes(length, t_r, skip_initial=skip_initial, usable=mine), np.zeros(0, int)
+            if len(kept) < MIN_PART:
+                raise ParameterError(f"{len(kept)} volumes of run {k + 1} can be used - at least {MIN_PART} are needed")
+            split = Split(none, none, kept) if k == len(lengths) - 1 else Split(kept, none, none)
+        parts.append([part + start for part in (split.train, split.gap, split.test)])
+        start += length
+    return Split(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def stretches(volumes):
+    """Cut increasing volumes where one is missing: list of arrays of int.
+
+    Examples
+    --------
+    >>> stretches(np.array([3, 4, 5, 9, 10]))
+    [array([3, 4, 5]), array([ 9, 10])]
+    """
+    return np.split(volumes, np.flatnonzero(np.diff(volumes) != 1) + 1)
+
+
+def kept_volumes(n_volumes, t_r, *, skip_initial, usable=None):
+    """Volumes of a run that are used at all, without a break between them: see `split_volumes`."""
+    volumes = np.arange(n_volumes)
+    # Rounded before ceiling, so that 16 s is exactly 8 volumes of 2 s.
+    keep = volumes >= volumes_of(skip_initial, t_r)
+    if usable is not None:
+        keep &= usable
+    kept = volumes[keep]
+    if len(kept) and len(kept) != kept[-1] - kept[0] + 1:
+        raise ParameterError("usable volumes are not contiguous - check the sound's coverage of the run")
+    return kept
 
 
 def volumes_of(seconds, t_r):
@@ -265,7 +357,7 @@ def blocked_folds(rows, *, n_folds, gap_volumes):
     Parameters
     ----------
     rows : array of int
-        Contiguous volumes, the train part or a part of it.
+        Increasing volumes, the train part or a part of it.
     n_folds : int
         Number of blocks.
     gap_volumes : int

@@ -54,14 +54,17 @@ class Params(BaseModel):
     data_dir: str
     session: Label | None = None
     task: Label
-    run: Label | None = None
+    run: Label | Annotated[list[Label], Field(min_length=1, max_length=99)] | None = None
     space: Label | None = None
+    bids_entities: dict[Label, Label]
+    derivatives: str | None
+    desc: Label
     t_r_source: Literal["sidecar", "header"] | None = None
-    audio_path: str | None = None
+    audio_path: str | list[str] | None = None
     audio_onset: Number | None = None
     allow_short: bool
     feature_source: Literal["audio", "annotations"]
-    annotation_tables: list[str]
+    annotation_tables: list[str] | list[list[str]]
     data_note: str | None = None
     sound_note: str | None = None
     # sound features
@@ -87,6 +90,7 @@ class Params(BaseModel):
     sweep_target: Literal["whitened", "difference", "volume"]
     sweep_fwhm: Annotated[Number, Field(ge=0, le=50)]
     # split
+    split_by: Literal["time", "run"]
     train_fraction: Share
     gap: Seconds
     n_folds: Annotated[Count, Field(ge=2, le=20)]
@@ -164,6 +168,12 @@ class Params(BaseModel):
         return self.resolve(self.data_dir)
 
     @property
+    def derivatives_path(self):
+        """Root of the preprocessed runs: below ``data_dir``, else below the project folder."""
+        below = (self.data_path / Path(self.derivatives).expanduser()).resolve()
+        return below if below.exists() else self.resolve(self.derivatives)
+
+    @property
     def label(self):
         """Name of the dataset in outputs; feature sources never share a folder."""
         return self.dataset if self.feature_source == "audio" else f"{self.dataset}-{self.feature_source}"
@@ -184,12 +194,11 @@ class Params(BaseModel):
         return self.model_name or f"{self.label}_sub-{self.subject}"
 
     @property
-    def audio_file(self):
-        """The sound file: below ``data_dir``, else below the project folder; None without one."""
-        if self.audio_path is None:
-            return None
-        below = (self.data_path / Path(self.audio_path).expanduser()).resolve()
-        return below if below.exists() else self.resolve(self.audio_path)
+    def audio_files(self):
+        """The sound file, or one for each run: below ``data_dir``, else below the project folder; none without one."""
+        paths = [self.audio_path] if isinstance(self.audio_path, str) else self.audio_path or []
+        below = [(self.data_path / Path(path).expanduser()).resolve() for path in paths]
+        return [found if found.exists() else self.resolve(path) for found, path in zip(below, paths, strict=True)]
 
 
 def normalise_subject(subject):
@@ -286,7 +295,8 @@ def load_params(subject, dataset=None, **given):
 def _one_line(error):
     """Say the first thing pydantic found in one line."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "parameters"
+    # Of the kinds that a value may have, pydantic names each; the reader wants the parameter.
+    name = ".".join(str(part) for k, part in enumerate(first["loc"]) if k == 0 or isinstance(part, int)) or "parameters"
     if first["type"] == "extra_forbidden":
         return f"unknown parameter {' '.join(name.split())[:80]}{nearest(name)}"
     if first["type"] == "missing":

@@ -1,6 +1,7 @@
 """One subject from files to arrays: find the scan, hear the sound, pair them in time, split the run."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -64,8 +65,31 @@ class Subject:
 
     @property
     def after_train(self):
-        """Volumes right after train, through the gap to the end of test."""
-        return np.arange(self.split.train[-1] + 1, self.split.test[-1] + 1)
+        """Volumes right after train, through the gap to the end of test; of every run that has a test part."""
+        return np.concatenate([path for path, _ in self.paths(self.split.test, self.split.train)])
+
+    def paths(self, volumes, fitted_on):
+        """Cut volumes into stretches without a break, each with the way to it from what was fitted on.
+
+        Parameters
+        ----------
+        volumes : array of int
+            Increasing.
+        fitted_on : array of int
+
+        Returns
+        -------
+        list of (path, stretch) arrays of int
+            ``path`` ends with the stretch, and begins right after the last volume of ``fitted_on`` in the same run, or
+            with the stretch itself where that run has none.
+        """
+        made = []
+        for stretch in pairing.stretches(volumes):
+            run_start = self.run.files.starts[self.run.files.starts <= stretch[0]][-1]
+            before = fitted_on[(fitted_on >= run_start) & (fitted_on < stretch[0])]
+            first = before[-1] + 1 if len(before) else stretch[0]
+            made.append((np.arange(first, stretch[-1] + 1), stretch))
+        return made
 
     def scaled(self, kind, delay, rows=None):
         """Features of a design at ``delay`` s, scaled on ``rows`` (train): array, mean, scale."""
@@ -75,8 +99,13 @@ class Subject:
     def input_md5(self):
         """MD5 of the scan and of what the sound features were made from."""
         params = self.params
-        sources = [params.audio_file] if params.feature_source == "audio" else annotation_paths(params)
-        return {path.name: file_md5(path) for path in (self.run.files.bold, *sources)}
+        sources = [params.audio_files] if params.feature_source == "audio" else annotation_paths(params)
+        paths = [path for part in self.run.files.parts for path in (part.bold, part.mask, part.confounds)]
+        paths = [path for path in (*paths, *itertools.chain(*sources)) if path is not None]
+        names = [path.name for path in dict.fromkeys(paths)]
+        return {
+            path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)
+        }
 
     def result_key(self, *modules, without=frozenset()):
         """Hash of inputs, parameters and code that a result depends on."""
@@ -96,39 +125,73 @@ class Subject:
 
 
 def annotation_paths(params):
-    """Paths of the annotation tables."""
+    """Paths of the annotation tables: a list for each run, or one that serves all."""
     if not params.annotation_tables:
         raise DataError(f"dataset {params.dataset} names no annotation_tables - set them, or feature_source audio")
-    return [params.data_path / path for path in params.annotation_tables]
+    tables = params.annotation_tables
+    tables = [tables] if isinstance(tables[0], str) else tables
+    return [[params.data_path / path for path in one] for one in tables]
 
 
 def ensure_scan(params):
-    """Locate the subject's run; the simulated subject is made when it is missing, a real one never replaced."""
+    """Locate the subject's run or runs; the simulated subject is made when it is missing, a real one never replaced."""
     if params.dataset == SIMULATED and not bids.known_subjects(params):
         from bold_audio.simulate import simulate_subject
 
         with lock(params.data_path.parent / f".{params.data_path.name}.lock", wait=600, doing="the simulation"):
             if not bids.known_subjects(params):
                 simulate_subject(params.data_path, subject=params.subject)
-    return bids.locate_run(params)
+    return bids.locate_runs(params)
 
 
 def read_features(params, files):
-    """Sound features from the sound file or from annotations, as ``feature_source`` says."""
-    heard = files.n_volumes * files.t_r - files.onset
-    if params.feature_source == "annotations":
-        made = features.annotation_features(annotation_paths(params), duration=heard)
-        boxcar = (
-            None if files.events is None else features.block_features(files.events, onset=files.onset, duration=heard)
-        )
-        return made if boxcar is None else features.join_features(made, boxcar)
-    if params.audio_file is None:
+    """Sound features of each run, from sound files or from annotations, as ``feature_source`` says.
+
+    Parameters
+    ----------
+    params : Params
+    files : bids.RunFiles or bids.SeveralRuns
+
+    Returns
+    -------
+    list of features.SoundFeatures
+
+    Raises
+    ------
+    DataError
+        If a sound is missing or too short, or there are neither as many sounds as runs nor one for all.
+    """
+    annotated = params.feature_source == "annotations"
+    sources = annotation_paths(params) if annotated else params.audio_files
+    if not sources:
         raise DataError(f"dataset {params.dataset} names no sound file - set audio_path, or feature_source annotations")
-    settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
-    made = features.cached_mfcc(params.audio_file, params.cache_path, **settings)
-    if made.duration < heard - SHORT_SOUND and not params.allow_short:
+    if len(sources) not in (1, len(files.parts)):
+        what = "annotation_tables" if annotated else "audio_path"
         raise DataError(
-            f"sound stops at {made.duration:.1f} s, the scan needs {heard:.1f} s of it: {params.audio_file.name} - "
+            f"{len(sources)} sounds for {len(files.parts)} runs - give {what} one for each run, or one for all"
+        )
+    read = _annotations if annotated else _mfcc
+    return [read(params, part, sources[k % len(sources)]) for k, part in enumerate(files.parts)]
+
+
+def _annotations(params, part, paths):
+    made, boxcar = features.annotation_features(paths, duration=part.heard), _blocks(part)
+    return made if boxcar is None else features.join_features(made, boxcar)
+
+
+def _blocks(part):
+    """The speech/music boxcar of a run; None where it has no such blocks."""
+    if part.events is None:
+        return None
+    return features.block_features(part.events, onset=part.onset, duration=part.heard)
+
+
+def _mfcc(params, part, path):
+    settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
+    made = features.cached_mfcc(path, params.cache_path, **settings)
+    if made.duration < part.heard - SHORT_SOUND and not params.allow_short:
+        raise DataError(
+            f"sound stops at {made.duration:.1f} s, the scan needs {part.heard:.1f} s of it: {path.name} - "
             "use the whole sound, or set allow_short true to leave out the volumes after its end"
         )
     return made
@@ -151,35 +214,61 @@ def open_subject(params):
         If the scan or the sound is missing or damaged, or nothing is left to split.
     """
     files = ensure_scan(params)
-    sound = read_features(params, files)
-    heard = files.n_volumes * files.t_r - files.onset
-    blocks = None if files.events is None else features.block_features(files.events, onset=files.onset, duration=heard)
-    sound_times = files.volume_times - files.onset
+    sounds = read_features(params, files)
+    blocks = [_blocks(part) for part in files.parts]
+    blocks = blocks if all(one is not None for one in blocks) else None
+    # Lags of a boxcar are nearly the boxcar again, so fir keeps its one window there.
+    boxcar_response = "hrf" if params.response == "hrf" else "delay"
     designs = {
-        "sound": pairing.make_design(sound, sound_times, files.t_r, response=params.response, n_lags=params.sound_lags),
-        "zero": pairing.make_design(sound, sound_times, files.t_r),
-    }
-    if blocks is not None:
-        # Lags of a boxcar are nearly the boxcar again, so fir keeps its one window.
-        response = "hrf" if params.response == "hrf" else "delay"
-        designs["blocks"] = pairing.make_design(blocks, sound_times, files.t_r, response=response)
+        "sound": _design(sounds, files, response=params.response, n_lags=params.sound_lags),
+        "zero": _design(sounds, files),
+    } | ({"blocks": _design(blocks, files, response=boxcar_response)} if blocks else {})
     # The same volumes for every delay compared, in the sweep, the MLP and the table.
     delays = [*params.delays, *params.mlp_delays]
     usable = pairing.covered_volumes([d for name, d in designs.items() if name != "zero"], delays)
     usable &= pairing.covered_volumes([designs["zero"]], [0.0])
-    # Every volume used has sound, and so have the previous volumes that its history is made of.
-    usable[: int(np.argmax(usable)) + params.history_order] = False
-    split = pairing.split_volumes(
-        files.n_volumes,
+    split = pairing.split_runs(
+        [part.n_volumes for part in files.parts],
         files.t_r,
         skip_initial=params.skip_initial,
         train_fraction=params.train_fraction,
         gap=params.gap,
         usable=usable,
+        n_before=params.history_order,
+        by=params.split_by,
     )
     folds = pairing.blocked_folds(
         split.train, n_folds=params.n_folds, gap_volumes=pairing.volumes_of(params.gap, files.t_r)
     )
-    run = data.load_run(files, params, train=split.train)
+    run = data.load_run(files, params, train=split.train, level_on=_level_volumes(files, split, params))
     brain.write_dataset_description(params, __version__)
-    return Subject(params, run, sound, blocks, split, folds, designs)
+    return Subject(params, run, first_sound(sounds), blocks and blocks[0], split, folds, designs)
+
+
+def _level_volumes(files, split, params):
+    """Volumes of each run that its level is known from: its train part, or what was measured before its test part."""
+    if len(files.parts) == 1:
+        return None
+    skipped, kept = pairing.volumes_of(params.skip_initial, files.t_r), []
+    for start, part in zip(files.starts, files.parts, strict=True):
+        train = split.train[(split.train >= start) & (split.train < start + part.n_volumes)]
+        if not len(train):
+            first = split.test[split.test >= start][0]
+            train = np.arange(min(start + skipped, first - params.history_order), first)
+        kept.append(train)
+    return kept
+
+
+def first_sound(sounds):
+    """The first run's sound, which names those of the others."""
+    return replace(sounds[0], source=" and ".join(dict.fromkeys(one.source for one in sounds)))
+
+
+def _design(sounds, files, **how):
+    """What the volumes of all runs hear."""
+    return pairing.join_designs(
+        [
+            pairing.make_design(one, part.sound_times, files.t_r, **how)
+            for one, part in zip(sounds, files.parts, strict=True)
+        ]
+    )

@@ -83,6 +83,7 @@ def _parser():
     simulate.add_argument("--motion", type=float, default=0.0, help="slow head motion, mm (default 0)")
     simulate.add_argument("--nonlinear", action="store_true", help="regions that answer above a threshold only")
     simulate.add_argument("--null", action="store_true", help="plant nothing")
+    simulate.add_argument("--runs", type=int, default=1, help="runs, each with a film of its own (default 1)")
     simulate.add_argument("--annotations", type=Path, help="table of real syllable times for the speech")
     simulate.set_defaults(work=_simulate)
 
@@ -138,6 +139,7 @@ def _simulate(options):
         motion=options.motion,
         nonlinear=options.nonlinear,
         null=options.null,
+        runs=options.runs,
         annotations=options.annotations,
     )
     _say(f"SIMULATED scan: {path}")

@@ -17,7 +17,7 @@ BLOCK_GUARD = 5.0  # s around a multiple of the blocks' length: such a shift onl
 LEVEL = 0.05
 
 
-def admissible_shifts(n_rows, t_r, *, longest_delay, block_length=None):
+def admissible_shifts(n_rows, t_r, *, longest_delay, block_length=None, starts=(0,)):
     """Circular shifts, in volumes, that break the pairing of sound and scan.
 
     Parameters
@@ -30,6 +30,9 @@ def admissible_shifts(n_rows, t_r, *, longest_delay, block_length=None):
         Longest delay that a shift is scored at, in seconds.
     block_length : float, optional
         Length of the film's alternating blocks, in seconds.
+    starts : sequence of int
+        Rows where a run, or what is used of it, begins. Runs may play the same sound: a shift that brings one onto
+        another is no surrogate.
 
     Returns
     -------
@@ -43,6 +46,9 @@ def admissible_shifts(n_rows, t_r, *, longest_delay, block_length=None):
     ahead = np.arange(n_rows) * t_r
     behind = n_rows * t_r - ahead
     keep = np.minimum(ahead, behind) >= longest_delay + AWAY
+    for onto in {(b - a) % n_rows for a in starts for b in starts if a != b}:
+        apart = np.abs(np.arange(n_rows) - onto) * t_r
+        keep &= np.minimum(apart, n_rows * t_r - apart) >= longest_delay + AWAY
     if block_length:
         for shift in (ahead, behind):
             keep &= np.abs((shift + block_length / 2) % block_length - block_length / 2) > BLOCK_GUARD

@@ -206,6 +206,7 @@ def simulate_subject(
     drift=0.4,
     fwhm=6.0,
     film_seed=0,
+    runs=1,
     annotations=None,
 ):
     """Simulate one subject who hears the film, and write scan, sound and truth as a BIDS tree.
@@ -235,6 +236,8 @@ def simulate_subject(
         See `smooth_noise`.
     film_seed : int
         Decides the film, and the tuning that all its subjects share.
+    runs : int
+        Runs of the subject, each with a film of its own: the next ones are ``stimuli/film2.wav``, …
     annotations : path, optional
         The dataset's ``sound_annotation_syllables.tsv``: speech at the real film's syllable times.
 
@@ -253,12 +256,15 @@ def simulate_subject(
     settings = {k: v for k, v in locals().items() if k not in ("data_dir", "annotations")}
     _check(settings)
     data_dir, shape = Path(data_dir), tuple(map(int, shape))
+    paths = [data_dir / f"stimuli/film{'' if k == 0 else k + 1}.wav" for k in range(runs)]
     with lock(data_dir / ".simulate.lock", wait=300, doing="the simulated film"):
         write_dataset(data_dir, subject)
-        film = write_film(data_dir / "stimuli/film.wav", seed=film_seed, n_volumes=n_volumes, annotations=annotations)
-    sound = mfcc_features(data_dir / "stimuli/film.wav", **MFCC)
+        films = [
+            write_film(path, seed=film_seed + 1000 * k, n_volumes=n_volumes, annotations=annotations)
+            for k, path in enumerate(paths)
+        ]
 
-    rng_head, rng_tuning, rng_noise, rng_motion = np.random.default_rng([seed, *subject.encode()]).spawn(4)
+    rng_head, rng_tuning, *rngs = np.random.default_rng([seed, *subject.encode()]).spawn(4)
     image, brain, distances, affine = simulated_head(rng_head, shape=shape)
     amplitude = image * (0.0125 + 0.0025 * np.sin(np.indices(shape).sum(axis=0) / 5)).astype(np.float32)
     # Both sides answer to much the same sound, or no single delay would fit both; people share most of their tuning.
@@ -270,13 +276,20 @@ def simulate_subject(
     answer = {k: settings[k] for k in ("delays", "response", "n_volumes", "nonlinear")} | {
         "strength": 0.0 if null else strength
     }
-    planted = plant(sound, brain=brain, distances=distances, amplitude=amplitude, weights=weights, **answer)
     noise = {k: settings[k] for k in ("ar_rho", "ar_share", "drift", "fwhm")}
-    changes = smooth_noise(rng_noise, keep=image > 0, n_volumes=n_volumes, **noise)
-    add_signal(changes, planted.responses, r2=planted.r2[image > 0], region=planted.label[image > 0])
-    moves = head_motion(rng_motion, n_volumes, motion) if motion else None
-    volumes = simulated_volumes(rng_noise, image, amplitude, changes, motion=moves)
-    facts = {"settings": settings, "film": film, "n_voxels_brain": int(brain.sum())}
+    for k in reversed(range(runs)):  # the first run last: it completes the subject
+        rng_noise, rng_motion = rngs if k == 0 else np.random.default_rng([seed, *subject.encode(), k]).spawn(2)
+        sound = mfcc_features(paths[k], **MFCC)
+        planted = plant(sound, brain=brain, distances=distances, amplitude=amplitude, weights=weights, **answer)
+        changes = smooth_noise(rng_noise, keep=image > 0, n_volumes=n_volumes, **noise)
+        add_signal(changes, planted.responses, r2=planted.r2[image > 0], region=planted.label[image > 0])
+        moves = head_motion(rng_motion, n_volumes, motion) if motion else None
+        volumes = simulated_volumes(rng_noise, image, amplitude, changes, motion=moves)
+        if k:
+            folder = data_dir / f"sub-{subject}" / "ses-mri3t/func"
+            name = f"sub-{subject}_{RUN.replace('run-1', f'run-{k + 1}')}"
+            write_run(folder / name, volumes, affine, duration=films[k]["duration"])
+    facts = {"settings": settings, "film": films[0], "n_voxels_brain": int(brain.sum())}
     return write_subject(data_dir, volumes, planted, affine=affine, brain=brain, moves=moves, facts=facts)
 
 
@@ -290,6 +303,7 @@ def _check(settings):
         return lambda v: isinstance(v, int | float | np.number) and not isinstance(v, bool) and low <= v <= high
 
     rules = {
+        "runs": (whole(1), "be a whole number >= 1"),
         "subject": (lambda v: re.fullmatch("[A-Za-z0-9]+", str(v)), "be letters and digits"),
         "seed": (whole(0), "be a whole number >= 0"),
         "film_seed": (whole(0), "be a whole number >= 0"),
@@ -371,11 +385,16 @@ def write_subject(data_dir, volumes, planted, *, affine, brain, moves, facts):
         files["motion"] = f"{bids.name}_desc-motion_timeseries.tsv"
         write_table(truth / files["motion"], pd.DataFrame(moves, columns=columns))
     write_json(truth / "truth.json", truth_facts(planted, facts) | {"files": files})
-    made = "SIMULATED by bold_audio"
+    return write_run(bids, volumes, affine, duration=facts["film"]["duration"])
+
+
+def write_run(bids, volumes, affine, *, duration):
+    """Write a run's sidecar, events and, last of all, the scan; ``bids`` is the beginning of their names."""
+    made, bold = "SIMULATED by bold_audio", bids.with_name(f"{bids.name}_bold.nii.gz")
     sidecar = {"RepetitionTime": T_R, "TaskName": "film", "TaskDescription": f"{made}: music and speech in turn"}
     sidecar |= {"MRAcquisitionType": "3D"} | dict.fromkeys(("Manufacturer", "InstitutionName", "Sequence"), made)
     write_json(bids.with_name(f"{bids.name}_bold.json"), sidecar)
-    rows = [(f"{onset:.3f}", f"{length:.3f}", kind) for onset, length, kind in film_blocks(facts["film"]["duration"])]
+    rows = [(f"{onset:.3f}", f"{length:.3f}", kind) for onset, length, kind in film_blocks(duration)]
     events = pd.DataFrame(rows, columns=["onset", "duration", "trial_type"])
     write_table(bids.with_name(f"{bids.name}_events.tsv"), events)
     write_nifti(bold, volumes, affine)

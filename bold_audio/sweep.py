@@ -123,7 +123,7 @@ def sweep_delays(
     t_r : float
         Repetition time, in seconds.
     rows : array of int
-        Train volumes, consecutive; ``order`` volumes before them are there too.
+        Train volumes, increasing; the ``order`` volumes before each are of its own run and have sound too.
     folds : list of (fit, held) arrays of int
         Blocked folds inside ``rows``.
     order : int
@@ -163,10 +163,13 @@ def sweep_delays(
     grams = gram.gram_matrices(Y, **run, regions=regions, scaled=True, chunk_voxels=chunk_voxels)
     white = np.r_[1.0, -grams[whole].shared_history(rows, order)]
     X = np.stack([features_of(A, white, rows) for A in sound.at])
-    inside = [(fit - rows[0], held - rows[0]) for fit, held in folds]
+    inside = [(np.searchsorted(rows, fit), np.searchsorted(rows, held)) for fit, held in folds]
     slabs = gram.Slabs(Y, **run, taps=white, chunk_voxels=min(chunk_voxels, SLAB))
 
-    shifts = significance.admissible_shifts(len(rows), t_r, longest_delay=delays[-1], block_length=block_length)
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    shifts = significance.admissible_shifts(
+        len(rows), t_r, longest_delay=delays[-1], block_length=block_length, starts=(0, *breaks)
+    )
     rng = np.random.default_rng(seed)
     played = [X[0], *(significance.phase_randomised(X[0], rng) for _ in range(N_RANDOMISED))]
     window = 1 + int((delays[-1] - delays[0]) / t_r + 1e-9)

@@ -10,7 +10,7 @@ from bold_audio.candidates import checkpoint_folder, inner_validation  # noqa: F
 from bold_audio.delays import ensure_sweep, open_feature_grid  # noqa: F401
 from bold_audio.files import write_json, write_text, write_whole
 from bold_audio.models import LINEAR_NAMES, predict_row, score_rows  # noqa: F401
-from bold_audio.prepare import Subject, annotation_paths, ensure_scan, open_subject, read_features  # noqa: F401
+from bold_audio.prepare import Subject, annotation_paths, ensure_scan, first_sound, open_subject, read_features  # noqa: F401
 from bold_audio.serving import (  # noqa: F401
     compare_runtimes,
     ensure_export,
@@ -90,7 +90,7 @@ def write_predictions(subject, predicted, *, facts):
     said = {
         "Description": f"test part, predicted by the {facts['kind']}, {chosen['prediction']}; 0 outside the mask",
         "StartTime": float(run.files.volume_times[test[0]]),
-        "Sources": [f"bids:raw:{brain.raw_path(run, subject.params)}"],
+        "Sources": brain.sources(run, subject.params),
     }
     where = {"mask": run.mask, "affine": run.affine, "t_r": run.files.t_r, "form_codes": run.files.form_codes}
     brain.write_volumes(subject.path(name), predicted, about=said, **where)

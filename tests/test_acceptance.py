@@ -51,7 +51,7 @@ def test_hearing_voxels_are_told_from_silent_ones(full):
     found = workflow.ensure_sweep(subject)
     rows = workflow.fit_linear_rows(subject, found.delay, names=("constant", "sound"))
     _, voxels = workflow.score_rows(
-        subject, rows, subject.split.test, subject.run.regions, fitted_until=subject.split.train[-1]
+        subject, rows, subject.split.test, subject.run.regions, fitted_on=subject.split.train
     )
     hearing, silent = (subject.run.regions[name] for name in ("planted_r2_over_0.2", "silent"))
     kept = hearing | silent
@@ -64,7 +64,7 @@ def test_constant_and_copy_previous_equal_ten_lines_of_numpy(full):
     subject = workflow.open_subject(params)
     rows = workflow.fit_linear_rows(subject, 5.0, names=("constant", "copy_previous"))
     regions, test = subject.run.regions, subject.split.test
-    table, _ = workflow.score_rows(subject, rows, test, regions, fitted_until=subject.split.train[-1])
+    table, _ = workflow.score_rows(subject, rows, test, regions, fitted_on=subject.split.train)
 
     raw = np.asanyarray(nib.load(subject.run.files.bold).dataobj)[subject.run.mask].astype(float)
     whole = np.asanyarray(nib.load(subject.run.files.bold).dataobj)[..., subject.split.train]
@@ -93,7 +93,7 @@ def test_mlp_keeps_up_with_ridge_and_beats_it_where_the_response_is_not_linear(f
     rows["mlp"] = workflow.trained_row(subject, model, facts, history=rows["history"])
     regions = {"planted": subject.run.regions["planted_r2_over_0.2"]}
     table, _ = workflow.score_rows(
-        subject, rows, subject.split.test, regions, fitted_until=subject.split.train[-1], predictions=("one_step",)
+        subject, rows, subject.split.test, regions, fitted_on=subject.split.train, predictions=("one_step",)
     )
     mse = table.set_index("model")["mse"]
     if kind == "nonlinear":
@@ -106,8 +106,8 @@ def predict_as(subject, kind, version, **way):
     """Predict the test part in the runtime asked for: in scaled BOLD, and what ``mse_test.txt`` then says."""
     asked = replace(subject, params=subject.params.model_copy(update=way))
     predictor = workflow.open_exported(asked, kind, version=version)
-    row, test, end = workflow.served_row(asked, predictor), asked.split.test, asked.split.train[-1]
-    made = models.predict_row(asked, row, test, "one_step", fitted_until=end)
+    row, test = workflow.served_row(asked, predictor), asked.split.test
+    made = models.predict_row(asked, row, test, "one_step", fitted_on=asked.split.train)
     workflow.write_predictions(asked, made, facts=predictor.facts)
     return made / np.ptp(asked.run.value_range), float(asked.path("mse_test.txt").read_text())
 

@@ -69,7 +69,9 @@ def test_a_network_is_a_row_of_the_table(subject, target):
     row = workflow.trained_row(one, model, facts, history=rows["history"])
     test = one.split.test
     end = one.split.train[-1]
-    made, loop = (models.predict_row(one, row, test, kind, fitted_until=end) for kind in ("one_step", "open_loop"))
+    made, loop = (
+        models.predict_row(one, row, test, kind, fitted_on=one.split.train) for kind in ("one_step", "open_loop")
+    )
     out = mlp.mlp_output(model, serving.network_inputs(one, facts))
     expected = {
         "volume": lambda: out[test],
@@ -81,7 +83,7 @@ def test_a_network_is_a_row_of_the_table(subject, target):
     spoilt = one.Y.copy()
     spoilt[end + 1 :] = 0
     one.run.__dict__["volumes"] = spoilt
-    assert np.array_equal(loop, models.predict_row(one, row, test, "open_loop", fitted_until=end))
+    assert np.array_equal(loop, models.predict_row(one, row, test, "open_loop", fitted_on=one.split.train))
 
 
 def by_definition(one, history, out, test):
@@ -99,10 +101,10 @@ def test_previous_volumes_as_inputs(subject):
     assert model.hparams.n_past == 2 * one.run.n_voxels and facts["n_previous"] == 2
     row = workflow.trained_row(one, model, facts)
     test, end = one.split.test, one.split.train[-1]
-    made = models.predict_row(one, row, test, "one_step", fitted_until=end)
+    made = models.predict_row(one, row, test, "one_step", fitted_on=one.split.train)
     expected = one.Y[test - 1] + mlp.mlp_output(model, *workflow.measured_inputs(one, facts, test))
     np.testing.assert_allclose(made, expected, rtol=1e-5)
-    loop = models.predict_row(one, row, test, "open_loop", fitted_until=end)
+    loop = models.predict_row(one, row, test, "open_loop", fitted_on=one.split.train)
     X, series = serving.network_inputs(one, facts), one.Y[end - 1 : end + 1].astype(np.float32)
     for k in range(end + 1, test[-1] + 1):
         step = mlp.mlp_output(model, X[k : k + 1], np.stack([series[-1], series[-2]])[None])

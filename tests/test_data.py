@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bold_audio import data
-from bold_audio.bids import locate_run
+from bold_audio.bids import locate_runs
 from bold_audio.brain import write_dataset_description, write_map
 from bold_audio.data import (
     BoldRun,
@@ -71,11 +71,11 @@ class Tree:
         return load_params("01", "tiny", **(folders | run | given))
 
     def locate(self, **given):
-        return locate_run(self.params(**given))
+        return locate_runs(self.params(**given))
 
     def load(self, train=TRAIN, **given):
         params = self.params(**given)
-        return load_run(locate_run(params), params, train=train)
+        return load_run(locate_runs(params), params, train=train)
 
     def edit(self, *changes):
         """Write bytes into the unpacked scan, each change (position, bytes); the gzip around it is whole."""
@@ -249,7 +249,7 @@ def test_events_without_kinds_do_not_matter_when_the_onset_is_given(tree, events
 
 def test_a_missing_real_subject_tells_how_to_get_it(tmp_path):
     with refused("sub-09 is not there: .*bold-audio fetch --subject 09.*feature_source annotations") as caught:
-        locate_run(load_params("09", data_dir=str(tmp_path)))
+        locate_runs(load_params("09", data_dir=str(tmp_path)))
     wanted = tmp_path / "sub-09/ses-mri3t/func/sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"
     assert str(wanted) in str(caught.value)
     assert "subjects there: none" in str(caught.value)
@@ -262,13 +262,13 @@ def test_a_missing_subject_of_another_dataset_lists_who_is_there(tree):
     (made.root / "sub-00.txt").touch()
     everyone = ", ".join(f"{k:02d}" for k in range(1, 13))
     with refused(rf"sub-77 is not there.*\(subjects there: {everyone}, …\) - .*data_dir") as caught:
-        locate_run(load_params("77", "tiny", data_dir=str(made.root)))
+        locate_runs(load_params("77", "tiny", data_dir=str(made.root)))
     assert "fetch" not in str(caught.value)
 
 
 def test_a_missing_simulated_subject_tells_how_to_make_it(tmp_path):
     with refused("sub-sim is not there: .* - make it with 'bold-audio simulate'"):
-        locate_run(load_params("sim", data_dir=str(tmp_path / "none")))
+        locate_runs(load_params("sim", data_dir=str(tmp_path / "none")))
 
 
 def test_a_run_of_another_task_is_missing(tree):
@@ -279,7 +279,7 @@ def test_a_run_of_another_task_is_missing(tree):
 @pytest.mark.parametrize("subject", ["99", "01"])
 def test_a_subject_that_ds003688_does_not_have_is_refused(subject, tmp_path):
     with pytest.raises(ParameterError, match="04"):
-        locate_run(load_params(subject, data_dir=str(tmp_path)))
+        locate_runs(load_params(subject, data_dir=str(tmp_path)))
 
 
 WHOLE = object()
@@ -393,7 +393,7 @@ def peak(made, **given):
     import nilearn.image  # noqa: F401 - its import is not counted
 
     params = made.params(**given)
-    files = locate_run(params)
+    files = locate_runs(params)
     tracemalloc.start()
     try:
         load_run(files, params, train=np.arange(5, 40))
@@ -746,7 +746,7 @@ def same_run(first, second):
 def test_the_second_load_does_not_unpack_the_scan(tree, readings, monkeypatch):
     made = tree()
     params = made.params(mask="brain")
-    files = locate_run(params)
+    files = locate_runs(params)
     first = load_run(files, params, train=TRAIN)
     assert len(readings) == 1
     monkeypatch.setattr(data.nib, "load", lambda path: pytest.fail(f"{path} was read again"))
@@ -811,7 +811,7 @@ def test_two_processes_at_once_get_the_same_entry(tree, tmp_path):
         "    time.sleep(0.2); read(*a)\n"
         "data._write_masked = counted\n"
         "params = load_params('01', 'tiny', **json.loads(sys.argv[1]))\n"
-        "files = bids.locate_run(params)\n"
+        "files = bids.locate_runs(params)\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "run = data.load_run(files, params, train=np.arange(2, 12))\n"
         "print(hashlib.md5(run.volumes.tobytes()).hexdigest())"
@@ -950,7 +950,7 @@ def test_alice_is_six_regions_that_began_hearing_20_s_before(shared, tmp_path):
     params = load_params(
         "18", "alice", data_dir=str(shared / "realdata" / "alice"), outputs_dir=str(tmp_path / "outputs")
     )
-    files = locate_run(params)
+    files = locate_runs(params)
     assert (files.t_r, files.onset, files.n_volumes, files.grid) == (2.0, -20.0, 362, (6, 1, 1))
     run = load_run(files, params, train=np.arange(5, 250))
     assert isinstance(run, BoldRun)
@@ -971,6 +971,6 @@ def test_the_sidecar_and_events_of_ds003688_fit_each_other(shared, tmp_path):
     image = nib.Nifti1Image(np.zeros((2, 2, 2, 641), np.int16), np.diag([4.0, 4, 4, 1]))
     image.header.set_zooms((4, 4, 4, 0.608))
     nib.save(image, tmp_path / func / f"{name}_bold.nii.gz")  # the scan itself is not in the shared folder
-    files = locate_run(load_params("09", data_dir=str(tmp_path)))
+    files = locate_runs(load_params("09", data_dir=str(tmp_path)))
     assert (files.t_r, files.onset, len(files.events)) == (0.608, 0.0, 13)
     assert files.volume_times[-1] == pytest.approx(640 * 0.608)

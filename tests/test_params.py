@@ -394,15 +394,15 @@ def test_paths_are_the_same_from_every_folder(monkeypatch):
 
 def test_the_sound_file_lies_below_the_data_or_below_the_project(project):
     params = load_params("01", "tiny", audio_path="stimuli/film.wav")
-    assert params.audio_file == project / "stimuli" / "film.wav"
+    assert params.audio_files == [project / "stimuli" / "film.wav"]
     below = params.data_path / "stimuli" / "film.wav"
     below.parent.mkdir(parents=True)
     below.touch()
-    assert params.audio_file == below
+    assert params.audio_files == [below]
     elsewhere = project / "my film.wav"
     elsewhere.touch()
-    assert load_params("01", "tiny", audio_path=str(elsewhere)).audio_file == elsewhere
-    assert load_params("01", "tiny").audio_file is None
+    assert load_params("01", "tiny", audio_path=str(elsewhere)).audio_files == [elsewhere]
+    assert load_params("01", "tiny").audio_files == []
 
 
 def test_parameters_cannot_be_changed_later():

@@ -45,7 +45,7 @@ def test_own_history_is_strong_in_real_regions(alice):
         subject = workflow.open_subject(alice(label))
         rows = workflow.fit_linear_rows(subject, 5.0, names=("constant", "history"))
         table, _ = workflow.score_rows(
-            subject, rows, subject.split.test, subject.run.regions, fitted_until=subject.split.train[-1]
+            subject, rows, subject.split.test, subject.run.regions, fitted_on=subject.split.train
         )
         row = table[(table["model"] == "history") & (table["prediction"] == "one_step") & (table["region"] == "LPTL")]
         values.append(row["r_median"].item())
@@ -70,7 +70,7 @@ def test_a_scan_without_sound_gains_nothing(shared, sim_dir, tmp_path):
         rows,
         subject.split.test,
         subject.run.regions,
-        fitted_until=subject.split.train[-1],
+        fitted_on=subject.split.train,
         predictions=["one_step"],
     )
     gain = table[(table["model"] == "history_sound") & (table["region"] == "brain")]["skill"].item()

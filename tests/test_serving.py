@@ -27,8 +27,10 @@ def exported_row(one, kind, **options):
 
 
 def predicted(one, row):
-    end = one.split.train[-1]
-    return [models.predict_row(one, row, one.split.test, kind, fitted_until=end) for kind in ("one_step", "open_loop")]
+    return [
+        models.predict_row(one, row, one.split.test, kind, fitted_on=one.split.train)
+        for kind in ("one_step", "open_loop")
+    ]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
@@ -167,7 +169,7 @@ def test_new_sound_is_the_mean_volume_and_what_the_network_says(subject, other_s
     np.testing.assert_allclose(volumes[~heard], np.tile(mean, ((~heard).sum(), 1)), rtol=1e-6)
     arrays = predictor.bundle.arrays
     # The film itself, heard again: what the network said of the run's own volumes.
-    again, heard = predict_sound(predictor, one.params.audio_file)
+    again, heard = predict_sound(predictor, one.params.audio_files[0])
     rows = np.arange(100, 140)
     expected = mean + predictor(serving.network_inputs(one, predictor.facts)[rows]) - arrays["sound_level"]
     assert heard[rows].all()
