@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bold_audio.pairing import stretches
 from bold_audio.truth import read_truth
 
 EXPECTED_MSE = 1e-5  # the original project's expectation for the test part
@@ -24,16 +25,13 @@ def about_data(params, sound):
 
 
 def about_split(split, t_r):
-    """The split in volumes and seconds."""
+    """The split in volumes and seconds; of several runs every part, counted through all of them."""
+
+    def spans(part):
+        return ", ".join(f"{one[0] * t_r:.1f}–{(one[-1] + 1) * t_r:.1f} s" for one in stretches(part))
+
     parts = ((name, getattr(split, name)) for name in ("train", "gap", "test"))
-    return (
-        ", ".join(
-            f"{name} {len(part)} volumes ({part[0] * t_r:.1f}–{(part[-1] + 1) * t_r:.1f} s)"
-            for name, part in parts
-            if len(part)
-        )
-        + "."
-    )
+    return ", ".join(f"{name} {len(part)} volumes ({spans(part)})" for name, part in parts if len(part)) + "."
 
 
 def about_delay(found, *, block_length=None, truth=None):

@@ -106,6 +106,10 @@ def test_split_in_volumes_and_seconds():
     )
     no_gap = pairing.split_volumes(100, 2.0, skip_initial=10, train_fraction=0.7, gap=0)
     assert "gap" not in sentences.about_split(no_gap, 2.0)
+    two_runs = pairing.Split(np.r_[0:5, 10:15], np.zeros(0, int), np.r_[5:10, 15:20])
+    assert sentences.about_split(two_runs, 2.0) == (
+        "train 10 volumes (0.0–10.0 s, 20.0–30.0 s), test 10 volumes (10.0–20.0 s, 30.0–40.0 s)."
+    )
 
 
 # --- the delay ----------------------------------------------------------------------------
