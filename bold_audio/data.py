@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from bold_audio import bids
+from bold_audio import bids, confounds, motion
 from bold_audio.bids import RunFiles, read_whole
 from bold_audio.files import (
     DataError,
@@ -23,6 +23,8 @@ from bold_audio.files import (
 from bold_audio.truth import planted_regions, read_truth
 
 MAX_BAD_VOXELS = 0.01  # share of the grid that may be NaN or infinite
+READING = ("mask", "downsample", "smoothing_fwhm", "detrend", "realign", "confounds")  # parameters that count here
+AS_MEASURED = {"detrend": False, "realign": False, "confounds": []}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class BoldRun:
         return grid
 
 
-def load_run(files, params, *, train):
+def load_run(files, params, *, train, table=None):
     """Read, mask and cache a run.
 
     Parameters
@@ -81,10 +83,13 @@ def load_run(files, params, *, train):
     files : RunFiles
         From `locate_run`.
     params : Params
-        ``mask``, ``downsample``, ``smoothing_fwhm``, ``detrend`` and ``cache_path`` count.
+        ``mask``, ``downsample``, ``smoothing_fwhm``, ``detrend``, ``realign``, ``confounds`` and
+        ``cache_path`` count.
     train : array of int
-        Indices of the train volumes. The mask, the value range and the straight line of
-        ``detrend`` are made from these alone, so the test part changes none of them.
+        Indices of the train volumes. The mask, the value range, the reference of ``realign`` and what
+        ``detrend`` and ``confounds`` take off are made from these alone, so the test part changes none of them.
+    table : DataFrame, optional
+        Confounds by name, one row per volume, whose columns ``confounds`` may ask for.
 
     Returns
     -------
@@ -94,6 +99,8 @@ def load_run(files, params, *, train):
     ------
     DataError
         If the scan is damaged or its mask is empty.
+    ParameterError
+        If ``confounds`` names what is neither a group nor a column, or too much for the train volumes.
 
     Notes
     -----
@@ -102,12 +109,12 @@ def load_run(files, params, *, train):
     """
     import bold_audio.data as this
 
-    settings = {name: getattr(params, name) for name in ("mask", "downsample", "smoothing_fwhm", "detrend")}
+    settings = {name: getattr(params, name) for name in READING}
+    from_table = confounds.used_of(table, params.confounds)
     mask_md5 = file_md5(_mask_file(params)) if params.mask not in ("brain", "none") else None
-    key = "run-" + fingerprint(
-        file_md5(files.bold), settings, mask_md5, list(map(int, train)), code_fingerprint(bids, this)
-    )
-    folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, train))
+    code = code_fingerprint(bids, confounds, motion, this)
+    key = "run-" + fingerprint(file_md5(files.bold), settings, mask_md5, from_table, list(map(int, train)), code)
+    folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, train, table))
     with np.load(folder / "grid.npz") as grid:
         mask, affine, mean_image, value_range = (grid[k] for k in ("mask", "affine", "mean_image", "value_range"))
     volumes = np.load(folder / "volumes.npy", mmap_mode="r")
@@ -178,12 +185,14 @@ def _mask_file(params):
     return path
 
 
-def _write_masked(folder, files, params, train):
+def _write_masked(folder, files, params, train, table=None):
     """Decompress, mask and store a run as float32: the work that the cache saves."""
     data, affine = read_whole(files.bold)
     finite = np.isfinite(data).all(axis=3) if data.dtype.kind == "f" else np.ones(data.shape[:3], bool)
     if np.mean(~finite) > MAX_BAD_VOXELS:
         raise DataError(f"{np.mean(~finite):.0%} of the voxels of {files.bold.name} are not numbers - check the scan")
+    if params.realign:
+        data = motion.realign(data, affine, motion.cached_motion(files, params.cache_path, train=train))
     if params.smoothing_fwhm > 0:
         data = _smooth(nib.Nifti1Image(data, affine), params.smoothing_fwhm)
     if params.downsample > 1:
@@ -200,8 +209,7 @@ def _write_masked(folder, files, params, train):
         raise DataError(f"the {params.mask} mask of {files.bold.name} is empty - check the scan, or set mask")
     volumes = np.ascontiguousarray(data[mask].T, dtype=np.float32)
     in_range = train_data[finite]
-    if params.detrend:
-        volumes = _take_off_line(volumes, train)
+    confounds.clean(volumes, files, params, train=train, table=table)
     np.save(folder / "volumes.npy", volumes)
     np.savez(
         folder / "grid.npz",
@@ -263,14 +271,6 @@ def _make_mask(mean_image, affine, params, *, known_place):
     if known_place and not np.allclose(place, affine, atol=1e-2):
         raise DataError(f"mask {params.mask} lies elsewhere in the head than the scan - resample the mask")
     return values.reshape(mean_image.shape) > 0
-
-
-def _take_off_line(volumes, train):
-    """Take each voxel's straight line, fitted on ``train``, off the whole run; the mean stays."""
-    time = np.arange(len(volumes), dtype=np.float32)
-    time -= time[train].mean()
-    slope = time[train] @ (volumes[train] - volumes[train].mean(axis=0)) / np.sum(time[train] ** 2)
-    return volumes - time[:, None] * slope
 
 
 def _regions(run, params):
