@@ -278,3 +278,25 @@ def shared_variance(columns, target, rows):
     if size == 0:
         return float("nan")
     return float(1 - np.sum((wanted - design @ (np.linalg.pinv(design, rcond=1e-6) @ wanted)) ** 2) / size)
+
+
+def shared_by_chance(columns, target, rows, *, n_shifts=40):
+    """The share that columns explain of a time course, and the median of what they explain of it shifted in time.
+
+    Parameters
+    ----------
+    columns, target, rows
+        As for `shared_variance`; the target is rolled within ``rows``.
+    n_shifts : int
+        Evenly spaced over the length of ``rows``.
+
+    Returns
+    -------
+    (float, float)
+        Smooth columns explain something of any smooth time course: the second is how much.
+    """
+    columns, target = np.asarray(columns, float)[rows], np.asarray(target, float)[rows]
+    inside = np.arange(len(rows))
+    shifts = np.unique(np.linspace(0, len(rows), n_shifts + 2)[1:-1].astype(int))
+    shifted = [shared_variance(columns, np.roll(target, shift), inside) for shift in shifts]
+    return shared_variance(columns, target, inside), float(np.median(shifted))

@@ -98,7 +98,7 @@ def load_run(files, params, *, train, table=None):
     Raises
     ------
     DataError
-        If the scan is damaged or its mask is empty.
+        If the scan is damaged, its mask is empty, or its events do not end where it does.
     ParameterError
         If ``confounds`` names what is neither a group nor a column, or too much for the train volumes.
 
@@ -115,6 +115,8 @@ def load_run(files, params, *, train, table=None):
     code = code_fingerprint(bids, confounds, motion, this)
     key = "run-" + fingerprint(file_md5(files.bold), settings, mask_md5, from_table, list(map(int, train)), code)
     folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, train, table))
+    if params.audio_onset is None:
+        bids.check_events_end(files)  # a scan that is not whole has been noticed above
     with np.load(folder / "grid.npz") as grid:
         mask, affine, mean_image, value_range = (grid[k] for k in ("mask", "affine", "mean_image", "value_range"))
     volumes = np.load(folder / "volumes.npy", mmap_mode="r")

@@ -56,7 +56,7 @@ def estimate_motion(data, affine, *, reference):
     .. [2] Friston, Ashburner, Frith, Poline, Heather & Frackowiak (1995). Spatial registration and
        normalization of images. Human Brain Mapping 3(3), 165–189.
     """
-    if min(reference.shape) < FEWEST_SLICES:
+    if not can_align(reference.shape):
         raise DataError(
             f"a grid of {' × '.join(map(str, reference.shape))} voxels shows no head to align - "
             "set realign false and take motion out of confounds"
@@ -180,6 +180,11 @@ def framewise_displacement(motion):
     motion = np.asarray(motion, float)
     change = np.abs(np.diff(motion, axis=0))
     return np.append(np.nan, change[:, :3].sum(axis=1) + HEAD_RADIUS * change[:, 3:].sum(axis=1))
+
+
+def can_align(grid):
+    """Whether a grid is large enough for a head to be aligned in it, rather than a list of regions or a few slices."""
+    return min(grid) >= FEWEST_SLICES
 
 
 def cached_motion(files, cache_path, *, train):

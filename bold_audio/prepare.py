@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bold_audio import __version__, bids, brain, data, features, pairing, truth
+from bold_audio import __version__, bids, brain, confounds, data, features, motion, pairing, truth
 from bold_audio.files import DataError, code_fingerprint, file_md5, fingerprint, lock, record_step
 from bold_audio.params import SIMULATED
 
@@ -83,7 +83,8 @@ class Subject:
         import bold_audio.prepare as this
 
         kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
-        return fingerprint(kept, self.input_md5, code_fingerprint(bids, data, features, pairing, truth, this, *modules))
+        code = code_fingerprint(bids, confounds, data, features, motion, pairing, truth, this, *modules)
+        return fingerprint(kept, self.input_md5, code)
 
     def record(self, step, **facts):
         """Write what a step did into ``provenance.json``."""
