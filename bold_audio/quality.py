@@ -195,21 +195,24 @@ def name_findings(dvars, outlier_share, empty=()):
     middle = np.nanmedian(dvars)
     spread = 1.4826 * np.nanmedian(np.abs(dvars - middle))
     jumped = dvars > middle + JUMP * max(spread, 1e-9 * middle)
-    leaves = np.append(jumped[1:], False)
-    bad = (outlier_share > OUTLIER_SHARE) | (jumped & leaves & ~np.append(False, (jumped & leaves)[:-1]))
-    bad[list(empty)] = True
-    unsettled = int(np.argmin(np.append(jumped[1:], False)))  # how many jumps the run begins with
+    named = outlier_share > OUTLIER_SHARE
+    named[list(empty)] = True
+    # A volume that is named already accounts for the jumps into it and out of it.
+    open_jump = jumped & ~named & ~np.append(False, named[:-1])
+    unsettled = int(np.argmin(np.append(open_jump[1:], False)))  # how many jumps the run begins with
+    both = open_jump & np.append(open_jump[1:], False)
+    alone = both & ~np.append(False, both[:-1])
     found = []
     for k in range(len(dvars)):
         if k in empty:
             found.append("empty volume")
-        elif outlier_share[k] > OUTLIER_SHARE:
+        elif named[k]:
             found.append(f"outlier: {100 * outlier_share[k]:.0f} % of the voxels")
         elif k < unsettled:
             found.append("not settled yet")
-        elif bad[k]:
+        elif alone[k]:
             found.append("outlier: stands out from both neighbours")
-        elif jumped[k] and k > unsettled and not bad[k - 1]:
+        elif open_jump[k] and k > unsettled and not alone[k - 1]:
             found.append("jump since the volume before")
         else:
             found.append("")
