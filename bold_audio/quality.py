@@ -13,6 +13,7 @@ OUTLIER_CHANCE = 0.001  # that a voxel of pure noise has any outlier in the run 
 OUTLIER_SHARE = 0.05  # of voxels, above which a volume is called an outlier (AFNI's afni_proc.py)
 JUMP = 6.0  # robust standard deviations of DVARS above its median that are called a jump
 HALF_CYCLES = 2  # of cosine drift, besides the mean, that are no outlier
+BAD = ("outlier", "empty")  # how findings begin whose volumes are left out of means, deviations and spectrum
 CARPET_ROWS = 120
 HEART, BREATHING = (40.0, 140.0), (6.0, 40.0)  # per minute; children's hearts included
 CHUNK = 2048  # voxels worked on at once
@@ -36,7 +37,8 @@ class ScanQuality:
     Parameters
     ----------
     mean, sd, tsnr : arrays of shape (n_voxels,)
-        Over the train volumes; raw intensities and their ratio (0 where nothing changes).
+        Over the train volumes without the outliers among them; raw intensities and their ratio (0
+        where nothing changes).
     volumes : DataFrame
         One row per volume: ``time`` (s), ``part`` (train, gap, test, or empty), ``global_signal``
         (% from the train mean), ``dvars`` (% of the train mean), ``outlier_share`` (0 to 1), the six
@@ -45,7 +47,7 @@ class ScanQuality:
     carpet : array of shape (n_rows, n_volumes)
         z-scores (standard deviations of a voxel in train), averaged over voxels of like order.
     spectrum : DataFrame
-        ``frequency`` (Hz) and ``power`` (%² / Hz) of the global signal.
+        ``frequency`` (Hz) and ``power`` (%² / Hz) of the global signal, bridged over outliers.
     """
 
     mean: np.ndarray
@@ -63,7 +65,7 @@ class ScanQuality:
     @property
     def outliers(self):
         """Indices of outlier volumes: empty ones, and those that stand out from their neighbours."""
-        return self.volumes.index[self.volumes["finding"].str.startswith(("outlier", "empty"))].to_numpy()
+        return self.volumes.index[self.volumes["finding"].str.startswith(BAD)].to_numpy()
 
 
 def scan_quality(volumes, *, t_r, train, parts=None, moved=None):
@@ -88,29 +90,38 @@ def scan_quality(volumes, *, t_r, train, parts=None, moved=None):
     ScanQuality
     """
     n_volumes, n_voxels = volumes.shape
-    mean, sd = np.empty(n_voxels), np.empty(n_voxels)
     outlying, jumps = np.zeros(n_volumes), np.zeros(n_volumes - 1)
-    for start in range(0, n_voxels, CHUNK):
-        block = np.asarray(volumes[:, start : start + CHUNK], dtype=np.float32)
-        mean[start : start + CHUNK] = block[train].mean(axis=0, dtype=float)
-        sd[start : start + CHUNK] = block[train].std(axis=0, dtype=float)
+    for part in _chunks(n_voxels):
+        block = np.asarray(volumes[:, part], dtype=np.float32)
         outlying += outlier_values(block).sum(axis=1)
         jumps += np.square(np.diff(block, axis=0)).sum(axis=1, dtype=float)
-    level = mean.mean() or 1.0
-    signal = 100 * (volumes.mean(axis=1, dtype=float) / level - 1)
+    dvars = np.append(np.nan, np.sqrt(jumps / n_voxels))
+    empty = [k for k in range(n_volumes) if not np.any(volumes[k])]
+    finding = name_findings(dvars, outlying / n_voxels, empty)
+    sound = ~pd.Series(finding).str.startswith(BAD).to_numpy()
+    steady = train[sound[train]] if sound[train].any() else train
+    mean, sd = np.empty(n_voxels), np.empty(n_voxels)
+    for part in _chunks(n_voxels):
+        block = np.asarray(volumes[steady, part], dtype=float)
+        mean[part], sd[part] = block.mean(axis=0), block.std(axis=0)
+    level = abs(mean.mean()) or 1.0
+    signal = 100 * (volumes.mean(axis=1, dtype=float) - mean.mean()) / level
+    moved = np.full((n_volumes, 6), np.nan) if moved is None else moved
     table = pd.DataFrame({"time": np.arange(n_volumes) * t_r, "part": "", "global_signal": signal})
     for name, rows in (parts or {}).items():
         table.loc[rows, "part"] = name
-    table["dvars"] = np.append(np.nan, 100 * np.sqrt(jumps / n_voxels) / abs(level))
-    table["outlier_share"] = outlying / n_voxels
-    moved = np.full((n_volumes, 6), np.nan) if moved is None else moved
+    table = table.assign(dvars=100 * dvars / level, outlier_share=outlying / n_voxels)
     table[list(motion.NAMES)] = moved
-    table["framewise_displacement"] = motion.framewise_displacement(moved)
-    empty = [k for k in range(n_volumes) if not np.any(volumes[k])]
-    table["finding"] = name_findings(table["dvars"], table["outlier_share"], empty)
+    table = table.assign(framewise_displacement=motion.framewise_displacement(moved), finding=finding)
     tsnr = np.divide(mean, sd, out=np.zeros(n_voxels), where=sd > 0)
-    pictured = carpet(volumes, signal, mean, sd, train)
-    return ScanQuality(mean, sd, tsnr, table, pictured, spectrum(signal, t_r))
+    times = np.arange(n_volumes)
+    bridged = np.interp(times, times[sound], signal[sound]) if sound.any() else signal
+    pictured = carpet(volumes, bridged, mean, sd, steady)
+    return ScanQuality(mean, sd, tsnr, table, pictured, spectrum(bridged, t_r))
+
+
+def _chunks(n_voxels):
+    return (slice(start, start + CHUNK) for start in range(0, n_voxels, CHUNK))
 
 
 def median_spread(volumes, parts, *, train):
@@ -244,12 +255,7 @@ def carpet(volumes, signal, mean, sd, train):
     """
     scale = np.where(sd > 0, sd, np.inf)
     course = signal[train] - signal[train].mean()
-    alike = np.concatenate(
-        [
-            course @ (volumes[train, start : start + CHUNK] - mean[start : start + CHUNK])
-            for start in range(0, len(mean), CHUNK)
-        ]
-    )
+    alike = np.concatenate([course @ (volumes[train, part] - mean[part]) for part in _chunks(len(mean))])
     order = np.argsort(-alike / scale, kind="stable")
     rows = []
     for voxels in np.array_split(order, min(CARPET_ROWS, len(order))):

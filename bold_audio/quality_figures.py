@@ -29,6 +29,8 @@ def plot_run(quality, *, blocks=None, note=None):
         ("global_signal", "Global<br>signal (%)", 1, "%{y:.2f} % at %{x:.1f} s"),
     ]
     rows = [row for row in rows if table[row[0]].notna().any()]
+    found = (table["finding"] != "").to_numpy()
+    beside = found | np.append(False, found[:-1])
     heights = [1.0] * len(rows) + [3.0]
     small = dict(font_size=12, standoff=6)
     fig = make_subplots(len(heights), 1, shared_xaxes=True, vertical_spacing=0.025, row_heights=heights)
@@ -36,14 +38,17 @@ def plot_run(quality, *, blocks=None, note=None):
         line = dict(color=PALETTE[n - 1], width=1.2)
         show = dict(mode="lines", line=line, showlegend=False, hovertemplate=hover + "<extra></extra>")
         fig.add_scatter(x=times, y=factor * table[column], row=n, col=1, **show)
-        # A quiet run is not blown up to fill the panel: its noise would look like trouble.
-        low, high = np.nanmin(factor * table[column]), np.nanmax(factor * table[column])
+        # A quiet run is not blown up to fill the panel: its noise would look like trouble. Nor does one bad volume
+        # press all others flat: it leaves the panel, and a dotted line says where.
+        usual = (factor * table[column])[~beside] if (~beside).any() else factor * table[column]
+        low, high = np.nanmin(usual), np.nanmax(usual)
         least = {"framewise_displacement": 0.5, "outlier_share": 5.0, "dvars": 0.0, "global_signal": 0.0}[column]
         room = 0.08 * (max(high, least) - low) or 0.1
         ends = [low - room, max(high, least) + room]
         fig.update_yaxes(title=dict(text=axis, **small), range=ends, nticks=4, row=n, col=1)
     last = len(heights)
-    limit = float(np.ceil(10 * np.percentile(np.abs(quality.carpet), 99)) / 10) or 1.0
+    usual = quality.carpet[:, ~found] if (~found).any() else quality.carpet
+    limit = float(np.ceil(10 * np.percentile(np.abs(usual), 99)) / 10) or 1.0
     hover = "row %{y}, %{x:.1f} s: %{z:.2f} SD<extra></extra>"
     picture = dict(x=times, coloraxis="coloraxis", hovertemplate=hover)
     fig.add_heatmap(z=quality.carpet, row=last, col=1, **picture)
@@ -53,8 +58,8 @@ def plot_run(quality, *, blocks=None, note=None):
     scale = figures._colours(DIVERGING, (-limit, limit), "z-score (SD of a voxel)")
     scale["colorbar"] |= dict(len=0.4, y=0, yanchor="bottom", x=1.005)
     fig.update_layout(coloraxis=scale)
-    for found in quality.found.itertuples():
-        fig.add_vline(x=found.time, line=dict(color="#D55E00", width=1, dash="dot"), row="all", col=1)
+    for time in times[found]:
+        fig.add_vline(x=time, line=dict(color="#D55E00", width=1, dash="dot"), row="all", col=1)
     figures._figure(
         "The run at a glance",
         fig=fig,

@@ -18,6 +18,7 @@ def about_steadiness(found):
         f"between {worst:.0f} and {best:.0f}). A response to the blocks of 1 % of the mean, the size expected in "
         f"auditory cortex, would make up r = {r:.2f} ({r**2:.0%} of the variance) of such a voxel's time course, one "
         f"of 0.2 % r = {r / 5:.2f}: no model of the sound can reach more there."
+        + (" Outlier volumes were left out of this; the models are not spared them." if len(found.outliers) else "")
     )
 
 

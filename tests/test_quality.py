@@ -185,6 +185,19 @@ def test_the_carpet_is_ordered_and_small(clean):
 # --- rhythms ----------------------------------------------------------------------------
 
 
+def test_bad_volumes_do_not_hide_how_good_the_others_are(clean):
+    spoilt = clean.copy()
+    spoilt[200] *= 10
+    spoilt[500] = 0
+    before, after = measure(clean), measure(spoilt)
+    np.testing.assert_allclose(after.tsnr, before.tsnr, rtol=0.02)
+    np.testing.assert_allclose(after.mean, before.mean, rtol=1e-3)
+    assert np.corrcoef(np.log(before.spectrum["power"]), np.log(after.spectrum["power"]))[0, 1] > 0.95
+    kept = np.setdiff1d(np.arange(N), [200, 500])
+    assert after.carpet[:, kept].std() == pytest.approx(before.carpet.std(), rel=0.1)
+    np.testing.assert_allclose(after.volumes["dvars"][1:199], before.volumes["dvars"][1:199], rtol=1e-3)
+
+
 @pytest.mark.parametrize(("rate", "shown"), [(72, 0.4447), (97.68, 1 / 60), (99.68, 1 / 60), (30, 0.5), (60, 0.6447)])
 def test_a_heartbeat_shows_up_at_its_alias(clean, rate, shown):
     """Planted: a beat in every voxel, sampled at each volume's time; the peak lies at the folded frequency."""
