@@ -491,6 +491,8 @@ def test_integers_with_a_slope_are_scaled(tree):
         {"mask": "brain", "detrend": True},
         {"downsample": 2},
         {"mask": "brain", "smoothing_fwhm": 6},
+        {"mask": "brain", "realign": True},
+        {"mask": "brain", "confounds": ["high_variance"]},
     ],
     ids=str,
 )
