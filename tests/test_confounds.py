@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.signal import lfilter
 
-from bold_audio import confounds, data, motion, workflow
+from bold_audio import confounds, data, motion, prepare, workflow
 from bold_audio.bids import locate_run
 from bold_audio.files import ParameterError
 
@@ -289,3 +289,10 @@ def test_a_table_of_confounds_is_passed_by_the_caller_and_counts_in_the_cache(sm
 def test_results_of_other_confounds_are_others(small_params):
     keys = {workflow.open_subject(small_params(**g)).result_key() for g in ({}, {"confounds": ["drift"]})}
     assert len(keys) == 2
+
+
+def test_results_are_stale_when_the_code_that_cleans_changes(small_params, monkeypatch):
+    subject, counted = workflow.open_subject(small_params()), []
+    monkeypatch.setattr(prepare, "code_fingerprint", lambda *modules: counted.extend(modules) or "code")
+    subject.result_key()
+    assert {motion, confounds} <= set(counted)

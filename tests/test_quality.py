@@ -101,6 +101,12 @@ def test_a_scan_that_begins_too_bright_is_told_as_not_settled(clean):
     )
 
 
+def test_an_empty_volume_accounts_for_the_jumps_beside_it():
+    """Also where its voxels are no outliers, since many volumes are empty."""
+    dvars = [np.nan, 1, 1.1, 90, 95, 1, 0.9, 1.05]
+    assert quality.name_findings(dvars, np.zeros(8), empty=[3]) == [""] * 3 + ["empty volume"] + [""] * 4
+
+
 def test_the_share_of_outlying_voxels_is_counted_and_few_are_no_outlying_volume(clean):
     spoilt = clean.copy()
     spoilt[300, :60] *= 1.5
@@ -120,6 +126,13 @@ def test_outliers_are_counted_as_afni_does():
     series[7, :5] = [4.2, -4.2, 5.4, -5.4, 30]
     assert quality.outlier_values(series)[7, :5].tolist() == [False, False, True, True, True]
     assert not far.sum() > 20
+
+
+def test_one_huge_value_bends_no_other_towards_itself():
+    series = np.random.default_rng(0).standard_normal((400, 200))
+    series[7] = 1e5
+    found = quality.outlier_values(series)
+    assert found[7].all() and found[np.arange(400) != 7].mean() < 1e-4
 
 
 def test_parts_and_times_are_the_runs(clean):
