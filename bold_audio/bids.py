@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
 from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table, read_times
 from bold_audio.fetch import check_fmri_subject
@@ -14,6 +15,7 @@ from bold_audio.files import DataError, read_json
 from bold_audio.params import DEFAULT_DATASET, SIMULATED
 
 T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
+LATE_END = 30.0  # s that a scan may go on after the last event of the sound: the sound has ended, the scanner has not
 SECONDS_OF_CODE = {8: 1.0, 16: 1e-3, 24: 1e-6}  # of xyzt_units; headers with no known unit mean seconds
 MADE_ENTITIES = {"space", "res", "den", "desc", "label"}  # of preprocessing, not of the measurement
 
@@ -263,7 +265,7 @@ def _read_run(path, params):
         events=events,
         sidecar=sidecar,
         form_codes=(int(image.header["sform_code"]), int(image.header["qform_code"])),
-        warnings=_orientation_warnings(image.header),
+        warnings=(*_orientation_warnings(image.header), *_scaling_warnings(image, path)),
         start=_first_start(sidecar, t_r, path.name),
         **beside,
     )
@@ -390,6 +392,54 @@ def _sound_onset(given, events, name):
     return float(read_times(events.iloc[heard], "onset", name).min())
 
 
+def check_events_end(files):
+    """Refuse events of the sound that end after the scan, or long before it: they may be another run's.
+
+    Raises
+    ------
+    DataError
+    """
+    for part in files.parts:
+        if part.events is not None:
+            _check_events_end(part)
+
+
+def _check_events_end(files):
+    heard = files.events[files.events["trial_type"].astype(str).isin((*BLOCK_TYPES, *SPEECH_TYPES))]
+    ends = pd.to_numeric(heard["onset"], errors="coerce") + pd.to_numeric(heard["duration"], errors="coerce")
+    scanned = float(files.volume_times[-1] + files.t_r)
+    if ends.notna().any() and not -files.t_r <= scanned - ends.max() <= LATE_END:
+        raise DataError(
+            f"events end at {ends.max():.1f} s, the scan at {scanned:.1f} s ({files.bold.name}) - "
+            "put this run's events beside it, or set audio_onset if these are right"
+        )
+
+
+def read_confounds(files):
+    """The table of confounds that a preprocessed run comes with; None without one.
+
+    Raises
+    ------
+    DataError
+        If it has not one row for each volume.
+    """
+    if files.confounds is None:
+        return None
+    table = read_table(files.confounds, columns=())
+    if len(table) != files.n_volumes:
+        raise DataError(
+            f"{files.confounds.name} has {len(table)} rows, the run {files.n_volumes} volumes - make it anew"
+        )
+    return table
+
+
+def _scaling_warnings(image, path):
+    """Say so where the header scales values by infinity, which nibabel leaves out without a word."""
+    with nib.openers.ImageOpener(path) as handle:
+        slope = float(type(image.header).from_fileobj(handle, check=False)["scl_slope"])
+    return (f"scl_slope in the header is {slope:g}: the values are taken unscaled",) if np.isinf(slope) else ()
+
+
 def _orientation_warnings(header):
     if header["sform_code"] == 0 and header["qform_code"] == 0:
         return ("orientation unknown (sform and qform are 0): left and right are not labelled",)
@@ -414,7 +464,14 @@ def read_whole(path):
     image = _open_image(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-            image = type(image).from_bytes(handle.read())
+            content = handle.read()
+        image = type(image).from_bytes(content)
+        volume = int(np.prod(image.shape[:3])) * image.get_data_dtype().itemsize
+        held = (len(content) - image.dataobj.offset) // max(volume, 1)
+        if held > np.prod(image.shape[3:]):  # nibabel would read as many as the header says
+            raise DataError(
+                f"scan holds {held} volumes, its header says {np.prod(image.shape[3:]):.0f}: {path} - fetch it again"
+            )
         scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
         data = np.asanyarray(image.dataobj, dtype=np.float32 if scaled else None)
     except (OSError, EOFError, zlib.error, ValueError) as error:

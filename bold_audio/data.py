@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from bold_audio import bids
+from bold_audio import bids, confounds, motion
 from bold_audio.bids import RunFiles, read_whole
 from bold_audio.files import (
     DataError,
@@ -23,6 +23,8 @@ from bold_audio.files import (
 from bold_audio.truth import planted_regions, read_truth
 
 MAX_BAD_VOXELS = 0.01  # share of the grid that may be NaN or infinite
+READING = ("mask", "downsample", "smoothing_fwhm", "detrend", "realign", "confounds")  # parameters that count here
+AS_MEASURED = {"detrend": False, "realign": False, "confounds": []}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class BoldRun:
         return grid
 
 
-def load_run(files, params, *, train, level_on=None):
+def load_run(files, params, *, train, level_on=None, table=None):
     """Read, mask and cache a run, or several runs one after the other.
 
     Parameters
@@ -81,13 +83,17 @@ def load_run(files, params, *, train, level_on=None):
     files : bids.RunFiles or bids.SeveralRuns
         From `bids.locate_runs`.
     params : Params
-        ``mask``, ``downsample``, ``smoothing_fwhm``, ``detrend`` and ``cache_path`` count.
+        ``mask``, ``downsample``, ``smoothing_fwhm``, ``detrend``, ``realign``, ``confounds`` and
+        ``cache_path`` count.
     train : array of int
-        Indices of the train volumes. The mask, the value range and the straight line of
-        ``detrend`` are made from these alone, so the test part changes none of them.
+        Indices of the train volumes. The mask, the value range, the reference of ``realign`` and what
+        ``detrend`` and ``confounds`` take off are made from these alone, so the test part changes none of them.
     level_on : list of arrays of int, optional
         For several runs: volumes of each whose mean is brought to the mean over ``train``, voxel by voxel, because a
         scanner's gain and the head's place differ from run to run. None of them is ever scored.
+    table : DataFrame, optional
+        Confounds of the only run by name, one row per volume, whose columns ``confounds`` may ask for; without it,
+        those that preprocessed runs come with.
 
     Returns
     -------
@@ -96,7 +102,9 @@ def load_run(files, params, *, train, level_on=None):
     Raises
     ------
     DataError
-        If the scan is damaged or its mask is empty.
+        If the scan is damaged, its mask is empty, or its events do not end where it does.
+    ParameterError
+        If ``confounds`` names what is neither a group nor a column, or too much for the train volumes.
 
     Notes
     -----
@@ -105,12 +113,18 @@ def load_run(files, params, *, train, level_on=None):
     """
     import bold_audio.data as this
 
-    settings = {name: getattr(params, name) for name in ("mask", "downsample", "smoothing_fwhm", "detrend")}
+    settings = {name: getattr(params, name) for name in READING}
     mask_md5 = file_md5(_mask_file(params)) if params.mask not in ("brain", "none") else None
+    tables = [table] if table is not None else [bids.read_confounds(part) for part in files.parts]
+    from_tables = [confounds.used_of(one, params.confounds) for one in tables]
     scans = [file_md5(path) for part in files.parts for path in (part.bold, part.mask) if path is not None]
     rows = [list(map(int, volumes)) for volumes in (train, *(level_on or ()))]
-    key = "run-" + fingerprint(scans, settings, mask_md5, rows, code_fingerprint(bids, this))
-    folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, train, level_on))
+    code = code_fingerprint(bids, confounds, motion, this)
+    key = "run-" + fingerprint(scans, settings, mask_md5, from_tables, rows, code)
+    made = {"train": train, "level_on": level_on, "tables": tables}
+    folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, **made))
+    if params.audio_onset is None:
+        bids.check_events_end(files)  # a scan that is not whole has been noticed above
     with np.load(folder / "grid.npz") as grid:
         mask, affine, mean_image, value_range = (grid[k] for k in ("mask", "affine", "mean_image", "value_range"))
     volumes = np.load(folder / "volumes.npy", mmap_mode="r")
@@ -181,11 +195,15 @@ def _mask_file(params):
     return path
 
 
-def _write_masked(folder, files, params, train, level_on):
+def _write_masked(folder, files, params, *, train, level_on, tables):
     """Decompress, mask and store runs as float32: the work that the cache saves."""
     keep = len(files.parts) == 1  # a second reading of several runs costs less than memory for all of them
-    pairs = list(zip(files.parts, files.starts, strict=True))
-    seen = [_see_train(part, params, train - start, keep=keep) for part, start in pairs]
+    moved = motion.cached_motion(files, params.cache_path, train=train) if params.realign else np.empty((0, 6))
+    pairs = [
+        (part, start, moved[start : start + part.n_volumes])
+        for part, start in zip(files.parts, files.starts, strict=True)
+    ]
+    seen = [_see_train(part, params, back, train - start, keep=keep) for part, start, back in pairs]
     n_train = np.array([one.n_train for one in seen])
     mean_image = np.average([one.mean for one in seen if one.n_train], axis=0, weights=n_train[n_train > 0])
     mean_image = mean_image.astype(np.float32)
@@ -199,12 +217,9 @@ def _write_masked(folder, files, params, train, level_on):
         raise DataError(f"the {params.mask} mask of {files.bold.name} is empty - check the scan, or set mask")
     shape = (files.n_volumes, int(mask.sum()))
     volumes = np.lib.format.open_memmap(folder / "volumes.npy", mode="w+", dtype=np.float32, shape=shape)
-    for one, (part, start) in zip(seen, pairs, strict=True):
-        run = volumes[start : start + part.n_volumes]
-        run[:] = (one.data if keep else _read_prepared(part, params)[0])[mask].T
-        mine = train[(train >= start) & (train < start + part.n_volumes)] - start
-        if params.detrend and len(mine):
-            run[:] = _take_off_line(run, mine)
+    for one, (part, start, back) in zip(seen, pairs, strict=True):
+        volumes[start : start + part.n_volumes] = (one.data if keep else _read_prepared(part, params, back)[0])[mask].T
+    confounds.clean(volumes, files, params, train=train, tables=tables)
     if level_on is not None:
         _level(volumes, files, train, level_on)
     volumes.flush()
@@ -232,12 +247,14 @@ class _TrainOfRun:
     high: float
 
 
-def _read_prepared(part, params):
-    """One run, smoothed and on its coarser grid as the parameters say; with its affine and the voxels of numbers."""
+def _read_prepared(part, params, moved):
+    """One run put in place, smoothed and coarser as the parameters say, its affine, and where it is finite."""
     data, affine = read_whole(part.bold)
     finite = np.isfinite(data).all(axis=3) if data.dtype.kind == "f" else np.ones(data.shape[:3], bool)
     if np.mean(~finite) > MAX_BAD_VOXELS:
         raise DataError(f"{np.mean(~finite):.0%} of the voxels of {part.bold.name} are not numbers - check the scan")
+    if params.realign:
+        data = motion.realign(data, affine, moved)
     if params.smoothing_fwhm > 0:
         data = _smooth(nib.Nifti1Image(data, affine), params.smoothing_fwhm)
     if params.downsample > 1:
@@ -247,8 +264,8 @@ def _read_prepared(part, params):
     return data, affine, finite
 
 
-def _see_train(part, params, train, *, keep):
-    data, affine, finite = _read_prepared(part, params)
+def _see_train(part, params, moved, train, *, keep):
+    data, affine, finite = _read_prepared(part, params, moved)
     train = train[(train >= 0) & (train < part.n_volumes)]
     kept = data if keep else None
     if not len(train):
@@ -324,14 +341,6 @@ def _read_mask(path, shape, affine, files):
     if any(files.form_codes) and not np.allclose(place, affine, atol=1e-2):
         raise DataError(f"mask {path.name} lies elsewhere in the head than the scan - resample the mask")
     return values.reshape(shape) > 0
-
-
-def _take_off_line(volumes, train):
-    """Take each voxel's straight line, fitted on ``train``, off the whole run; the mean stays."""
-    time = np.arange(len(volumes), dtype=np.float32)
-    time -= time[train].mean()
-    slope = time[train] @ (volumes[train] - volumes[train].mean(axis=0)) / np.sum(time[train] ** 2)
-    return volumes - time[:, None] * slope
 
 
 def _regions(run, params):

@@ -289,14 +289,16 @@ def _mark_delays(fig, chosen, interval, truth):
 
 
 # fmt: off
-def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None, symmetric=False, limit=None,
-                n_slices=6, view="axial", names=None):
+def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None, outline=None, symmetric=False,
+                limit=None, n_slices=6, view="axial", names=None, note=None):
     """Draw a row of slices; NaN and voxels outside the mask are transparent.
 
     Parameters
     ----------
     background : array of shape (i, j, k), optional
         Drawn in grey under the map.
+    outline : bool array of shape (i, j, k), optional
+        Its edge is drawn as a line, on a map without background.
     symmetric : bool
         Red and blue around 0, for correlations and differences.
     limit : float or (float, float), optional
@@ -308,21 +310,28 @@ def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None,
         return plot_regions(_listed(grid, names), names, title=title, unit=unit, symmetric=symmetric)
     cut = _Cut(grid.shape, affine, view)
     grid, under = cut.turn(grid), None if background is None else cut.turn(np.asarray(background, np.float32))
+    edge = None if outline is None else cut.turn(np.asarray(outline, np.float32))
     inside = np.isfinite(grid)
+    if edge is not None:  # air is cut off here, too
+        under, inside = np.where(inside, grid, 0), edge > 0.5
     window = cut.box(inside if under is None else inside | (under > 0.2 * _limits(under)[1]))  # air is cut off
     low, high = (cut.box(inside) if inside.any() else window)[0]
     ks = np.unique(np.linspace(low - 0.5, high - 0.5, n_slices + 2)[1:-1].round().astype(int))
     fig = make_subplots(1, len(ks), horizontal_spacing=0.008)
     for n, k in enumerate(ks, 1):
-        if under is not None:
+        if background is not None:
             fig.add_trace(cut.picture(under, k, window, coloraxis="coloraxis2", hoverinfo="skip"), 1, n)
         fig.add_trace(cut.picture(grid, k, window, coloraxis="coloraxis", hovertemplate=cut.hover + unit), 1, n)
+        if edge is not None:
+            fig.add_trace(cut.line(edge, k, window), 1, n)
         cut.dress(fig, n, cut.where(k))
-    scale = DIVERGING if symmetric else GREYS if under is None else OVERLAY
+    scale = DIVERGING if symmetric else GREYS if background is None else OVERLAY
     fig.update_layout(coloraxis=_colours(scale, _limits(grid, symmetric=symmetric, limit=limit), unit))
-    if under is not None:
+    if background is not None:
         fig.update_layout(coloraxis2=_colours(GREYS, _limits(under), unit) | {"showscale": False})
-    return _figure(title, fig=fig, height=135 + cut.height(window, 1 / len(ks)))
+    extra = 25 if note else 0
+    height = 135 + cut.height(window, 1 / len(ks)) + extra
+    return _figure(title, fig=fig, height=height, note=note, top=60 + extra)
 
 
 def plot_truth_prediction(true, predicted, *, title, unit, time, **options):
@@ -517,6 +526,13 @@ class _Cut:
         (x0, x1), (y0, y1) = window[1:]
         z = np.moveaxis(grid, (cut, up, right), (0, 1, 2))[k, y0:y1, x0:x1]
         return go.Heatmap(z=z, x=self.coords[right][x0:x1], y=self.coords[up][y0:y1], **options)
+
+    def line(self, grid, k, window):
+        """The edge of a region, half-way between 0 and 1."""
+        cut = self.picture(grid, k, window)
+        level = dict(start=0.5, end=0.5, size=1, coloring="none")
+        look = dict(line=dict(color="#E69F00", width=1.5, smoothing=0), hoverinfo="skip", showlegend=False)
+        return go.Contour(z=cut.z, x=cut.x, y=cut.y, contours=level, **look)
 
     def dress(self, fig, n, text):
         """Name the axes of picture n, and its sides where they are known."""

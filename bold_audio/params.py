@@ -77,6 +77,8 @@ class Params(BaseModel):
     downsample: Annotated[Count, Field(le=16)]
     smoothing_fwhm: Annotated[Number, Field(ge=0, le=50)]
     detrend: bool
+    realign: bool
+    confounds: list[str]
     skip_initial: Seconds
     # pairing
     delays: Annotated[list[Seconds], Field(min_length=1, max_length=2000)]
@@ -140,6 +142,13 @@ class Params(BaseModel):
     @classmethod
     def _sorted(cls, value):
         return sorted(set(value))
+
+    @field_validator("confounds")
+    @classmethod
+    def _each_once(cls, value):
+        if len(set(value)) < len(value):
+            raise ValueError("must name each group or column once")
+        return value
 
     @field_validator("model_name", "mlflow_experiment")
     @classmethod

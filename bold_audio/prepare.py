@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bold_audio import __version__, bids, brain, data, features, pairing, truth
+from bold_audio import __version__, bids, brain, confounds, data, features, motion, pairing, truth
 from bold_audio.files import DataError, code_fingerprint, file_md5, fingerprint, lock, record_step
 from bold_audio.params import SIMULATED
 
@@ -112,7 +112,8 @@ class Subject:
         import bold_audio.prepare as this
 
         kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
-        return fingerprint(kept, self.input_md5, code_fingerprint(bids, data, features, pairing, truth, this, *modules))
+        code = code_fingerprint(bids, confounds, data, features, motion, pairing, truth, this, *modules)
+        return fingerprint(kept, self.input_md5, code)
 
     def record(self, step, **facts):
         """Write what a step did into ``provenance.json``."""
@@ -240,12 +241,12 @@ def open_subject(params):
     folds = pairing.blocked_folds(
         split.train, n_folds=params.n_folds, gap_volumes=pairing.volumes_of(params.gap, files.t_r)
     )
-    run = data.load_run(files, params, train=split.train, level_on=_level_volumes(files, split, params))
+    run = data.load_run(files, params, train=split.train, level_on=level_volumes(files, split, params))
     brain.write_dataset_description(params, __version__)
     return Subject(params, run, first_sound(sounds), blocks and blocks[0], split, folds, designs)
 
 
-def _level_volumes(files, split, params):
+def level_volumes(files, split, params):
     """Volumes of each run that its level is known from: its train part, or what was measured before its test part."""
     if len(files.parts) == 1:
         return None

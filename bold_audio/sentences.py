@@ -14,14 +14,20 @@ SMALL_GAIN = 0.001  # a smaller share of the error is called none
 def about_data(params, sound):
     """What a reader must know of the scan and the sound before any number."""
     parts = [f"sub-{params.subject} of {params.dataset}"]
-    parts += [note for note in (params.data_note,) if note]
-    if read_truth(params) and "SIMULATED" not in " ".join(parts):
-        parts.append("SIMULATED by bold_audio, whatever the dataset is called")
+    parts += [note for note in (scan_note(params),) if note]
     if params.feature_source == "annotations":
         parts.append(f"features from ANNOTATIONS, not from the sound: {', '.join(sound.names)}")
     else:
         parts.append(f"{len(sound.names)} MFCCs of {params.sound_note or sound.source}")
     return "; ".join(parts) + "."
+
+
+def scan_note(params):
+    """What every figure of a scan must say of it, such as that it is SIMULATED; None where nothing must be said."""
+    parts = [params.data_note] if params.data_note else []
+    if read_truth(params) and "SIMULATED" not in " ".join((params.dataset, *parts)):
+        parts.append("SIMULATED by bold_audio, whatever the dataset is called")
+    return "; ".join(parts) or None
 
 
 def about_split(split, t_r):

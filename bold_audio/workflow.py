@@ -1,16 +1,48 @@
 """Each notebook's result, made once and re-read by the next: sweep, training, scores, maps."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 # One door for notebooks: a subject is opened and its results are made from here.
-from bold_audio import brain, candidates, mlp, models, scores, sentences, serving, sweep
+from bold_audio import (
+    bids,
+    brain,
+    candidates,
+    confounds,
+    data,
+    mlp,
+    models,
+    motion,
+    quality,
+    scores,
+    sentences,
+    serving,
+    sweep,
+)
 from bold_audio.candidates import checkpoint_folder, inner_validation  # noqa: F401
 from bold_audio.delays import ensure_sweep, open_feature_grid  # noqa: F401
-from bold_audio.files import write_json, write_text, write_whole
+from bold_audio.files import (
+    cached_folder,
+    code_fingerprint,
+    fingerprint,
+    write_json,
+    write_table,
+    write_text,
+    write_whole,
+)
 from bold_audio.models import LINEAR_NAMES, predict_row, score_rows  # noqa: F401
-from bold_audio.prepare import Subject, annotation_paths, ensure_scan, first_sound, open_subject, read_features  # noqa: F401
+from bold_audio.prepare import (  # noqa: F401
+    Subject,
+    annotation_paths,
+    ensure_scan,
+    first_sound,
+    level_volumes,
+    open_subject,
+    read_features,
+)
 from bold_audio.serving import (  # noqa: F401
     compare_runtimes,
     ensure_export,
@@ -19,6 +51,104 @@ from bold_audio.serving import (  # noqa: F401
     open_exported,
     served_row,
 )
+
+
+def ensure_quality(subject):
+    """Measure the quality of a subject's scan as it came, before ``realign``, ``detrend`` and ``confounds``, once.
+
+    Writes ``…_desc-quality_timeseries.tsv`` into the subject's outputs: one row per volume, named as fMRIPrep names its
+    confounds where both have them.
+
+    Returns
+    -------
+    quality.ScanQuality
+    """
+    run, params = as_measured(subject), subject.params
+    made_of = Path(run.volumes.filename).parent.name  # names the scan, the mask and the train volumes
+    parts = {name: getattr(subject.split, name) for name in ("train", "gap", "test")}
+    listed = {name: list(map(int, rows)) for name, rows in parts.items()}
+    code = code_fingerprint(quality, motion)
+    key = f"quality-{fingerprint(made_of, listed, run.files.t_r, code)}"
+
+    def make(folder):
+        moved = None
+        if motion.can_align(run.files.grid):
+            moved = motion.cached_motion(run.files, params.cache_path, train=subject.split.train)
+        measured = quality.scan_quality(
+            run.volumes,
+            t_r=run.files.t_r,
+            train=subject.split.train,
+            parts=parts,
+            moved=moved,
+            starts=run.files.starts,
+        )
+        np.savez(folder / "arrays.npz", mean=measured.mean, sd=measured.sd, tsnr=measured.tsnr, carpet=measured.carpet)
+        write_table(folder / "volumes.tsv", measured.volumes.replace({"": None}))
+        write_table(folder / "spectrum.tsv", measured.spectrum)
+
+    folder = cached_folder(params.cache_path, key, make)
+    volumes, spectrum = (pd.read_csv(folder / f"{name}.tsv", sep="\t") for name in ("volumes", "spectrum"))
+    volumes = volumes.astype({"part": object, "finding": object}).fillna({"part": "", "finding": ""})
+    with np.load(folder / "arrays.npz") as arrays:
+        found = quality.ScanQuality(**arrays, volumes=volumes, spectrum=spectrum)
+    write_table(subject.path(f"{run.files.entities}_desc-quality_timeseries.tsv"), volumes.replace({"": None}))
+    write_json(subject.path(f"{run.files.entities}_desc-quality_timeseries.json"), quality.COLUMNS)
+    return found
+
+
+def shown_rates(t_r):
+    """Heart and breathing rates (per minute), and the frequency (Hz) at which a scan with this TR (s) shows them."""
+    steps = {"heart": range(50, 121, 10), "breathing": range(10, 31, 5)}
+    return {name: {rate: float(quality.alias(rate / 60, t_r)) for rate in rates} for name, rates in steps.items()}
+
+
+def motion_with_blocks(subject, found):
+    """Share of the film's boxcar at 5 s that head motion explains in train, and of the shifted boxcar in the median.
+
+    Returns
+    -------
+    (float, float) or None
+        None without blocks or without an estimate of motion.
+    """
+    moved = found.volumes[list(motion.NAMES)]
+    if subject.blocks is None or moved.isna().all(axis=None):
+        return None
+    return confounds.shared_by_chance(moved, subject.designs["blocks"].at(5.0)[:, 0], subject.split.train)
+
+
+def cleaning_effect(subject):
+    """How much the median voxel changes over time before and after ``realign``, ``detrend`` and ``confounds``.
+
+    Returns
+    -------
+    dict or None
+        None where none of them is asked for. ``before`` and ``after``: part of the run → standard deviation in % of the
+        voxel's train mean; ``columns``: how many nuisance columns, apart from components; ``blocks``: the share of the
+        film's boxcar at 5 s that these columns explain in train, NaN without blocks.
+    """
+    raw, split = as_measured(subject), subject.split
+    if raw is subject.run:
+        return None
+    parts = {"train": split.train, "test": split.test}
+    files = subject.run.files
+    tables = [bids.read_confounds(part) for part in files.parts]
+    columns = pd.concat(
+        confounds.run_columns(files, subject.params, train=split.train, tables=tables), ignore_index=True
+    )
+    blocks = float("nan")
+    if subject.blocks is not None:
+        blocks = confounds.shared_variance(columns, subject.designs["blocks"].at(5.0)[:, 0], split.train)
+    before, after = (quality.median_spread(run.volumes, parts, train=split.train) for run in (raw, subject.run))
+    return {"before": before, "after": after, "columns": columns.shape[1], "blocks": blocks}
+
+
+def as_measured(subject):
+    """The subject's run before ``realign``, ``detrend`` and ``confounds``: its own where none of them is asked for."""
+    plain = subject.params.model_copy(update=data.AS_MEASURED)
+    if plain == subject.params:
+        return subject.run
+    level_on = level_volumes(subject.run.files, subject.split, plain)
+    return data.load_run(subject.run.files, plain, train=subject.split.train, level_on=level_on)
 
 
 def ensure_mlp(subject, *, progress=None):

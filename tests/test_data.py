@@ -31,7 +31,7 @@ N_VOLUMES = 20
 TRAIN = np.arange(2, 12)
 T_R = 0.608
 AFFINE = np.array([[-4.0, 0.3, 0, 20], [0.2, 4, 0.1, -30], [0, 0.4, 3.9, -25], [0, 0, 0, 1]])
-EVENTS = "onset\tduration\ttrial_type\n0\t30\tmusic\n30\t30\tspeech\n"
+EVENTS = "onset\tduration\ttrial_type\n0\t6\tmusic\n6\t6\tspeech\n"
 NAME = "sub-01_ses-mri3t_task-film_run-1_bold"
 
 
@@ -133,7 +133,7 @@ def spoilt(volumes, *spots):
         (608, "msec", 2.0, "header", 0.608),
     ],
 )
-def test_the_repetition_time_is_found(tree, in_header, unit, in_sidecar, source, t_r):
+def test_the_repetition_time_is_found(tree, in_header, unit, in_sidecar, source, t_r):  # S10
     sidecar = {} if in_sidecar is None else {"RepetitionTime": in_sidecar}
     files = tree(t_r=in_header, unit=unit, sidecar=sidecar).locate(t_r_source=source)
     assert files.t_r == pytest.approx(t_r, rel=1e-6)
@@ -154,7 +154,7 @@ def test_the_repetition_time_is_found(tree, in_header, unit, in_sidecar, source,
         (0.608, "sec", -0.608, "sidecar", "a repetition time of -0.608 s cannot be right - "),
     ],
 )
-def test_a_doubtful_repetition_time_is_refused(tree, in_header, unit, in_sidecar, source, match):
+def test_a_doubtful_repetition_time_is_refused(tree, in_header, unit, in_sidecar, source, match):  # S10
     sidecar = {} if in_sidecar is None else {"RepetitionTime": in_sidecar}
     with refused(match) as caught:
         tree(t_r=in_header, unit=unit, sidecar=sidecar).locate(t_r_source=source)
@@ -247,7 +247,7 @@ def test_events_without_kinds_do_not_matter_when_the_onset_is_given(tree, events
 # --- scans that are missing or bad ------------------------------------------------------
 
 
-def test_a_missing_real_subject_tells_how_to_get_it(tmp_path):
+def test_a_missing_real_subject_tells_how_to_get_it(tmp_path):  # S06
     with refused("sub-09 is not there: .*bold-audio fetch --subject 09.*feature_source annotations") as caught:
         locate_runs(load_params("09", data_dir=str(tmp_path)))
     wanted = tmp_path / "sub-09/ses-mri3t/func/sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"
@@ -255,7 +255,7 @@ def test_a_missing_real_subject_tells_how_to_get_it(tmp_path):
     assert "subjects there: none" in str(caught.value)
 
 
-def test_a_missing_subject_of_another_dataset_lists_who_is_there(tree):
+def test_a_missing_subject_of_another_dataset_lists_who_is_there(tree):  # S06
     made = tree()
     for k in range(2, 16):
         (made.root / f"sub-{k:02d}").mkdir()
@@ -295,7 +295,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_gives_one_line(tree, kind):
+def test_a_bad_file_gives_one_line(tree, kind):  # S01 S04 S05 S07
     content, match = BAD_FILES[kind]
     made = tree()
     whole = made.bold.read_bytes()
@@ -307,7 +307,7 @@ def test_a_bad_file_gives_one_line(tree, kind):
     assert str(made.bold) in str(caught.value)
 
 
-def test_an_unknown_data_type_gives_one_line(tree):
+def test_an_unknown_data_type_gives_one_line(tree):  # S18
     made = tree()
     made.edit((70, (999).to_bytes(2, "little")))
     with refused("scan cannot be read: .*999.* - fetch it again"):
@@ -315,26 +315,81 @@ def test_an_unknown_data_type_gives_one_line(tree):
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (*SHAPE, 1)])
-def test_a_single_volume_is_no_run(tree, shape):
+def test_a_single_volume_is_no_run(tree, shape):  # S11
     with refused("holds one volume of shape .* - a film run needs a 4-D image"):
         tree(np.ones(shape, np.int16)).locate()
 
 
-def test_a_header_that_promises_more_volumes_gives_one_line(tree):
+def test_a_header_that_promises_more_volumes_gives_one_line(tree):  # S09
     made = tree()
     made.edit((48, (641).to_bytes(2, "little")))
     with refused("scan damaged: .* - fetch it again"):
         made.load()
 
 
-def test_a_scan_without_its_last_bytes_is_refused(tree):
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_a_header_that_promises_fewer_volumes_is_refused(tree, ending):  # S08
+    made = tree(ending=ending)
+    path = made.func / f"{NAME}{ending}"
+    content = bytearray(gzip.decompress(path.read_bytes()) if ending == ".nii.gz" else path.read_bytes())
+    content[48:50] = (12).to_bytes(2, "little")
+    path.write_bytes(gzip.compress(bytes(content), compresslevel=1) if ending == ".nii.gz" else bytes(content))
+    assert nib.load(path).get_fdata().shape[3] == 12, "nibabel says nothing"
+    with refused(f"scan holds {N_VOLUMES} volumes, its header says 12: .* - fetch it again"):
+        made.load()
+
+
+@pytest.mark.parametrize(("slope", "told"), [(np.nan, False), (0, False), (1, False), (np.inf, True), (-np.inf, True)])
+def test_a_slope_that_scales_nothing_leaves_the_values_and_infinity_is_told(tree, slope, told):  # S16
+    made = tree()
+    made.edit((112, np.float32(slope).tobytes()))
+    assert ("scl_slope" in " ".join(made.locate().warnings)) == told
+    np.testing.assert_array_equal(made.load().volumes[3], head()[..., 3].ravel())
+
+
+def test_other_grids_are_read(tree):  # S12; that a model refuses another grid is in test_serving
+    assert tree(head()[:10, :, :12]).load().mask.shape == (10, 15, 12)
+
+
+def test_two_orientations_that_differ_give_the_sform_and_a_map_that_lies_there(tree):  # S17
+    made = tree()
+    image = nib.load(made.bold)
+    image.set_qform(np.diag([4.0, 4, 4, 1]), code=1)
+    image.set_sform(AFFINE, code=2)
+    nib.save(image, made.bold)
+    run = made.load()
+    np.testing.assert_allclose(run.affine, AFFINE, atol=1e-5)
+    path = write_map(run, made.params(), run.volumes[0], model="m", stat="r", description="d")
+    np.testing.assert_allclose(nib.load(path).affine, AFFINE, atol=1e-5)
+
+
+@pytest.mark.parametrize(("end", "right"), [(12.16, True), (12.5, True), (8, True), (13, False), (400, False)])
+def test_events_that_end_after_the_scan_are_refused(tree, end, right):  # S19
+    made = tree(events=f"onset\tduration\ttrial_type\n0\t6\tmusic\n6\t{end - 6}\tspeech\n")
+    if right:
+        assert made.load().files.onset == 0
+    else:
+        with refused(
+            f"events end at {end:.1f} s, the scan at 12.2 s .* - put this run's events beside it, or set audio"
+        ):
+            made.load()
+    assert made.load(audio_onset=0).files.onset == 0
+
+
+def test_events_that_end_long_before_the_scan_are_refused(tree):  # S19
+    scan = np.repeat(head()[:10, :10, :10], 4, axis=3)
+    with refused("events end at 12.0 s, the scan at 48.6 s"):
+        tree(scan).load()
+
+
+def test_a_scan_without_its_last_bytes_is_refused(tree):  # S02
     made = tree()
     made.bold.write_bytes(made.bold.read_bytes()[:-8])
     with refused("scan damaged"):
         made.load()
 
 
-def test_a_scan_with_one_bit_flipped_is_refused(tree):
+def test_a_scan_with_one_bit_flipped_is_refused(tree):  # S03
     made = tree()
     content = bytearray(gzip.compress(gzip.decompress(made.bold.read_bytes()), compresslevel=0))
     content[len(content) // 2] ^= 0b100
@@ -436,6 +491,8 @@ def test_integers_with_a_slope_are_scaled(tree):
         {"mask": "brain", "detrend": True},
         {"downsample": 2},
         {"mask": "brain", "smoothing_fwhm": 6},
+        {"mask": "brain", "realign": True},
+        {"mask": "brain", "confounds": ["high_variance"]},
     ],
     ids=str,
 )
@@ -481,7 +538,7 @@ def test_a_voxel_that_varies_only_in_test_is_left_out(tree):
 # --- voxels left out --------------------------------------------------------------------
 
 
-def test_constant_voxels_are_left_out_and_counted(tree):
+def test_constant_voxels_are_left_out_and_counted(tree):  # S14
     volumes = head()
     volumes[5:8, 7, 6] = 1000
     run, whole = tree(volumes, name="a").load(mask="brain"), tree(name="b").load(mask="brain")
@@ -498,7 +555,7 @@ def test_without_a_mask_every_voxel_stays(tree):
 
 @pytest.mark.parametrize("mask", ["brain", "none"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_few_voxels_that_are_no_numbers_are_left_out_and_counted(tree, mask, value):
+def test_a_few_voxels_that_are_no_numbers_are_left_out_and_counted(tree, mask, value):  # S13
     volumes = spoilt(head(), (7, 7, 6, 3, value), (6, 7, 6, slice(None), value), (7, 8, 6, 15, value))
     run = tree(volumes).load(mask=mask)
     assert run.counts["not finite"] == 3
@@ -509,7 +566,7 @@ def test_a_few_voxels_that_are_no_numbers_are_left_out_and_counted(tree, mask, v
 
 
 @pytest.mark.parametrize(("share", "words"), [(0.02, "2%"), (1.0, "100%")])
-def test_many_voxels_that_are_no_numbers_are_an_error(tree, share, words):
+def test_many_voxels_that_are_no_numbers_are_an_error(tree, share, words):  # S13
     volumes = head(np.float32).reshape(-1, N_VOLUMES)
     volumes[: int(np.ceil(share * len(volumes))), 5] = np.nan
     with refused(f"{words} of the voxels of {NAME}.nii.gz are not numbers - "):
@@ -524,7 +581,7 @@ def test_many_voxels_that_are_no_numbers_are_an_error_with_smoothing_too(tree):
 
 
 @pytest.mark.parametrize("value", [0, 7])
-def test_a_constant_scan_has_no_brain(tree, value):
+def test_a_constant_scan_has_no_brain(tree, value):  # S14
     with refused("the brain mask of .* is empty - check the scan, or set mask"):
         tree(np.full((*SHAPE, N_VOLUMES), value, np.int16)).load(mask="brain")
 
@@ -685,7 +742,7 @@ def test_detrending_takes_the_line_of_train_off_the_whole_run(tree):
 def readings(monkeypatch):
     """The times that a scan was unpacked."""
     calls, read = [], data._write_masked
-    monkeypatch.setattr(data, "_write_masked", lambda *a: calls.append(a) or read(*a))
+    monkeypatch.setattr(data, "_write_masked", lambda *a, **k: calls.append(a) or read(*a, **k))
     return calls
 
 
@@ -806,9 +863,9 @@ def test_two_processes_at_once_get_the_same_entry(tree, tmp_path):
         "import hashlib, json, sys, time\nimport numpy as np\n"
         "from bold_audio import bids, data\nfrom bold_audio.params import load_params\n"
         "read = data._write_masked\n"
-        "def counted(*a):\n"
+        "def counted(*a, **k):\n"
         "    with open(sys.argv[2], 'a') as log: log.write('x')\n"
-        "    time.sleep(0.2); read(*a)\n"
+        "    time.sleep(0.2); read(*a, **k)\n"
         "data._write_masked = counted\n"
         "params = load_params('01', 'tiny', **json.loads(sys.argv[1]))\n"
         "files = bids.locate_runs(params)\n"
@@ -921,7 +978,7 @@ def without_orientation(made):
     return made
 
 
-def test_an_unknown_orientation_is_told(tree):
+def test_an_unknown_orientation_is_told(tree):  # S17
     assert tree(name="a").locate().warnings == ()
     assert "orientation unknown" in " ".join(without_orientation(tree(name="b")).locate().warnings)
 
