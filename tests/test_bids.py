@@ -12,6 +12,7 @@ from bold_audio import bids, models, pairing, workflow
 from bold_audio.bids import locate_runs
 from bold_audio.files import DataError, ParameterError
 from bold_audio.params import load_params
+from bold_audio.run import main
 from bold_audio.simulate import simulate_subject
 
 SHAPE, T_R = (6, 5, 4), 2.0
@@ -436,6 +437,99 @@ def test_missing_derivatives_name_the_file(prepared, subject):
         subject(root, derivatives="derivatives/fmriprep", run=2)
     with pytest.raises(DataError, match="is not there: .*desc-smooth_bold"):
         subject(root, derivatives="derivatives/fmriprep", run=1, desc="smooth")
+
+
+# --- what is taken off, run by run ---------------------------------------------------------
+
+
+def test_confounds_of_the_table_are_taken_off_in_every_run(prepared, subject):
+    root, _ = prepared()
+    given = {"derivatives": "derivatives/fmriprep", "audio_path": SOUNDS}
+    plain, clean = subject(root, **given), subject(root, **given, confounds=["trans_x"])
+    for k, part in enumerate(clean.run.files.parts):
+        rows = clean.split.train[(clean.split.train >= 300 * k) & (clean.split.train < 300 * (k + 1))]
+        x = pd.read_csv(part.confounds, sep="\t")["trans_x"].to_numpy()[rows - 300 * k]
+        design = np.column_stack([np.ones(len(x)), x])
+        expected = plain.Y[rows] - design[:, 1:] @ np.linalg.lstsq(design, plain.Y[rows], rcond=None)[0][1:]
+        centred = expected - expected.mean(axis=0), clean.Y[rows] - clean.Y[rows].mean(axis=0)
+        np.testing.assert_allclose(*centred, atol=0.02)
+    path = clean.run.files.parts[1].confounds
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match="confounds_timeseries.tsv has 299 rows, the run 300 volumes"):
+        subject(root, **given, confounds=["trans_x"])
+
+
+def test_run_without_train_part_has_nothing_that_confounds_could_be_fitted_on(subject):
+    for given in ({"confounds": ["drift"]}, {"detrend": True}):
+        with pytest.raises(
+            ParameterError, match="fitted on train volumes, .*run-2_bold.nii.gz has none - leave them out"
+        ):
+            subject(split_by="run", **given)
+
+
+@pytest.fixture
+def moved_between(two_runs, tmp_path):
+    """A copy whose second run is the first one again, the head one voxel (4 mm) further and 10 % brighter."""
+    root = shutil.copytree(two_runs, tmp_path / "moved")
+    first, second = sorted(root.glob("sub-sim/ses-mri3t/func/*_bold.nii.gz"))
+    image = nib.load(first)
+    data = (np.roll(np.asanyarray(image.dataobj), 1, axis=0) * 1.1).astype(np.int16)
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), second)
+    return root
+
+
+@pytest.mark.parametrize("by", ["time", "run"])
+def test_all_runs_are_realigned_to_one_place(moved_between, subject, by):
+    """After realign the second run's volumes look like the first's; as they came they do not."""
+    alike = {}
+    for realign in (False, True):
+        one = subject(moved_between, audio_path=SOUNDS[0], split_by=by, realign=realign)
+        raw = one.Y[300:].mean(axis=0) if by == "run" else one.Y[one.split.test[one.split.test >= 300]].mean(axis=0)
+        spread = one.Y[100:105] - one.Y[110:115], one.Y[400:405] - one.Y[410:415]  # the same noise in both runs
+        alike[realign] = np.corrcoef(spread[0].ravel(), spread[1].ravel())[0, 1]
+        assert np.isfinite(raw).all()
+    assert alike[True] > 0.9 > alike[False]
+
+
+def test_nothing_is_called_a_jump_because_another_run_begins(moved_between, subject):
+    found = workflow.ensure_quality(subject(moved_between, audio_path=SOUNDS[0]))
+    assert np.isnan(found.volumes["dvars"][[0, 300]]).all() and np.isfinite(found.volumes["dvars"][301])
+    assert np.isnan(found.volumes["framewise_displacement"][[0, 300]]).all()
+    assert not len(found.outliers) and not found.volumes["finding"].str.startswith("jump").any()
+    far = found.volumes[["trans_x"]].iloc[310:590].abs().mean().item()
+    assert 3.5 < far < 4.5, "the second run lies 4 mm from the first, whose mean is the reference"
+
+
+# --- all notebooks --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two runs", "preprocessed"])
+def test_notebooks_and_report_from_end_to_end(two_runs, prepared, tmp_path, kind, capsys):
+    """What 06 needs and is not there, the network and its export, it makes."""
+    if kind == "two runs":
+        root, given = two_runs, {"run": "all", "audio_path": SOUNDS}
+    else:
+        root, given = prepared()[0], {"derivatives": "derivatives/fmriprep", "run": 1, "audio_path": SOUNDS[0]}
+    given |= {
+        "data_dir": str(root),
+        "outputs_dir": str(tmp_path / "out"),
+        "models_dir": str(tmp_path / "models"),
+    } | QUICK
+    options = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--subject", "sim", "--steps", "00,03,06", *options])
+    assert ended.value.code == 0, capsys.readouterr().err
+    folder = tmp_path / "out/sim/sub-sim"
+    pages = {path.name for path in (folder / "report").glob("*.html")}
+    assert pages == {"index.html", "00_data_download.html", "03_dt_sweep.html", "06_inference.html"}
+    assert "SIMULATED" in (folder / "report/06_inference.html").read_text()
+    test = np.load(folder / "y_test_full.npy")
+    (predicted,) = folder.glob("*_desc-predicted_bold.nii.gz")
+    assert nib.load(predicted).shape == (18, 22, 22, len(test))
+    name = "sub-sim_ses-mri3t_task-film_desc" if kind == "two runs" else "space-MNI152NLin2009cAsym_res-2_desc"
+    assert name in predicted.name
+    assert {"mlp", "history_sound"} <= set(pd.read_csv(folder / "scores.tsv", sep="\t")["model"])
 
 
 def test_entities_are_read_from_names_alone():
