@@ -434,6 +434,13 @@ def test_version_that_is_no_number_is_refused(model, models_dir, version):  # M1
     assert contents(models_dir) == before
 
 
+def test_onnx_of_another_bundle_is_refused_even_where_its_file_hash_is_right(models_dir):
+    path = models_dir / NAME / "1/bundle.json"
+    write_json(path, read_json(path) | {"bundle_hash": "another"})
+    with pytest.raises(ModelError, match="was made with .* bundle .*, bundle.json says .* another - export it again"):
+        opened(models_dir)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"<html>not found</html>"])
 def test_file_that_is_no_model_is_refused_even_where_its_hash_is_right(models_dir, content):  # M11
     folder = models_dir / NAME / "1"
