@@ -99,8 +99,12 @@ def test_previous_volumes_as_inputs(subject):
     one = subject(mlp_delays=[5.0], target="difference", mlp_history=2, mlp_history_components=3)
     model, facts, _, _ = workflow.ensure_mlp(one)
     assert model.hparams.n_past == 2 * one.run.n_voxels and facts["n_previous"] == 2
+    torch.nn.init.normal_(model.net[-1].weight, std=0.05)  # a network that says nothing would prove nothing
     row = workflow.trained_row(one, model, facts)
     test, end = one.split.test, one.split.train[-1]
+    X, previous = workflow.measured_inputs(one, facts, test)
+    assert np.array_equal(previous, np.stack([one.Y[test - 1], one.Y[test - 2]], axis=1))
+    assert np.abs(mlp.mlp_output(model, X, previous) - mlp.mlp_output(model, X, previous[:, ::-1])).max() > 0.1
     made = models.predict_row(one, row, test, "one_step", fitted_on=one.split.train)
     expected = one.Y[test - 1] + mlp.mlp_output(model, *workflow.measured_inputs(one, facts, test))
     np.testing.assert_allclose(made, expected, rtol=1e-5)

@@ -16,7 +16,7 @@ from bold_audio.encoding import LinearModel
 from bold_audio.export import export_model
 from bold_audio.files import ModelError, ParameterError, file_md5, read_json, write_json
 from bold_audio.mlp import AudioFmriMLP, mlp_output, save_checkpoint
-from bold_audio.runtimes import open_predictor
+from bold_audio.runtimes import Predictor, open_predictor
 from bold_audio.space import Space, SpatialHistory
 
 NAME = "ds003688_sub-09"
@@ -276,6 +276,7 @@ def test_linear_model_with_measured_previous_volumes(tmp_path, space, returns):
 def test_network_with_previous_volumes_among_its_inputs(tmp_path):
     net = AudioFmriMLP(N_FEATURES, N_VOXELS, hidden_dims=[6], n_past=N_VOXELS).eval()
     torch.nn.init.normal_(net.net[-1].weight)
+    net.past_mean.normal_()
     save_checkpoint(tmp_path / "best.ckpt", net, FACTS)
     write_version(net, tmp_path / "models", 1, n_previous=1, checkpoint_md5=file_md5(tmp_path / "best.ckpt"))
     rng = np.random.default_rng(6)
@@ -283,6 +284,23 @@ def test_network_with_previous_volumes_among_its_inputs(tmp_path):
     for runtime in ("onnxruntime", "torch"):
         made = opened(tmp_path / "models", tmp_path / "best.ckpt", runtime=runtime)(X, previous)
         np.testing.assert_allclose(made, mlp_output(net, X, previous), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda made: made * np.nan, "numbers that are not finite"),
+        (lambda made: made + np.inf, "numbers that are not finite"),
+        (lambda made: made[:-1], "in shape"),
+        (lambda made: made[:, :-1], "in shape"),
+    ],
+)
+@pytest.mark.parametrize("returns", ["voxels", "coordinates"])
+def test_answer_that_cannot_be_one_is_refused(exported, spoil, says, returns):
+    whole = opened(exported, returns=returns)
+    spoilt = Predictor(whole.bundle, lambda *asked: spoil(whole.run(*asked)), returns=returns)
+    with pytest.raises(ModelError, match=f"the model answered .*{says}"):
+        spoilt(np.zeros((5, N_FEATURES)))
 
 
 def test_network_that_says_nothing_is_a_model_too(tmp_path):
@@ -414,6 +432,13 @@ def test_version_that_is_no_number_is_refused(model, models_dir, version):  # M1
     with pytest.raises(ParameterError, match="model_version must be a whole number"):
         opened(models_dir, version=version)
     assert contents(models_dir) == before
+
+
+def test_onnx_of_another_bundle_is_refused_even_where_its_file_hash_is_right(models_dir):
+    path = models_dir / NAME / "1/bundle.json"
+    write_json(path, read_json(path) | {"bundle_hash": "another"})
+    with pytest.raises(ModelError, match="was made with .* bundle .*, bundle.json says .* another - export it again"):
+        opened(models_dir)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"<html>not found</html>"])

@@ -208,6 +208,9 @@ def test_server_that_never_answers_is_given_up(repository, protocol, monkeypatch
 def test_server_that_hangs_up_is_given_up(repository, protocol, answer, monkeypatch):  # M14
     monkeypatch.setattr(triton, "WAITS", (0.05, 0.1))
 
+    waited = []
+    monkeypatch.setattr(triton.time, "sleep", waited.append)
+
     class HangsUp(socketserver.BaseRequestHandler):
         def handle(self):
             self.request.recv(1000)
@@ -222,6 +225,9 @@ def test_server_that_hangs_up_is_given_up(repository, protocol, answer, monkeypa
         finally:
             rude.shutdown()
     assert "\n" not in str(error.value)
+    assert [wait for wait in waited if wait in triton.WAITS] == list(triton.WAITS), (
+        "two more tries, after growing waits"
+    )
 
 
 def test_clients_of_a_killed_server_end_right_or_say_so(repository):
