@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 
 from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table, read_times
-from bold_audio.fetch import check_fmri_subject
 from bold_audio.files import DataError, read_json
 from bold_audio.params import DEFAULT_DATASET, SIMULATED
+from bold_audio.registry import check_fmri_subject
 
 T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
 SECONDS_OF_CODE = {8: 1.0, 16: 1e-3, 24: 1e-6}  # of xyzt_units; headers with no known unit mean seconds

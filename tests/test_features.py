@@ -21,10 +21,10 @@ from bold_audio.features import (
     cached_mfcc,
     join_features,
     mfcc_features,
-    read_sound,
     read_table,
 )
 from bold_audio.files import DataError
+from bold_audio.sound import read_sound
 
 RATE = 16000  # Hz
 SMALL = {"sample_rate": RATE, "n_mfcc": 13, "n_fft": 512, "hop_length": 256}
