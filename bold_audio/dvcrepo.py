@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import shutil
+import sqlite3
 import tempfile
 import time
 from pathlib import Path
@@ -116,18 +117,19 @@ def pull(root, remote, header, wanted, *, waits=(2, 10)):
     """
     targets = [str(path) for path in wanted]
     for pause in (*waits, None):
-        faults = _call(root, remote, header, lambda repo: repo.pull(targets, jobs=remote.jobs, force=True))
-        lacking = [path for path, item in wanted.items() if not is_right(path, item)]
+        calls = _call(root, remote, header, lambda repo: repo.fetch(targets, jobs=remote.jobs))
+        lacking = [path for path, item in wanted.items() if not cached_object(root, item.md5).is_file()]
         if not lacking:
-            return
-        reason, passing = _reason(
-            faults, f"not on the remote: {_some(lacking)} - 'bold-audio publish' puts files there"
-        )
-        if not faults:  # what DVC put there came out of a cache that is damaged
-            reason, passing = f"the cache in {root}/.dvc held damaged files; removed", True
+            calls = _call(root, remote, header, lambda repo: repo.checkout(targets, force=True))
+            lacking = [path for path, item in wanted.items() if not is_right(path, item)]
+            if not lacking:
+                return
             for path in lacking:
                 path.unlink(missing_ok=True)
                 cached_object(root, wanted[path].md5).unlink(missing_ok=True)
+            reason, passing = f"the cache in {root}/.dvc held damaged files; removed", True
+        else:
+            reason, passing = _reason(calls, lacking)
         if not passing or pause is None:
             raise AccessError(f"{remote.host}: {reason}" + " - try later, or use --source openneuro" * passing)
         log.warning("%s: %s - trying again in %g s", remote.host, reason, pause)
@@ -139,8 +141,15 @@ def cached_object(root, md5):
     return Path(root) / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
 
 
-def push(root, remote, header, paths, *, waits=(2, 10)):
+def push(root, remote, header, wanted, *, waits=(2, 10)):
     """Put files into the cache of DVC and from there on the remote; what is there already is not sent.
+
+    Parameters
+    ----------
+    root, remote, header, wanted
+        As in `pull`; the files must be the right ones.
+    waits : sequence of float
+        Seconds before each further try.
 
     Returns
     -------
@@ -151,18 +160,22 @@ def push(root, remote, header, paths, *, waits=(2, 10)):
     ------
     AccessError, MachineError
     """
-    targets, sent = [str(path) for path in paths], []
+    from dvc.fs import localfs
+
+    targets, sent = [str(path) for path in wanted], []
 
     def work(repo):
-        for target in targets:
-            repo.commit(target=target, force=True)
+        # Not repo.commit, which writes the entries anew in a form of its own.
+        for path, item in wanted.items():
+            if not cached_object(root, item.md5).is_file():
+                repo.cache.local.add(str(path), localfs, item.md5, hardlink=True)
         sent.append(repo.push(targets, jobs=remote.jobs))
 
     for pause in (*waits, None):
-        faults = _call(root, remote, header, work)
-        if not faults:
+        calls = _call(root, remote, header, work)
+        if not calls.faults:
             return sum(sent)
-        reason, passing = _reason(faults, "not everything was sent")
+        reason, passing = _reason(calls, [])
         if not passing or pause is None:
             raise AccessError(f"{remote.host}: {reason} - run the same command again to go on")
         log.warning("%s: %s - trying again in %g s", remote.host, reason, pause)
@@ -188,8 +201,8 @@ def _call(root, remote, header, work):
 
     Returns
     -------
-    list of Exception
-        What went wrong and may be told by `_reason`.
+    _Heard
+        What went wrong, for `_reason`.
     """
     import httpx
     from dvc.exceptions import DvcException
@@ -209,7 +222,8 @@ def _call(root, remote, header, work):
         "user": "",
     }
     config = {"core": {"remote": remote.name}, "remote": {remote.name: settings}}
-    with _collected() as faults:
+    heard = _Heard()
+    with heard.instead_of_messages():
         try:
             with Repo(str(root), config=config) as repo, lock_repo(repo):
                 for left in Path(repo.cache.local.path).glob("*/.*.tmp"):  # by a process that was killed
@@ -217,38 +231,50 @@ def _call(root, remote, header, work):
                 work(repo)
         except LockError:
             raise MachineError("another DVC command is at work in this project - wait until it is done") from None
+        except sqlite3.Error as error:
+            raise MachineError(f"DVC cannot write its notes ({error}) - free space or permit writing") from None
         except (DvcException, ClientError, httpx.HTTPError, OSError) as error:
-            faults.append(error)
-    for fault in faults:
+            heard.faults.append(error)
+    for fault in heard.faults:
         if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(root).free / 1e6
             raise MachineError(f"disk full: {fault.strerror}, {free:.0f} MB free in {root} - free some") from None
-    return faults
+    return heard
 
 
-@contextlib.contextmanager
-def _collected():
-    """Collect the exceptions that DVC's loggers are given, and show none of their messages."""
-    faults = []
-    handler = logging.Handler()
-    handler.emit = lambda record: faults.append(record.exc_info[1]) if record.exc_info else None
-    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
-    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
-    try:
-        yield faults
-    finally:
-        for logger, handlers, propagate in before:
-            logger.handlers, logger.propagate = handlers, propagate
+class _Heard(logging.Handler):
+    """What DVC's loggers were given: exceptions, and whether they spoke of files that are not on the remote."""
+
+    def __init__(self):
+        super().__init__()
+        self.faults, self.missing = [], False
+
+    def emit(self, record):
+        """Keep what `_reason` needs."""
+        if record.exc_info and record.exc_info[1] is not None:
+            self.faults.append(record.exc_info[1])
+        self.missing |= "do not exist neither locally" in str(record.msg)
+
+    @contextlib.contextmanager
+    def instead_of_messages(self):
+        """Listen to DVC, and show none of its messages."""
+        loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
+        before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+        for logger in loggers:
+            logger.handlers, logger.propagate = [self], False
+        try:
+            yield
+        finally:
+            for logger, handlers, propagate in before:
+                logger.handlers, logger.propagate = handlers, propagate
 
 
-def _reason(faults, otherwise):
+def _reason(heard, lacking):
     """Return why a transfer failed, in words without addresses, and whether it may pass by itself."""
     import httpx
     from webdav4.client import HTTPError, InsufficientStorage
 
-    for fault in faults:
+    for fault in heard.faults:
         if isinstance(fault, HTTPError | httpx.HTTPStatusError):
             code = fault.response.status_code
             return f"server answers {code} {fault.response.reason_phrase}", code in BUSY
@@ -256,9 +282,9 @@ def _reason(faults, otherwise):
             return "no room left on the server (507)", False
         if isinstance(fault, httpx.TransportError):
             return f"connection broke ({type(fault).__name__})", True
-    if any(isinstance(fault, Exception) for fault in faults):
-        return "what arrived was cut short or not of the right MD5; removed", True
-    return otherwise, False
+    if heard.missing:
+        return f"not on the remote: {_some(lacking)} - 'bold-audio publish' puts files there", False
+    return "what arrived was cut short or not of the right MD5; removed", True
 
 
 def _some(paths):

@@ -34,7 +34,7 @@ def fetch_subjects(
     source="auto",
     remote=None,
     root=None,
-    base_url=openneuro.OPENNEURO_URL,
+    base_url=None,
     progress=None,
     items=None,
     waits=(2, 10),
@@ -58,8 +58,8 @@ def fetch_subjects(
         For DVC.
     root : path, optional
         The project that DVC works in.
-    base_url : str
-        Where OpenNeuro is.
+    base_url : str, optional
+        Where OpenNeuro is, by default `openneuro.OPENNEURO_URL`.
     progress : bool, optional
         Draw progress bars; by default only on a terminal.
     items : sequence of ReleaseFile, optional
@@ -90,7 +90,7 @@ def fetch_subjects(
         if lacking:
             data_dir.mkdir(parents=True, exist_ok=True)
             names = _sources(source, remote, root, data_dir)
-            public = {"base_url": base_url, "progress": progress, "waits": waits}
+            public = {"base_url": base_url or openneuro.OPENNEURO_URL, "progress": progress, "waits": waits}
             words = _bring(lacking, data_dir, names=names, remote=remote, root=root, public=public, say=say)
         for path in (data_dir / item.path for item in wanted if item.kind == "bold"):
             stem = path.name.removesuffix("_bold.nii.gz")
@@ -164,7 +164,7 @@ def _pull(lacking, data_dir, remote, root, waits):
     dvcrepo.pull(root, remote, header, wanted, waits=waits)
 
 
-def fetch_sound(data_dir, *, remote, root, waits=(2, 10)):
+def fetch_sound(*, remote, root, waits=(2, 10)):
     """Bring the film's sound that somebody adopted and published, and check its MD5.
 
     Returns
@@ -228,7 +228,7 @@ def publish(subjects, data_dir, *, remote, root, items=None, waits=(2, 10)):
     access.make_folder(remote, header, waits=waits)
     try:
         _check_space((dvcrepo.copies(root, data_dir) - 1) * sum(item.bytes for item in wanted.values()), data_dir)
-        return dvcrepo.push(root, remote, header, list(wanted), waits=waits), len(wanted)
+        return dvcrepo.push(root, remote, header, wanted, waits=waits), len(wanted)
     except OSError as error:
         raise MachineError(f"{error.filename or root}: {error.strerror} - free space or permit writing") from error
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bold_audio.files import ParameterError, project_root
+from bold_audio.files import ParameterError, project_root, without_credentials
 
 SIMULATED = "sim"
 DEFAULT_DATASET = "ds003688"
@@ -312,7 +312,8 @@ def _one_line(error):
     if first["type"] == "missing":
         return f"parameter {name} is missing - set it in params/"
     what = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" and not first["loc"] else f", got {str(first['input'])[:80]!r}"
+    got = without_credentials(str(first["input"]))[:80]
+    value = "" if first["type"] == "value_error" and not first["loc"] else f", got {got!r}"
     return f"{name}: {what[0].lower() + what[1:]}{value}"
 
 

@@ -1,6 +1,7 @@
 """The command line: simulate and fetch subjects, run the notebooks with papermill, write the reports."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -43,7 +44,8 @@ def main(arguments=None):
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        status = options.work(options)
+        with _warnings_shown():
+            status = options.work(options)
     except BoldAudioError as error:
         if options.debug:
             raise
@@ -55,6 +57,18 @@ def main(arguments=None):
             raise
         status = _fail(options, f"{error or type(error).__name__} - check disk, memory and permissions", 5)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _warnings_shown():
+    """Show the package's warnings, such as that a server is asked again, as lines on stderr."""
+    shown, logger = logging.StreamHandler(), logging.getLogger("bold_audio")
+    shown.setFormatter(logging.Formatter("bold_audio: %(message)s"))
+    logger.addHandler(shown)
+    try:
+        yield
+    finally:
+        logger.removeHandler(shown)
 
 
 def _fail(options, message, status):

@@ -14,8 +14,8 @@ from bold_audio.scores import median_of
 from bold_audio.sweep import DelaySweep
 
 REGION = "auditory"
-MFCCS = SimpleNamespace(names=tuple(f"mfcc_{k}" for k in range(13)), source="film.wav, 44100 Hz")
-WORDS = SimpleNamespace(names=("word onset", "word duration"), source="words.tsv")
+MFCCS = SimpleNamespace(names=tuple(f"mfcc_{k}" for k in range(13)), source="film.wav, 44100 Hz", alarms=())
+WORDS = SimpleNamespace(names=("word onset", "word duration"), source="words.tsv", alarms=())
 REFERENCES = {"history_sound": "history", "history_blocks_sound": "history_blocks"}
 ROWS = {  # mse, r_median, r_best, skill
     "constant": (5.0e-5, np.nan, np.nan, 0.0),

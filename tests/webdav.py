@@ -15,12 +15,12 @@ class WebDav:
     """WsgiDAV behind a gate.
 
     ``accepts`` are the Authorization headers let in (None: all). ``faults`` maps "METHOD pattern" to a list of what to
-    do instead, one entry a request: a status, "cut", "cut, no length", "bit flip", or ("redirect", address).
+    do instead, one entry a request: a status, "cut", "cut, no length", "bit flip", "slow", or ("redirect", address).
     """
 
     def __init__(self, folder, *, accepts=None, ssl=None):
         self.folder, self.accepts, self.faults, self.requests = Path(folder), accepts, {}, []
-        self.delay, self.read_only = 0, False
+        self.read_only = False
         self.app = WsgiDAVApp(
             {"provider_mapping": {"/": str(folder)}, "verbose": 1, "logging": {"enable": False}, **OPEN}
         )
@@ -51,7 +51,6 @@ class WebDav:
             return _say(start, 401)
         if self.read_only and method in ("PUT", "MKCOL", "DELETE", "MOVE"):
             return _say(start, 403)
-        time.sleep(self.delay if method == "GET" else 0)
         if fault is None:
             return self.app(environ, start)
         body = (self.folder / path.lstrip("/")).read_bytes()
@@ -59,17 +58,26 @@ class WebDav:
         headers = [] if fault == "cut, no length" else [("Content-Length", str(len(body) - first))]
         if fault == "bit flip":
             body = body[:100] + bytes([body[100] ^ 1]) + body[101:]
-        body = body[first : first + (len(body) - first) // 2] if fault.startswith("cut") else body[first:]
         if first:
-            headers.append(("Content-Range", f"bytes {first}-"))
+            headers.append(("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}"))
         start("206 Partial Content" if first else "200 OK", [*headers, ("Connection", "close")])
-        return [body]
+        return _sent(body[first:], fault)
 
     def _fault(self, request):
         for pattern, faults in self.faults.items():
             if faults and re.fullmatch(pattern, request):
                 return faults.pop(0)
         return None
+
+
+def _sent(body, fault):
+    """Yield the body in pieces; an error in the middle closes the connection."""
+    end = len(body) // 2 if fault.startswith("cut") else len(body)
+    for k in range(0, end, 200_000):
+        yield body[k : min(k + 200_000, end)]
+        time.sleep(0.2 if fault == "slow" else 0)
+    if fault == "cut":
+        raise ConnectionError("the test breaks the connection")
 
 
 def _say(start, status, *headers):
