@@ -280,6 +280,17 @@ def test_headline_holds_the_gain_over_blocks_and_the_sound_alone():
     assert "`history_blocks`, it lowers the one-step squared error by 2.15%" in text
 
 
+def test_headline_of_annotations_never_calls_them_the_sound():
+    text = sentences.headline(table(), REGION, 6.0, feature_source="annotations")
+    assert "what was ANNOTATED of the sound (no sound was heard) alone reaches" in text
+    assert "the sound alone" not in text
+
+
+def test_alarms_of_the_sound_come_before_any_number():  # A13
+    alarmed = SimpleNamespace(**{**vars(MFCCS), "alarms": ("sound is 5 s late",)})
+    assert "; WARNING: sound is 5 s late." in sentences.about_data(load_params("09"), alarmed)
+
+
 def test_headline_turns_with_the_table_and_does_without_blocks():
     worse = table(history_blocks_sound={"skill": -0.03})
     assert "raises the one-step squared error by 3.00%" in sentences.headline(worse, REGION, 6.0)
