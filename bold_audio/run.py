@@ -185,7 +185,8 @@ def _fetch(options):
     fetched = fetch_subjects(subjects, params.data_path, source=options.source, say=_say, **ours)
     how = f"{len(fetched.paths)} files fetched {fetched.source}" if fetched.paths else "nothing was missing"
     _say(f"{', '.join(f'sub-{one}' for one in subjects)}: {how}; all files checked by MD5: {params.data_path}")
-    if (fetched.source or "").startswith("by DVC") and (sound := fetch_sound(**ours)):
+    by_dvc = options.source == "dvc" or (fetched.source or "").startswith("by DVC")
+    if by_dvc and (sound := fetch_sound(**ours)):
         _say(f"sound of the film: {sound}")
     return 0
 

@@ -271,6 +271,34 @@ def test_a_damaged_cache_is_mended(get, here, items, content):
     assert (data(here) / BOLD).read_bytes() == content[BOLD] == stored.read_bytes()
 
 
+def test_an_adopted_sound_travels_with_the_subjects(clone, server, remote, content, items):
+    sound = ReleaseFile("n/a", "sound", "stimuli/film.wav", 500, hashlib.md5(content[T1W][:500]).hexdigest())
+    one, two = (clone(name) for name in ("one", "two"))
+    fill(one, content | {"stimuli/film.wav": content[T1W][:500]}, [*SUBJECT, "stimuli/film.wav"])
+    for root in (one, two):
+        (root / dvcrepo.SOUND_ENTRY).write_text(dvcrepo.entries_text([sound], meta={"duration": 1.0}))
+    assert publish(["09"], data(one), remote=remote, root=one, items=items) == (4, 4)
+    fetch_subjects(["09"], data(two), source="dvc", remote=remote, root=two, items=items)
+    assert fetch.fetch_sound(remote=remote, root=two) == data(two) / "stimuli/film.wav"
+    assert (data(two) / "stimuli/film.wav").read_bytes() == content[T1W][:500]
+    assert fetch.fetch_sound(remote=remote, root=two) is None  # it is there
+    assert dvcrepo.sound_entry(two)["duration"] == 1.0
+
+
+def test_a_missing_subject_is_fetched_where_the_token_is_set(here, server, content, monkeypatch):
+    from bold_audio.prepare import ensure_scan
+
+    params = load_params("09", dvc_url=f"{server.url}/deep/store")
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(DataError, match="sub-09 is not there"):
+        ensure_scan(params)
+    assert server.requests == []
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    with pytest.raises(DataError, match="scan is not compressed"):  # random bytes are no scan
+        ensure_scan(params)
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+
+
 def test_publish_refuses_what_is_not_complete(clone, server, remote, content, items):
     root = clone("one")
     fill(root, content, [BOLD, T1W])
