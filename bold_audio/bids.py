@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table, read_times
-from bold_audio.fetch import check_fmri_subject
 from bold_audio.files import DataError, read_json
 from bold_audio.params import DEFAULT_DATASET, SIMULATED
+from bold_audio.registry import check_fmri_subject
 
 T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
 LATE_END = 30.0  # s that a scan may go on after the last event of the sound: the sound has ended, the scanner has not

@@ -1,10 +1,6 @@
 """Sound file, annotation tables or film blocks → feature frames that carry their own times."""
 
 import json
-import shlex
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from bold_audio.files import DataError, cached_folder, code_fingerprint, file_md5, fingerprint, write_text
+from bold_audio.sound import open_sound
 
 ANNOTATION_STEP = 0.01  # s between frames of annotation features
 SPEECH_TYPES = ("speech", "story")
 BLOCK_TYPES = ("music", "speech")
-VIDEO_ENDINGS = (".mp4", ".mkv", ".m4a", ".mov", ".avi", ".webm", ".aac")
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,8 @@ class SoundFeatures:
         What the features were made from, in words for reports.
     warnings : tuple of str
         What the reader should know about the sound.
+    alarms : tuple of str
+        What makes every number doubtful, such as another film's sound.
     """
 
     frames: np.ndarray
@@ -45,126 +43,7 @@ class SoundFeatures:
     duration: float
     source: str
     warnings: tuple = ()
-
-
-def read_sound(path, *, sample_rate):
-    """Read a sound file as one channel.
-
-    Parameters
-    ----------
-    path : path
-        wav, flac, ogg or mp3; a video or AAC file where ffmpeg is installed.
-    sample_rate : int
-        Sample rate to convert to, in Hz.
-
-    Returns
-    -------
-    y : array of shape (n_samples,)
-        Samples, float32.
-    warnings : tuple of str
-        What was unusual and how it was met.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, empty, silent or not sound.
-    """
-    import librosa
-    import soundfile
-
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"sound file not found: {path} - set audio_path, or feature_source annotations")
-    if path.stat().st_size == 0:
-        raise DataError(f"sound file is empty: {path} - copy it again")
-    if path.suffix.lower() in VIDEO_ENDINGS:
-        with tempfile.TemporaryDirectory() as folder:
-            wav = _sound_of_video(path, Path(folder) / "sound.wav")
-            try:
-                return read_sound(wav, sample_rate=sample_rate)
-            except DataError as error:
-                raise DataError(str(error).replace(str(wav), str(path))) from error
-    _check_riff(path)
-    try:
-        info = soundfile.info(path)
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        raise DataError(
-            f"sound file is damaged or of an unknown kind: {path} ({' '.join(str(error).split())}) - convert it: "
-            f"{_ffmpeg(path, 'sound.wav')}"
-        ) from error
-    if len(samples) == 0:
-        raise DataError(f"0.0 s of sound in {path} - export it again")
-    if len(samples) < info.frames:
-        raise DataError(
-            f"sound stops at {len(samples) / rate:.1f} s, its header says {info.frames / rate:.1f} s: {path} - "
-            "copy it again"
-        )
-    if not np.isfinite(samples).all():
-        raise DataError(
-            f"{np.count_nonzero(~np.isfinite(samples))} samples of {path} are not numbers - export it again"
-        )
-    y, warnings = _one_channel(samples)
-    if not np.any(np.abs(y) > 1e-6):
-        raise DataError(f"sound is silent: {path} - check the export")
-    if rate != sample_rate:
-        y = librosa.resample(y, orig_sr=rate, target_sr=sample_rate)
-    return y, warnings
-
-
-def _ffmpeg(path, target):
-    """The command a person can paste to take the sound out of a file."""
-    return f"ffmpeg -i {shlex.quote(path.name)} -vn {target}"
-
-
-def _check_riff(path):
-    """Notice a cut WAV file: libsndfile takes what is left of it for the whole."""
-    with path.open("rb") as handle:
-        start = handle.read(12)
-        size = path.stat().st_size
-        if start[:4] != b"RIFF" or start[8:] != b"WAVE":
-            return
-        byte_rate = 0
-        while len(header := handle.read(8)) == 8:
-            kind, length = header[:4], int.from_bytes(header[4:], "little")
-            if kind == b"fmt ":
-                byte_rate = int.from_bytes(handle.read(length)[8:12], "little")
-            elif kind == b"data":
-                there = size - handle.tell()
-                # Lengths of 0 and 2³² − 1 are what a recorder writes before it knows.
-                if byte_rate and there < length < 2**32 - 2**16:
-                    heard, said = there / byte_rate, length / byte_rate
-                    raise DataError(
-                        f"sound stops at {heard:.1f} s, its header says {said:.1f} s: {path} - copy it again"
-                    )
-                return
-            else:
-                handle.seek(length + length % 2, 1)
-
-
-def _sound_of_video(path, wav):
-    """Let ffmpeg write the sound of a video to ``wav``."""
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(path), "-vn", str(wav)]
-    if shutil.which("ffmpeg") is None:
-        raise DataError(
-            f"cannot decode {path.name} without ffmpeg - install ffmpeg, or convert it elsewhere: "
-            f"{_ffmpeg(path, 'sound.wav')}"
-        )
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or not wav.is_file():
-        reason = (done.stderr.strip().splitlines() or ["no sound track"])[-1]
-        raise DataError(f"ffmpeg cannot read the sound of {path}: {reason} - check the file")
-    return wav
-
-
-def _one_channel(samples):
-    """Average channels; fall back to the first where they cancel each other."""
-    y = samples.mean(axis=1)
-    loudest = np.sqrt(np.mean(samples**2, axis=0)).max()
-    if samples.shape[1] > 1 and np.sqrt(np.mean(y**2)) < 0.01 * loudest:
-        heard = int(np.argmax(np.sqrt(np.mean(samples**2, axis=0)) > 0.01 * loudest))
-        return samples[:, heard], ("the channels cancel each other, so the first channel was used",)
-    return y, ()
+    alarms: tuple = ()
 
 
 def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
@@ -173,7 +52,7 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
     Parameters
     ----------
     path : path
-        Sound file, see `read_sound`.
+        Sound file, see `bold_audio.sound.open_sound`.
     sample_rate : int
         Rate the sound is converted to, in Hz.
     n_mfcc : int
@@ -194,17 +73,24 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
     -----
     Decibels are taken without librosa's default floor of 80 dB below the loudest moment:
     that maximum is taken over the whole file, so the sound of the test part would change
-    the features of the train part.
+    the features of the train part. A file of a lower rate than ``sample_rate`` holds nothing
+    above half its own rate: the mel bands up there are left out, the others stay as they are.
     """
     import librosa
 
-    y, warnings = read_sound(path, sample_rate=sample_rate)
+    sound = open_sound(path)
+    y, warnings = sound.at(sample_rate), sound.warnings
     if len(y) < n_fft:
         raise DataError(
             f"{len(y) / sample_rate:.3f} s of sound in {path}, one window needs {n_fft / sample_rate:.3f} s - "
             "use the whole sound"
         )
     mel = librosa.feature.melspectrogram(y=y, sr=sample_rate, n_fft=n_fft, hop_length=hop_length)
+    if sound.rate < sample_rate:
+        # Edges of the bands: each reaches over its two neighbours.
+        edges = librosa.mel_frequencies(n_mels=len(mel) + 2, fmin=0, fmax=sample_rate / 2)
+        mel = mel[: max(n_mfcc, int(np.sum(edges[2:] <= sound.rate / 2)))]
+        warnings += (f"the file holds {sound.rate} samples a second: nothing above {sound.rate / 2:g} Hz was heard",)
     frames = librosa.feature.mfcc(S=librosa.power_to_db(mel, top_db=None), n_mfcc=n_mfcc).T
     frame_times = librosa.frames_to_time(np.arange(len(frames)), sr=sample_rate, hop_length=hop_length)
     return SoundFeatures(
@@ -342,11 +228,14 @@ def cached_mfcc(path, cache_dir, **settings):
     import librosa
 
     import bold_audio.features as this
+    import bold_audio.sound as reader
 
     path = Path(path)
     if not path.is_file():
         mfcc_features(path, **settings)  # raises the message for a missing file
-    key = "mfcc-" + fingerprint(path.name, file_md5(path), settings, librosa.__version__, code_fingerprint(this))
+    key = "mfcc-" + fingerprint(
+        path.name, file_md5(path), settings, librosa.__version__, code_fingerprint(this, reader)
+    )
 
     def make(folder):
         features = mfcc_features(path, **settings)

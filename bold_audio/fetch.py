@@ -1,206 +1,242 @@
-"""Public download of ds003688 v1.0.7 from OpenNeuro, every file checked by MD5.
+"""Get subjects of ds003688, and give them on: which source, is there room, are they right.
 
-The registry ``ds003688.tsv`` beside this module has path, size and MD5 of what each fMRI subject needs and of the
-annotation tables all share (CC0, doi 10.18112/openneuro.ds003688.v1.0.7). The film and its sound are not in it.
+The sources bring the files: `bold_audio.dvcrepo` from a WebDAV remote of one's own, `bold_audio.openneuro` from the
+public release. Whichever it was, every file is checked against the MD5 of the registry here.
 """
 
 import logging
-import math
 import shutil
-import time
-from collections import namedtuple
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import requests
-import urllib3
-from tqdm import tqdm
+from bold_audio import access, dvcrepo, files, openneuro, registry
+from bold_audio.files import AccessError, DataError, MachineError, ParameterError
+from bold_audio.params import DEFAULT_DATASET
+from bold_audio.registry import RELEASE, check_fmri_subject, is_right
 
-from bold_audio import files
-from bold_audio.files import AccessError, MachineError, ParameterError
-
-# The public bucket serves the newest release under plain paths, whichever that is.
-# Only the MD5 in the registry tells that a file is the one of v1.0.7.
-OPENNEURO_URL = "https://s3.amazonaws.com/openneuro.org/ds003688/"
-RELEASE = "ds003688 v1.0.7"
-T_R, N_VOLUMES, BLOCK = 0.608, 641, 30.0  # s, volumes, s: the same for every subject
-TIMEOUT = (10, 60)  # s, to connect and between two bytes
-CHUNK = 1 << 16  # bytes; what a broken connection can lose at most
+SOURCES = ("auto", "dvc", "openneuro")
+SPARE = 1.05  # of the space that the files take
 log = logging.getLogger(__name__)
-# A row of the registry: the subject is "n/a" where all share the file, the path is below the dataset's folder.
-ReleaseFile = namedtuple("ReleaseFile", "subject kind path bytes md5")
 
 
-class _TryAgain(AccessError):
-    """A fault that may pass: no answer, a busy server, a broken connection."""
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch did: the files that were missing or wrong before, and the source that brought them, in words."""
+
+    paths: list
+    source: str | None
 
 
-@cache
-def release_files():
-    """Return the registry as a tuple of `ReleaseFile`; the kinds are bold, T1w and annotation."""
-    lines = Path(__file__).with_name("ds003688.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    rows = (line.split("\t") for line in lines)
-    return tuple(ReleaseFile(subject, kind, path, int(size), md5) for subject, kind, path, size, md5 in rows)
+def fetch_subjects(
+    subjects,
+    data_dir,
+    *,
+    source="auto",
+    remote=None,
+    root=None,
+    base_url=None,
+    progress=None,
+    items=None,
+    waits=(2, 10),
+    say=log.info,
+):
+    """Bring what subjects lack, check it, and write their sidecars and events.
 
-
-def fmri_subjects(registry=None):
-    """Return the subjects with a film run, sorted.
-
-    >>> len(fmri_subjects()), fmri_subjects()[:4]
-    (30, ['04', '07', '08', '09'])
-    """
-    return sorted(item.subject for item in registry or release_files() if item.kind == "bold")
-
-
-def film_events():
-    r"""Return the film's 13 blocks, music first, as the text of a BIDS ``_events.tsv``.
-
-    >>> film_events().splitlines()[-1]
-    '360.000\t29.728\tmusic'
-    """
-    lines, end = ["onset\tduration\ttrial_type"], N_VOLUMES * T_R
-    for k in range(math.ceil(end / BLOCK)):
-        lines.append(f"{k * BLOCK:.3f}\t{min(BLOCK, end - k * BLOCK):.3f}\t{('music', 'speech')[k % 2]}")
-    return "\n".join(lines) + "\n"
-
-
-def check_fmri_subject(subject, registry=None):
-    """Refuse a subject of whom the release holds no fMRI, and name those it holds."""
-    known = fmri_subjects(registry or release_files())
-    if subject not in known:
-        absent = subject in [f"{number:02}" for number in range(1, 64)]  # 63 people, those without fMRI have iEEG
-        what = f"sub-{subject} has no fMRI (iEEG only)" if absent else f"unknown subject {subject!r}"
-        raise ParameterError(f"{what} - fMRI subjects: {' '.join(known)}")
-
-
-def fetch_subject(subject, data_dir, *, base_url=OPENNEURO_URL, progress=None, registry=None, waits=(2, 10)):
-    """Download what a subject lacks, check it, and write its sidecar and events.
-
-    A file with the right MD5 is kept. A missing or wrong one is downloaded to ``<name>.part``, continued from
-    there after an interruption where the server can, and renamed only when its MD5 is right: a wrong file stays
-    as it is until then. Sidecar and events are written where there are none. A complete folder may be read-only.
+    A file with the right MD5 is kept. A missing or wrong one is replaced only by the right one. Sidecar and events are
+    written where there are none. A complete folder may be read-only, and no server is asked for it.
 
     Parameters
     ----------
-    subject : str
-        Two digits, such as ``"09"``.
+    subjects : sequence of str
+        Two digits each, such as ``"09"``.
     data_dir : path
         Folder of the dataset; made where missing.
-    base_url : str
-        Address that the registry's paths are appended to.
+    source : {"auto", "dvc", "openneuro"}
+        ``auto`` takes DVC where the token is set and ``data_dir`` is the project's, and OpenNeuro where it is not or
+        DVC's remote does not give the files. A source that is named is never changed.
+    remote : access.Remote, optional
+        For DVC.
+    root : path, optional
+        The project that DVC works in.
+    base_url : str, optional
+        Where OpenNeuro is, by default `openneuro.OPENNEURO_URL`.
     progress : bool, optional
         Draw progress bars; by default only on a terminal.
-    registry : sequence of ReleaseFile, optional
-        By default `release_files`.
+    items : sequence of ReleaseFile, optional
+        By default `registry.release_files`.
     waits : sequence of float
-        Seconds before each further try of a file; two entries make three tries.
+        Seconds before each further try; two entries make three tries.
+    say : callable
+        Given the source, in words, before it is asked.
 
     Returns
     -------
-    list of Path
-        The files that were missing or wrong before, all right now.
+    Fetched
 
     Raises
     ------
     ParameterError, AccessError, MachineError
-        If the subject has no fMRI; if the server refuses, is silent or sends another file; if the disk is in the way.
+        If a subject has no fMRI; if the server refuses, is silent or sends another file; if the disk is in the way.
     """
-    registry, data_dir = registry or release_files(), Path(data_dir)
-    check_fmri_subject(subject, registry)
-    wanted = {data_dir / item.path: item for item in registry if item.subject in (subject, "n/a")}
+    items, data_dir = items or registry.release_files(), Path(data_dir)
+    for subject in subjects:
+        check_fmri_subject(subject, items)
+    if source not in SOURCES:
+        raise ParameterError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
     try:
-        lacking = [path for path, item in wanted.items() if not _is_right(path, item)]
+        wanted = registry.files_of(subjects, items)
+        lacking = [item for item in wanted if not is_right(data_dir / item.path, item)]
+        words = None
         if lacking:
             data_dir.mkdir(parents=True, exist_ok=True)
-            needed = sum(max(0, wanted[path].bytes - _size(Path(f"{path}.part"))) for path in lacking)
-            if (free := shutil.disk_usage(data_dir).free) < needed:
-                raise MachineError(f"disk full: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free in {data_dir}")
-        with requests.Session() as session:
-            session.auth = lambda request: request  # the data are public: never send what ~/.netrc holds
-            session.headers["Accept-Encoding"] = "identity"  # sizes and Range count plain bytes
-            for path in lacking:
-                with files.lock(data_dir / ".fetch" / f"{path.name}.lock", wait=600, doing=path.name):
-                    if not _is_right(path, wanted[path]):  # else another process has just fetched it
-                        _download(session, base_url, path, wanted[path], waits, progress)
-        for path in (path for path, item in wanted.items() if item.kind == "bold"):
+            names = _sources(source, remote, root, data_dir)
+            public = {"base_url": base_url or openneuro.OPENNEURO_URL, "progress": progress, "waits": waits}
+            words = _bring(lacking, data_dir, names=names, remote=remote, root=root, public=public, say=say)
+        for path in (data_dir / item.path for item in wanted if item.kind == "bold"):
             stem = path.name.removesuffix("_bold.nii.gz")
             if not (sidecar := path.with_name(f"{stem}_bold.json")).is_file():
-                files.write_json(sidecar, {"RepetitionTime": T_R, "TaskName": "film"})
+                files.write_json(sidecar, {"RepetitionTime": registry.T_R, "TaskName": "film"})
             if not (events := path.with_name(f"{stem}_events.tsv")).is_file():
-                files.write_text(events, film_events())
+                files.write_text(events, registry.film_events())
     except OSError as error:
         raise MachineError(f"{error.filename or data_dir}: {error.strerror} - free space or permit writing") from error
-    return lacking
+    return Fetched([data_dir / item.path for item in lacking], words)
 
 
-def _size(path):
-    return path.stat().st_size if path.is_file() else 0
+def remote_of(params):
+    """Return the WebDAV folder that the parameters name."""
+    return access.Remote(params.dvc_remote, params.dvc_url, params.dvc_jobs, params.dvc_timeout)
 
 
-def _is_right(path, item):
-    return _size(path) == item.bytes and files.file_md5(path) == item.md5
+def fetch_missing(params):
+    """Fetch a subject of ds003688 that is not there, where the token of DVC's remote is set; else do nothing."""
+    if params.dataset != DEFAULT_DATASET or not access.has_token():
+        return
+    bold = [item for item in registry.files_of([params.subject]) if item.kind == "bold"]
+    if bold and not (params.data_path / bold[0].path).exists():
+        log.warning("sub-%s is not there - fetching it, as %s is set", params.subject, access.TOKEN_VARIABLE)
+        fetch_subjects([params.subject], params.data_path, remote=remote_of(params), root=files.project_root())
 
 
-def _download(session, base_url, path, item, waits, progress):
-    """Download one file to its ``.part``, again after passing faults, and rename it when right."""
-    url, part = f"{base_url.rstrip('/')}/{item.path}", Path(f"{path}.part")
-    host = urlsplit(url).netloc.rpartition("@")[2]  # without a user and password
-    if path.exists() or path.is_symlink():
-        log.warning("%s is not the file of %s - fetching it again", path, RELEASE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for wait in (*waits, None):
+def _sources(source, remote, root, data_dir):
+    """Return the sources to try, in order."""
+    tracked = root is not None and remote is not None and (Path(root) / dvcrepo.ENTRIES).is_file()
+    ours = tracked and data_dir.resolve() == (Path(root) / "data" / "ds003688").resolve()
+    if source == "dvc" and not ours:
+        raise ParameterError(
+            f"source dvc brings files to data/ds003688 of the project, got {data_dir} - leave out --data-dir, or use "
+            "--source openneuro"
+        )
+    if source != "auto":
+        return [source]
+    return ["dvc", "openneuro"] if ours and access.has_token() else ["openneuro"]
+
+
+def _bring(lacking, data_dir, *, names, remote, root, public, say):
+    """Try the sources in turn and return the words for the one that brought the files."""
+    for name in names:
+        words = f"by DVC from {remote.host}" if name == "dvc" else "from OpenNeuro"
+        say(f"{len(lacking)} files, {sum(item.bytes for item in lacking) / 1e6:.0f} MB, {words}")
         try:
-            fresh = not _size(part)
-            if _size(part) < item.bytes:  # else whole, but killed before the rename
-                _receive(session, url, part, item.bytes, progress)
-            if _is_right(part, item):
-                part.replace(path)
-                return
-            part.unlink()
-            if fresh:
-                raise AccessError(f"MD5 is not that of {RELEASE}; removed - fetch again, or try another source")
-            raise _TryAgain("what it sends does not fit the part fetched before")
+            if name == "dvc":
+                _pull(lacking, data_dir, remote, root, public["waits"])
+                return words
+            parts = sum(openneuro.size(openneuro.part_of(data_dir / item.path)) for item in lacking)
+            _check_space(sum(item.bytes for item in lacking) - parts, data_dir)
+            openneuro.download(lacking, data_dir, **public)
+            return words
         except AccessError as error:
-            passing, text = isinstance(error, _TryAgain), f"{path.name} from {host}: {error}"
-            if not passing or wait is None:
-                raise AccessError(text + " - try later, it goes on from there" * passing) from error
-            log.warning("%s - trying again in %g s", text, wait)
-            time.sleep(wait)
+            if name == names[-1]:
+                raise
+            log.warning("%s - source auto goes on to %s", error, names[names.index(name) + 1])
+    raise AssertionError("a source was tried")
 
 
-def _receive(session, url, part, n_bytes, progress):
-    """Bring ``part`` to ``n_bytes`` with one request, from where it stands if the server can."""
-    have, hide = _size(part), None if progress is None else not progress  # None: tqdm hides off a terminal
+def _pull(lacking, data_dir, remote, root, waits):
+    """Pull files by DVC: ask the server, look for room, pull, check."""
+    token = access.read_token()
+    header = access.open_remote(remote, token, waits=waits)
+    _check_space(dvcrepo.copies(root, data_dir) * sum(item.bytes for item in lacking), data_dir)
+    wanted = {data_dir / item.path: item for item in lacking}
+    for path in wanted:
+        if path.exists() or path.is_symlink():
+            log.warning("%s is not the file of %s - fetching it again", path, RELEASE)
+    dvcrepo.pull(root, remote, header, wanted, waits=waits)
+
+
+def fetch_sound(*, remote, root, waits=(2, 10)):
+    """Bring the film's sound that somebody adopted and published, and check its MD5.
+
+    Returns
+    -------
+    Path or None
+        None where no sound was adopted, or it is there already.
+    """
+    entry = dvcrepo.sound_entry(root)
+    if entry is None:
+        return None
+    path = Path(root) / "data" / entry["path"]
+    item = registry.ReleaseFile(registry.SHARED, "sound", entry["path"], entry["bytes"], entry["md5"])
+    if is_right(path, item):
+        return None
+    _pull([item], Path(root) / "data", remote, root, waits)
+    return path
+
+
+def publish(subjects, data_dir, *, remote, root, items=None, waits=(2, 10)):
+    """Put subjects, complete and checked by MD5, on the remote; with the sound where one was adopted.
+
+    Parameters
+    ----------
+    subjects : sequence of str
+    data_dir : path
+        The project's ``data/ds003688``.
+    remote : access.Remote
+    root : path
+        The project.
+    items, waits
+        As in `fetch_subjects`.
+
+    Returns
+    -------
+    sent, there : int
+        Files sent now, and files that are on the remote now.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or is not that of the release; nothing is sent then.
+    AccessError, MachineError
+    """
+    items = items or registry.release_files()
+    for subject in subjects:
+        check_fmri_subject(subject, items)
+    _sources("dvc", remote, root, Path(data_dir))
+    token = access.read_token()
+    wanted = {Path(data_dir) / item.path: item for item in registry.files_of(subjects, items)}
+    sound = dvcrepo.sound_entry(root)
+    if sound is not None:
+        path = Path(root) / "data" / sound["path"]
+        wanted[path] = registry.ReleaseFile(registry.SHARED, "sound", sound["path"], sound["bytes"], sound["md5"])
+    bad = [path for path, item in wanted.items() if not is_right(path, item)]
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {len(wanted)} files are missing or not those of {RELEASE}, such as {bad[0]} - run "
+            "'bold-audio fetch' first, or name the subjects to publish"
+        )
+    header = access.open_remote(remote, token, waits=waits, may_lack=True)
+    access.make_folder(remote, header, waits=waits)
     try:
-        with session.get(url, headers={"Range": f"bytes={have}-"}, stream=True, timeout=TIMEOUT) as answer:
-            status = f"server answers {answer.status_code} {answer.reason}"
-            if answer.status_code in (408, 429) or answer.status_code >= 500:
-                raise _TryAgain(status)
-            if answer.status_code not in (200, 206):
-                raise AccessError(f"{status} - check base_url, or try another source")
-            span = answer.headers.get("Content-Range", "")  # "bytes 100-299/300"
-            size = span.rpartition("/")[2] or answer.headers.get("Content-Length", "")
-            if size.isdigit() and int(size) != n_bytes:
-                raise AccessError(f"{size} bytes, but {n_bytes} in {RELEASE} - the server holds another release")
-            with part.open("ab" if span.startswith(f"bytes {have}-") else "wb") as handle:
-                bar = {"total": n_bytes, "initial": handle.tell(), "unit": "B", "unit_scale": True, "disable": hide}
-                with tqdm(desc=part.stem, **bar) as shown:
-                    for chunk in answer.iter_content(CHUNK):
-                        shown.update(handle.write(chunk))
-                        if handle.tell() > n_bytes:
-                            return  # something else: its MD5 cannot be right
-    except requests.RequestException as error:
-        passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-        if isinstance(error, passing) and not isinstance(error, requests.exceptions.SSLError):
-            raise _TryAgain(f"{_cause(error)}, at {_size(part)} of {n_bytes} bytes") from error
-        raise AccessError(f"{_cause(error)} - check base_url, the clock, proxy and certificates") from error
-    if _size(part) < n_bytes:  # without Content-Length an answer cut short looks whole
-        raise _TryAgain(f"cut short at {_size(part)} of {n_bytes} bytes")
+        _check_space((dvcrepo.copies(root, data_dir) - 1) * sum(item.bytes for item in wanted.values()), data_dir)
+        return dvcrepo.push(root, remote, header, wanted, waits=waits), len(wanted)
+    except OSError as error:
+        raise MachineError(f"{error.filename or root}: {error.strerror} - free space or permit writing") from error
 
 
-def _cause(error):
-    """Return the innermost reason of a network error, which requests wraps three deep."""
-    while isinstance(inner := error.__cause__ or error.__context__, (OSError, urllib3.exceptions.HTTPError)):
-        error = inner
-    return getattr(error, "strerror", None) or str(error)
+def _check_space(needed, folder):
+    """Refuse to begin what the disk cannot hold; ``needed`` in bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed * SPARE:
+        raise MachineError(
+            f"disk full: {needed * SPARE / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free in {folder} - free some"
+        )

@@ -61,7 +61,7 @@ def film_sound(duration, *, seed=0, syllables=None):
             music = _music(np.random.default_rng([seed, 1, i]), length)
             parts[0, int(onset * SAMPLE_RATE) :][: len(music)] += music
     if syllables is None:
-        syllables = _invented_syllables(np.random.default_rng([seed, 2]), duration)
+        syllables = invented_syllables(np.random.default_rng([seed, 2]), duration)
     for i, (speaker, phrase) in enumerate(_phrases(syllables)):
         speech = _speech(np.random.default_rng([seed, 3, i]), np.random.default_rng([seed, 4, speaker]), phrase)
         parts[1, int(phrase[0][1] * SAMPLE_RATE) :][: len(speech)] += speech
@@ -131,7 +131,7 @@ def _add_note(rng, y, start, duration, midi, timbre, gain):
     y[begin : begin + len(t)] += gain * envelope * (dark[index] + shine * (bright - dark)[index])
 
 
-def _invented_syllables(rng, duration):
+def invented_syllables(rng, duration):
     """Syllables at 4 to 5 per second in phrases with pauses, inside the speech blocks."""
     syllables = []
     for onset, length, kind in film_blocks(duration):

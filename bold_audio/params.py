@@ -5,11 +5,12 @@ import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bold_audio.files import ParameterError, project_root
+from bold_audio.files import ParameterError, project_root, without_credentials
 
 SIMULATED = "sim"
 DEFAULT_DATASET = "ds003688"
@@ -110,6 +111,11 @@ class Params(BaseModel):
     lr: Positive
     weight_decay: Annotated[Number, Field(ge=0)]
     checkpoint_dir: str | None
+    # DVC
+    dvc_remote: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=50)]
+    dvc_url: str
+    dvc_jobs: Annotated[Count, Field(le=64)]
+    dvc_timeout: Annotated[Count, Field(le=3600)]
     # MLflow
     mlflow_uri: str | None
     mlflow_experiment: str | None
@@ -156,6 +162,20 @@ class Params(BaseModel):
         if value is not None and not NAME.fullmatch(value):
             raise ValueError("must be letters, digits, '_', '-' or '.', beginning with a letter or digit")
         return value
+
+    @field_validator("dvc_url")
+    @classmethod
+    def _safe_for_a_token(cls, value):
+        parts = urlsplit(value)
+        if "@" in parts.netloc:
+            # Said without the value: it holds a password.
+            raise ValueError("must not hold a user or password: the token comes from the environment")
+        here = parts.hostname in ("127.0.0.1", "localhost", "::1")
+        if parts.scheme != "https" and not (parts.scheme == "http" and here):
+            raise ValueError("must begin with https:// (http:// only on this machine), or the token could be read")
+        if not parts.hostname or parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", value):
+            raise ValueError("must be the address of a folder, such as https://webdav.yandex.ru/data")
+        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _fit_together(self):
@@ -311,7 +331,8 @@ def _one_line(error):
     if first["type"] == "missing":
         return f"parameter {name} is missing - set it in params/"
     what = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" and not first["loc"] else f", got {str(first['input'])[:80]!r}"
+    got = without_credentials(str(first["input"]))[:80]
+    value = "" if first["type"] == "value_error" and not first["loc"] else f", got {got!r}"
     return f"{name}: {what[0].lower() + what[1:]}{value}"
 
 

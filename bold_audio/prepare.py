@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bold_audio import __version__, bids, brain, confounds, data, features, motion, pairing, truth
+from bold_audio import __version__, adopt, bids, brain, confounds, data, features, fetch, motion, pairing, truth
 from bold_audio.files import DataError, code_fingerprint, file_md5, fingerprint, lock, record_step
 from bold_audio.params import SIMULATED
 
@@ -15,7 +15,8 @@ SHORT_SOUND = 0.5  # s that a sound may lack at its end without a word
 NOT_RESULTS = {
     "data_dir", "outputs_dir", "models_dir", "checkpoint_dir", "mlflow_uri", "mlflow_experiment", "model_name",
     "model_version", "overwrite_model", "served_model", "runtime", "returns", "allow_other_subject", "triton_url",
-    "triton_protocol", "triton_timeout", "prediction", "chunk_voxels",
+    "triton_protocol", "triton_timeout", "prediction", "chunk_voxels", "dvc_remote", "dvc_url", "dvc_jobs",
+    "dvc_timeout",
 }  # fmt: skip
 
 
@@ -135,13 +136,17 @@ def annotation_paths(params):
 
 
 def ensure_scan(params):
-    """Locate the subject's run or runs; the simulated subject is made when it is missing, a real one never replaced."""
+    """Locate the subject's run or runs; the simulated subject is made when it is missing, a real one never replaced.
+
+    A missing subject of ds003688 is fetched where the token of DVC's remote is set.
+    """
     if params.dataset == SIMULATED and not bids.known_subjects(params):
         from bold_audio.simulate import simulate_subject
 
         with lock(params.data_path.parent / f".{params.data_path.name}.lock", wait=600, doing="the simulation"):
             if not bids.known_subjects(params):
                 simulate_subject(params.data_path, subject=params.subject)
+    fetch.fetch_missing(params)
     return bids.locate_runs(params)
 
 
@@ -195,7 +200,7 @@ def _mfcc(params, part, path):
             f"sound stops at {made.duration:.1f} s, the scan needs {part.heard:.1f} s of it: {path.name} - "
             "use the whole sound, or set allow_short true to leave out the volumes after its end"
         )
-    return made
+    return adopt.judge_sound(made, params, part, path)
 
 
 def open_subject(params):

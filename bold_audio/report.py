@@ -23,6 +23,7 @@ INDEX = """<!DOCTYPE html>
  body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
  h1 { font-size: 1.6rem; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
  .note { background: #fff4d6; border-left: .3rem solid #b35c00; padding: .5rem .8rem; }
+ .alarm { background: #fbe3e4; border-left: .3rem solid #b00020; color: #b00020; padding: .5rem .8rem; }
  .lead { font-size: 1.08rem; }
  table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
  th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
@@ -32,7 +33,8 @@ INDEX = """<!DOCTYPE html>
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="note">{{ note }}</p>
-{% for sentence in sentences %}<p class="{{ 'lead' if loop.first else '' }}">{{ sentence }}</p>
+{% for alarm in alarms %}<p class="alarm">{{ alarm }}</p>
+{% endfor %}{% for sentence in sentences %}<p class="{{ 'lead' if loop.first else '' }}">{{ sentence }}</p>
 {% endfor %}
 {% for caption, columns, rows in tables %}<h2>{{ caption }}</h2>
 <div class="wide"><table><thead><tr>{% for c in columns %}<th scope="col">{{ c }}</th>{% endfor %}</tr></thead><tbody>
@@ -99,7 +101,7 @@ def remote_references(html):
     return parser.found
 
 
-def write_index(folder, *, title, note, sentences, tables, pages, foot):
+def write_index(folder, *, title, note, sentences, tables, pages, foot, alarms=()):
     """Write ``index.html``: headline sentences, score tables and links to the pages.
 
     Parameters
@@ -110,6 +112,8 @@ def write_index(folder, *, title, note, sentences, tables, pages, foot):
         Heading, what must be known of the data, and provenance. All text is escaped.
     sentences : list of str
         The first is the headline.
+    alarms : list of str
+        What makes every number doubtful, in red.
     tables : list of (str, DataFrame)
         Caption and table.
     pages : list of (str, str)
@@ -118,7 +122,9 @@ def write_index(folder, *, title, note, sentences, tables, pages, foot):
     template = Environment(autoescape=True).from_string(INDEX)
     made = [(caption, list(t.columns), t.map(_cell).to_numpy().tolist()) for caption, t in tables]
     sentences = [s.replace("**", "").replace("`", "") for s in sentences]
-    html = template.render(title=title, note=note, sentences=sentences, tables=made, pages=pages, foot=foot)
+    html = template.render(
+        title=title, note=note, sentences=sentences, tables=made, pages=pages, foot=foot, alarms=alarms
+    )
     write_text(Path(folder) / "index.html", html)
 
 
@@ -148,6 +154,7 @@ def write_subject_index(params, pages):
         folder / "report",
         title=f"sub-{params.subject} · {params.label}",
         note=summary.get("about", params.data_note or ""),
+        alarms=summary.get("alarms", []),
         sentences=summary.get("sentences", ["Not all notebooks have run yet."]),
         tables=tables,
         pages=pages,

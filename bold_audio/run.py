@@ -1,6 +1,7 @@
 """The command line: simulate and fetch subjects, run the notebooks with papermill, write the reports."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from bold_audio.access import token_hidden
 from bold_audio.files import (
     AccessError,
     BoldAudioError,
@@ -21,7 +23,8 @@ from bold_audio.files import (
     lock,
     project_root,
 )
-from bold_audio.params import load_params, normalise_subject
+from bold_audio.params import DEFAULT_DATASET, load_params, normalise_subject
+from bold_audio.registry import fmri_subjects
 
 STEPS = (
     "00_data_download",
@@ -41,7 +44,8 @@ def main(arguments=None):
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        status = options.work(options)
+        with _warnings_shown():
+            status = options.work(options)
     except BoldAudioError as error:
         if options.debug:
             raise
@@ -53,6 +57,18 @@ def main(arguments=None):
             raise
         status = _fail(options, f"{error or type(error).__name__} - check disk, memory and permissions", 5)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _warnings_shown():
+    """Show the package's warnings, such as that a server is asked again, as lines on stderr."""
+    shown, logger = logging.StreamHandler(), logging.getLogger("bold_audio")
+    shown.setFormatter(logging.Formatter("bold_audio: %(message)s"))
+    logger.addHandler(shown)
+    try:
+        yield
+    finally:
+        logger.removeHandler(shown)
 
 
 def _fail(options, message, status):
@@ -87,17 +103,30 @@ def _parser():
     simulate.add_argument("--annotations", type=Path, help="table of real syllable times for the speech")
     simulate.set_defaults(work=_simulate)
 
-    fetch = commands.add_parser("fetch", help="download subjects of ds003688 from OpenNeuro, checked by MD5")
+    fetch = commands.add_parser("fetch", help="get subjects of ds003688, by DVC or from OpenNeuro, checked by MD5")
     fetch.add_argument("--subject", action="append", required=True)
-    fetch.add_argument("--source", choices=("openneuro",), default="openneuro")
+    fetch.add_argument("--source", choices=("auto", "dvc", "openneuro"), default="auto")
     fetch.add_argument("--data-dir", type=Path, help="default: data/ds003688")
     fetch.set_defaults(work=_fetch)
+
+    publish = commands.add_parser("publish", help="put the complete dataset on a WebDAV remote of one's own (dvc_url)")
+    publish.add_argument("--subject", action="append", help="default: all of ds003688")
+    publish.set_defaults(work=_publish)
+
+    adopt = commands.add_parser("adopt-sound", help="check the sound of ds003688's film, record it, give it to DVC")
+    adopt.add_argument("path", type=Path, help="wav, flac, ogg, mp3; mp4 or mkv with ffmpeg")
+    adopt.set_defaults(work=_adopt)
+
+    track = commands.add_parser("track", help="write .dvc/config and data/ds003688.dvc from parameters and registry")
+    track.set_defaults(work=_track)
+
+    token = commands.add_parser("print-token", help="print the token of DVC's remote, for DVC itself")
+    token.set_defaults(work=_print_token)
 
     run = commands.add_parser("run", help="run the notebooks for one or more subjects and write their reports")
     run.add_argument("--subject", action="append", required=True)
     run.add_argument("--dataset")
     run.add_argument("--steps", default="00-06", help="such as 00-06, 03 or 02,03 (default 00-06)")
-    run.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     run.set_defaults(work=_run)
 
     predict = commands.add_parser("predict", help="predict the volumes that a new sound would make, without a scan")
@@ -106,7 +135,6 @@ def _parser():
     predict.add_argument("--sound", type=Path, required=True, help="sound file that begins with the run")
     predict.add_argument("--model-version", type=int, help="default: the newest")
     predict.add_argument("--out", type=Path, help="the NIfTI file to write (default: in the subject's outputs)")
-    predict.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     predict.set_defaults(work=_predict)
 
     serve = commands.add_parser("serve", help="serve triton_models by a Triton server on this machine, without Docker")
@@ -116,7 +144,9 @@ def _parser():
     serve.add_argument("--metrics-port", type=int, default=8002)
     serve.set_defaults(work=_serve)
 
-    for command in (simulate, fetch, run, predict, serve):
+    for command in (fetch, publish, adopt, track, run, predict):
+        command.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    for command in (simulate, fetch, publish, adopt, track, token, run, predict, serve):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -147,14 +177,56 @@ def _simulate(options):
 
 
 def _fetch(options):
-    from bold_audio.fetch import fetch_subject
+    from bold_audio.fetch import fetch_sound, fetch_subjects, remote_of
 
-    folder = options.data_dir or project_root() / "data" / "ds003688"
-    for subject in options.subject:
-        options.current = normalise_subject(subject)
-        _say(f"fetching sub-{options.current} into {folder} …")
-        changed = fetch_subject(options.current, folder)
-        _say(f"sub-{options.current}: {len(changed)} files fetched, all checked by MD5")
+    given = parse_given(options.given) | {"data_dir": options.data_dir and str(options.data_dir)}
+    all_params = [load_params(subject, DEFAULT_DATASET, **given) for subject in options.subject]
+    subjects, params = [one.subject for one in all_params], all_params[0]
+    options.current = subjects[0] if len(subjects) == 1 else None
+    ours = {"remote": remote_of(params), "root": project_root()}
+    fetched = fetch_subjects(subjects, params.data_path, source=options.source, say=_say, **ours)
+    how = f"{len(fetched.paths)} files fetched {fetched.source}" if fetched.paths else "nothing was missing"
+    _say(f"{', '.join(f'sub-{one}' for one in subjects)}: {how}; all files checked by MD5: {params.data_path}")
+    by_dvc = options.source == "dvc" or (fetched.source or "").startswith("by DVC")
+    if by_dvc and (sound := fetch_sound(**ours)):
+        _say(f"sound of the film: {sound}")
+    return 0
+
+
+def _publish(options):
+    from bold_audio.fetch import publish, remote_of
+
+    subjects = [normalise_subject(subject) for subject in options.subject or fmri_subjects()]
+    params = load_params(subjects[0], DEFAULT_DATASET, **parse_given(options.given))
+    sent, there = publish(subjects, params.data_path, remote=remote_of(params), root=project_root())
+    _say(f"{there} files are at {params.dvc_url}, {sent} of them sent now")
+    return 0
+
+
+def _adopt(options):
+    from bold_audio.adopt import adopt_sound
+
+    params = load_params(fmri_subjects()[0], DEFAULT_DATASET, **parse_given(options.given))
+    for line in adopt_sound(options.path, params, root=project_root()):
+        _say(line)
+    return 0
+
+
+def _track(options):
+    from bold_audio import dvcrepo
+    from bold_audio.fetch import remote_of
+    from bold_audio.registry import release_files
+
+    params = load_params(fmri_subjects()[0], DEFAULT_DATASET, **parse_given(options.given))
+    for path in dvcrepo.track(project_root(), remote_of(params), release_files()):
+        _say(f"{path} - commit it")
+    return 0
+
+
+def _print_token(options):
+    from bold_audio.access import read_token
+
+    _say(read_token())
     return 0
 
 
@@ -261,8 +333,10 @@ def _run_subject(options, params, steps, given):
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    from bold_audio.fetch import fetch_missing
     from bold_audio.report import write_page, write_subject_index
 
+    fetch_missing(params)
     given = {**given, "subject": params.subject, "dataset": params.dataset}
     started = time.perf_counter()
     for step in steps:
@@ -305,14 +379,15 @@ def execute(step, folder, given):
     target = Path(folder) / f"{step}.ipynb"
     # Papermill fills {names} in paths from the parameters, unless braces are doubled.
     source, out = (str(p).replace("{", "{{").replace("}", "}}") for p in (root / "notebooks" / f"{step}.ipynb", target))
-    papermill.execute_notebook(
-        source,
-        out,
-        parameters=given,
-        cwd=str(root),
-        kernel_name="python3",
-        progress_bar=False,
-        log_output=False,
-        extra_arguments=["--log-level=CRITICAL"],  # ipykernel warns about loopback TCP at every start
-    )
+    with token_hidden():  # what a notebook prints is kept
+        papermill.execute_notebook(
+            source,
+            out,
+            parameters=given,
+            cwd=str(root),
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=False,
+            extra_arguments=["--log-level=CRITICAL"],  # ipykernel warns about loopback TCP at every start
+        )
     return target

@@ -19,6 +19,7 @@ def about_data(params, sound):
         parts.append(f"features from ANNOTATIONS, not from the sound: {', '.join(sound.names)}")
     else:
         parts.append(f"{len(sound.names)} MFCCs of {params.sound_note or sound.source}")
+    parts += [f"WARNING: {alarm}" for alarm in sound.alarms]
     return "; ".join(parts) + "."
 
 
@@ -186,13 +187,14 @@ def about_expectations(table, region):
     )
 
 
-def headline(table, region, delay):
-    """The sentence at the top of a subject's report."""
+def headline(table, region, delay, *, feature_source="audio"):
+    """The sentence at the top of a subject's report; annotations are never called the sound."""
     name = "history_blocks_sound" if row_of(table, "history_blocks_sound", region) is not None else "history_sound"
     row, alone = row_of(table, name, region), row_of(table, "sound", region)
     alone_r = f"r = {alone['r_median']:.2f}" if np.isfinite(alone["r_median"]) else "no r (its strength vanished)"
     change = "lowers" if row["skill"] >= 0 else "raises"
+    heard = "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
     return (
-        f"In `{region}` the sound alone reaches {alone_r} in the median voxel at Δt = {delay:g} s; added to "
+        f"In `{region}` {heard} alone reaches {alone_r} in the median voxel at Δt = {delay:g} s; added to "
         f"`{row['reference']}`, it {change} the one-step squared error by {abs(row['skill']):.2%}."
     )

@@ -258,4 +258,5 @@ def write_maps(subject, voxels, found):
 def write_summary(subject, answer, region):
     """Keep the computed sentences for the report's index."""
     about = sentences.about_data(subject.params, subject.sound)
-    write_json(subject.path("summary.json"), {"about": about, "sentences": answer, "region": region})
+    kept = {"about": about, "alarms": list(subject.sound.alarms), "sentences": answer, "region": region}
+    write_json(subject.path("summary.json"), kept)

@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 import requests
 
+from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
 SMALL = (18, 22, 22)  # voxels: a small head in the same 641 volumes of the full-size run
+
+
+@pytest.fixture(autouse=True)
+def _no_token(monkeypatch):
+    """With the token of whoever runs the tests, missing subjects would be fetched."""
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,10 @@ from bold_audio.features import (
     cached_mfcc,
     join_features,
     mfcc_features,
-    read_sound,
     read_table,
 )
 from bold_audio.files import DataError
+from bold_audio.sound import read_sound
 
 RATE = 16000  # Hz
 SMALL = {"sample_rate": RATE, "n_mfcc": 13, "n_fft": 512, "hop_length": 256}
@@ -134,7 +134,7 @@ def test_a_louder_end_changes_no_earlier_frame(tmp_path):
         ("mono32.wav", 32000, 1, {"subtype": "PCM_24"}),
     ],
 )
-def test_the_same_sound_in_another_file_gives_the_same_mfccs(tmp_path, name, rate, channels, kind):
+def test_the_same_sound_in_another_file_gives_the_same_mfccs(tmp_path, name, rate, channels, kind):  # A08
     master = syllables(rate=48000)
     mono = scipy.signal.resample_poly(master, 441, 480)
     reference = mfcc_features(write(tmp_path / "mono44.wav", mono, 44100), **SMALL)
@@ -146,7 +146,7 @@ def test_the_same_sound_in_another_file_gives_the_same_mfccs(tmp_path, name, rat
     assert np.all(difference < 0.1 * reference.frames.std(axis=0))
 
 
-def test_eight_bit_sound_keeps_its_loudness_curve(tmp_path):
+def test_eight_bit_sound_keeps_its_loudness_curve(tmp_path):  # A08
     y = syllables()
     made, reference = (
         read_sound(write(tmp_path / f"{k}.wav", y, subtype=k), sample_rate=RATE)[0] for k in ("PCM_U8", "FLOAT")
@@ -174,13 +174,37 @@ def test_channels_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize("tilt", [1.0, 1.001])
-def test_channels_that_cancel_fall_back_to_the_first_with_a_warning(tmp_path, tilt):
+def test_channels_that_cancel_fall_back_to_the_first_with_a_warning(tmp_path, tilt):  # A09
     y = syllables()
     path = write(tmp_path / "anti.wav", np.stack([y, -tilt * y], 1), subtype="FLOAT")
     got, noted = read_sound(path, sample_rate=RATE)
     np.testing.assert_array_equal(got, y)
     assert "cancel" in " ".join(noted)
     assert mfcc_features(path, **SMALL).warnings == noted
+
+
+def test_a_clipped_sound_is_named(tmp_path):  # A12
+    y = syllables()
+    clipped = write(tmp_path / "clipped.wav", np.clip(20 * y, -1, 1))
+    assert "the sound is clipped: " in " ".join(read_sound(clipped, sample_rate=RATE)[1])
+    touching = 0.5 * y / np.abs(y).max()
+    touching[::10] = 0.8  # loud single samples are not a clipped wave
+    for whole in (y, y / np.abs(y).max(), touching):
+        assert read_sound(write(tmp_path / "whole.wav", whole), sample_rate=RATE)[1] == ()
+
+
+def test_mel_bands_that_a_slow_file_cannot_hold_are_left_out(tmp_path):  # A12
+    """The same sound at 8 kHz: the bands below its 4 kHz are those of the fast file, the others are not there."""
+    y = librosa.resample(librosa.resample(syllables(), orig_sr=RATE, target_sr=8000), orig_sr=8000, target_sr=44100)
+    slow = write(tmp_path / "slow.wav", librosa.resample(y, orig_sr=44100, target_sr=8000), 8000, subtype="FLOAT")
+    made = mfcc_features(slow, **FULL)
+    assert made.warnings == ("the file holds 8000 samples a second: nothing above 4000 Hz was heard",)
+    mel = librosa.feature.melspectrogram(y=y, sr=44100, n_fft=2048, hop_length=512)
+    reach = librosa.mel_frequencies(n_mels=130, fmin=0, fmax=22050)[2:]
+    expected = scipy.fft.dct(10 * np.log10(np.maximum(mel[reach <= 4000], 1e-10)), axis=0, norm="ortho")[:20].T
+    assert made.frames.shape == expected.shape
+    assert np.median(np.abs(made.frames - expected)) < 0.05 * expected.std()
+    assert mfcc_features(write(tmp_path / "fast.wav", y, 44100), **FULL).warnings == ()
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 48000])
@@ -210,7 +234,7 @@ BAD_SOUNDS = {
 
 
 @pytest.mark.parametrize("kind", BAD_SOUNDS)
-def test_bad_sound_gives_one_line(tmp_path, kind):
+def test_bad_sound_gives_one_line(tmp_path, kind):  # A01 A02 A03 A05 A10 A11
     make, match = BAD_SOUNDS[kind]
     path = make(tmp_path / "sound.wav")
     with refused(match) as caught:
@@ -218,7 +242,7 @@ def test_bad_sound_gives_one_line(tmp_path, kind):
     assert str(path) in str(caught.value)
 
 
-def test_a_sound_without_samples_tells_its_length(tmp_path):
+def test_a_sound_without_samples_tells_its_length(tmp_path):  # A05
     path = write(tmp_path / "sound.wav", np.zeros(0))
     with warnings.catch_warnings(), refused(r"0\.0+ s of sound"):
         warnings.simplefilter("error")
@@ -226,7 +250,7 @@ def test_a_sound_without_samples_tells_its_length(tmp_path):
 
 
 @pytest.mark.skipif("MP3" not in soundfile.available_formats(), reason="this libsndfile writes no MP3")
-def test_a_cut_mp3_is_noticed(tmp_path):
+def test_a_cut_mp3_is_noticed(tmp_path):  # A04
     whole = write(tmp_path / "whole.mp3", syllables(4.0)).read_bytes()
     (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
     with refused(r"sound stops at \d\.\d s, its header says 4\.\d s: .*cut.mp3 - copy it again"):
@@ -239,7 +263,7 @@ def test_a_raw_file_is_refused(tmp_path):
         read_sound(tmp_path / "a.raw", sample_rate=RATE)
 
 
-def test_a_cut_wav_is_noticed(tmp_path):
+def test_a_cut_wav_is_noticed(tmp_path):  # A04
     whole = write(tmp_path / "whole.wav", syllables()).read_bytes()
     (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
     with refused("sound stops at 1.0 s, its header says 2.0 s"):
@@ -286,7 +310,7 @@ def test_a_fault_in_the_sound_of_a_video_names_the_video(video):
         read_sound(video(np.zeros(2 * RATE)), sample_rate=RATE)
 
 
-def test_without_ffmpeg_the_message_holds_the_exact_command(tmp_path, monkeypatch):
+def test_without_ffmpeg_the_message_holds_the_exact_command(tmp_path, monkeypatch):  # A03
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "film.mp4").write_bytes(b"anything")
     with refused(r"cannot decode film.mp4 without ffmpeg - .*: ffmpeg -i film.mp4 -vn \w+\.wav$"):

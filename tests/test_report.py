@@ -116,6 +116,16 @@ def test_subject_index_shows_the_region_it_speaks_of_one_step_and_open_loop_apar
     )
 
 
+def test_alarms_stand_in_red_above_the_headline(params, tmp_path):  # A13
+    alarm = "sound does not follow <the> film's 30 s blocks"
+    write_json(tmp_path / "summary.json", {"about": "a", "alarms": [alarm], "sentences": ["The answer."]})
+    html = write_subject_index(params, []).read_text()
+    assert '<p class="alarm">sound does not follow &lt;the&gt; film&#39;s 30 s blocks</p>' in html
+    assert html.index('class="alarm"') < html.index("The answer.") and ".alarm {" in html and "color: #b00020" in html
+    write_json(tmp_path / "summary.json", {"about": "a", "alarms": [], "sentences": ["The answer."]})
+    assert 'class="alarm"' not in write_subject_index(params, []).read_text()
+
+
 # --- remote references --------------------------------------------------------------------
 
 MISSED = [

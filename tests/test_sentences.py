@@ -14,8 +14,8 @@ from bold_audio.scores import median_of
 from bold_audio.sweep import DelaySweep
 
 REGION = "auditory"
-MFCCS = SimpleNamespace(names=tuple(f"mfcc_{k}" for k in range(13)), source="film.wav, 44100 Hz")
-WORDS = SimpleNamespace(names=("word onset", "word duration"), source="words.tsv")
+MFCCS = SimpleNamespace(names=tuple(f"mfcc_{k}" for k in range(13)), source="film.wav, 44100 Hz", alarms=())
+WORDS = SimpleNamespace(names=("word onset", "word duration"), source="words.tsv", alarms=())
 REFERENCES = {"history_sound": "history", "history_blocks_sound": "history_blocks"}
 ROWS = {  # mse, r_median, r_best, skill
     "constant": (5.0e-5, np.nan, np.nan, 0.0),
@@ -282,6 +282,17 @@ def test_headline_holds_the_gain_over_blocks_and_the_sound_alone():
     text = sentences.headline(table(), REGION, 6.0)
     assert "In `auditory` the sound alone reaches r = 0.08 in the median voxel at Δt = 6 s" in text
     assert "`history_blocks`, it lowers the one-step squared error by 2.15%" in text
+
+
+def test_headline_of_annotations_never_calls_them_the_sound():
+    text = sentences.headline(table(), REGION, 6.0, feature_source="annotations")
+    assert "what was ANNOTATED of the sound (no sound was heard) alone reaches" in text
+    assert "the sound alone" not in text
+
+
+def test_alarms_of_the_sound_come_before_any_number():  # A13
+    alarmed = SimpleNamespace(**{**vars(MFCCS), "alarms": ("sound is 5 s late",)})
+    assert "; WARNING: sound is 5 s late." in sentences.about_data(load_params("09"), alarmed)
 
 
 def test_headline_turns_with_the_table_and_does_without_blocks():

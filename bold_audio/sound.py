@@ -1,0 +1,189 @@
+"""A sound file → samples of one channel, with every check on a file that is not what it seems."""
+
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bold_audio.files import DataError
+
+VIDEO_ENDINGS = (".mp4", ".mkv", ".m4a", ".mov", ".avi", ".webm", ".aac")
+SILENT = 1e-6  # of full scale
+CLIPPED_SHARE = 1e-3  # of the samples at the file's loudest value, in runs: less is music, more is clipping
+CLIPPED_RUN = 3  # samples in a row
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One channel of a sound file.
+
+    Parameters
+    ----------
+    y : array of shape (n_samples,)
+        Samples, float32, at the file's own rate.
+    rate : int
+        Samples per second of the file.
+    channels : int
+        Channels in the file.
+    warnings : tuple of str
+        What was unusual and how it was met.
+    """
+
+    y: np.ndarray
+    rate: int
+    channels: int
+    warnings: tuple = ()
+
+    @property
+    def duration(self):
+        """Length in seconds."""
+        return len(self.y) / self.rate
+
+    def at(self, sample_rate):
+        """Return the samples converted to ``sample_rate`` Hz."""
+        import librosa
+
+        if self.rate == sample_rate:
+            return self.y
+        return librosa.resample(self.y, orig_sr=self.rate, target_sr=sample_rate)
+
+
+def read_sound(path, *, sample_rate):
+    """Read a sound file as one channel at ``sample_rate`` Hz; returns the samples and the warnings of `open_sound`."""
+    sound = open_sound(path)
+    return sound.at(sample_rate), sound.warnings
+
+
+def open_sound(path):
+    """Read a sound file and check it.
+
+    Parameters
+    ----------
+    path : path
+        wav, flac, ogg or mp3; a video or AAC file where ffmpeg is installed.
+
+    Returns
+    -------
+    Sound
+
+    Raises
+    ------
+    DataError
+        If the file is missing, empty, silent or not sound.
+    """
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"sound file not found: {path} - set audio_path, or feature_source annotations (the film of ds003688 is "
+            "not in the public release, see README, Sound)"
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"sound file is empty: {path} - copy it again")
+    if path.suffix.lower() in VIDEO_ENDINGS:
+        with tempfile.TemporaryDirectory() as folder:
+            wav = _sound_of_video(path, Path(folder) / "sound.wav")
+            try:
+                return open_sound(wav)
+            except DataError as error:
+                raise DataError(str(error).replace(str(wav), str(path))) from error
+    _check_riff(path)
+    try:
+        info = soundfile.info(path)
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        raise DataError(
+            f"sound file is damaged or of an unknown kind: {path} ({' '.join(str(error).split())}) - convert it: "
+            f"{_ffmpeg(path, 'sound.wav')}"
+        ) from error
+    if len(samples) == 0:
+        raise DataError(f"0.0 s of sound in {path} - export it again")
+    if len(samples) < info.frames:
+        raise DataError(
+            f"sound stops at {len(samples) / rate:.1f} s, its header says {info.frames / rate:.1f} s: {path} - "
+            "copy it again"
+        )
+    if not np.isfinite(samples).all():
+        raise DataError(
+            f"{np.count_nonzero(~np.isfinite(samples))} samples of {path} are not numbers - export it again"
+        )
+    y, warnings = _one_channel(samples)
+    if not np.any(np.abs(y) > SILENT):
+        raise DataError(f"sound is silent: {path} - check the export")
+    if (share := clipped_share(samples)) > CLIPPED_SHARE:
+        warnings += (f"the sound is clipped: {share:.2%} of its samples stand at its loudest value",)
+    return Sound(y, int(rate), samples.shape[1], warnings)
+
+
+def clipped_share(samples):
+    """Share of samples at the loudest value of their file, in runs of three or more.
+
+    >>> clipped_share(np.clip(np.sin(np.arange(1000) / 20), -0.5, 0.5)[:, None]) > 0.5
+    True
+    """
+    top = np.abs(samples).max() * (1 - 1e-4)  # 16-bit steps
+    at_top = np.abs(samples) >= top
+    runs = at_top[CLIPPED_RUN - 1 :].copy()
+    for k in range(CLIPPED_RUN - 1):
+        runs &= at_top[k : len(at_top) - CLIPPED_RUN + 1 + k]
+    return float(runs.mean()) if runs.size else 0.0
+
+
+def _ffmpeg(path, target):
+    """The command a person can paste to take the sound out of a file."""
+    return f"ffmpeg -i {shlex.quote(path.name)} -vn {target}"
+
+
+def _check_riff(path):
+    """Notice a cut WAV file: libsndfile takes what is left of it for the whole."""
+    with path.open("rb") as handle:
+        start = handle.read(12)
+        size = path.stat().st_size
+        if start[:4] != b"RIFF" or start[8:] != b"WAVE":
+            return
+        byte_rate = 0
+        while len(header := handle.read(8)) == 8:
+            kind, length = header[:4], int.from_bytes(header[4:], "little")
+            if kind == b"fmt ":
+                byte_rate = int.from_bytes(handle.read(length)[8:12], "little")
+            elif kind == b"data":
+                there = size - handle.tell()
+                # Lengths of 0 and 2³² − 1 are what a recorder writes before it knows.
+                if byte_rate and there < length < 2**32 - 2**16:
+                    heard, said = there / byte_rate, length / byte_rate
+                    raise DataError(
+                        f"sound stops at {heard:.1f} s, its header says {said:.1f} s: {path} - copy it again"
+                    )
+                return
+            else:
+                handle.seek(length + length % 2, 1)
+
+
+def _sound_of_video(path, wav):
+    """Let ffmpeg write the sound of a video to ``wav``."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(path), "-vn", str(wav)]
+    if shutil.which("ffmpeg") is None:
+        raise DataError(
+            f"cannot decode {path.name} without ffmpeg - install ffmpeg, or convert it elsewhere: "
+            f"{_ffmpeg(path, 'sound.wav')}"
+        )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not wav.is_file():
+        reason = (done.stderr.strip().splitlines() or ["no sound track"])[-1]
+        raise DataError(f"ffmpeg cannot read the sound of {path}: {reason} - check the file")
+    return wav
+
+
+def _one_channel(samples):
+    """Average channels; fall back to the first where they cancel each other."""
+    y = samples.mean(axis=1)
+    loudest = np.sqrt(np.mean(samples**2, axis=0)).max()
+    if samples.shape[1] > 1 and np.sqrt(np.mean(y**2)) < 0.01 * loudest:
+        heard = int(np.argmax(np.sqrt(np.mean(samples**2, axis=0)) > 0.01 * loudest))
+        return samples[:, heard], ("the channels cancel each other, so the first channel was used",)
+    return y, ()

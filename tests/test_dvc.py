@@ -1,0 +1,739 @@
+"""DVC against a real WebDAV server on loopback: what is committed, what travels, and every fault of FAULTS.md."""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from webdav import WebDav
+
+from bold_audio import access, dvcrepo, fetch, openneuro, registry, run
+from bold_audio.access import TOKEN_VARIABLE, Remote
+from bold_audio.fetch import fetch_subjects, publish
+from bold_audio.files import AccessError, DataError, MachineError, ParameterError
+from bold_audio.params import load_params
+from bold_audio.registry import ReleaseFile
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "y0_planted-SECRET-token.7Qz"
+BOLD = "sub-09/ses-mri3t/func/sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"
+T1W = "sub-09/ses-mri3t/anat/sub-09_ses-mri3t_run-1_T1w.nii.gz"
+WORDS = "stimuli/annotations/sound/words.tsv"
+OTHER = BOLD.replace("09", "13")
+SIZES = {BOLD: 2_000_000, T1W: 2_000, WORDS: 300, OTHER: 1_000}
+KINDS = {BOLD: ("09", "bold"), T1W: ("09", "T1w"), WORDS: ("n/a", "annotation"), OTHER: ("13", "bold")}
+SUBJECT = [BOLD, T1W, WORDS]  # what subject 09 needs
+
+
+@pytest.fixture(scope="module")
+def content():
+    rng = np.random.default_rng(0)
+    return {path: rng.bytes(size) for path, size in SIZES.items()}
+
+
+@pytest.fixture(scope="module")
+def items(content):
+    return [ReleaseFile(*KINDS[path], path, len(body), hashlib.md5(body).hexdigest()) for path, body in content.items()]
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(monkeypatch, tmp_path):
+    """DVC's machine-wide folders inside the test's own, the token set, no proxy."""
+    for name in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG"):
+        monkeypatch.setenv(f"DVC_{name}_DIR", str(tmp_path / "dvc" / name))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "served").mkdir()
+    running = WebDav(tmp_path / "served", accepts=[f"OAuth {TOKEN}"])
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def remote(server):
+    return Remote("yandex", f"{server.url}/deep/store", jobs=2, timeout=5)
+
+
+@pytest.fixture
+def clone(tmp_path, remote, items, monkeypatch):
+    """Function: a clone of the project as git has it, with a small registry; main() works in the last one made."""
+
+    def make(name):
+        root = tmp_path / name
+        for kept in ("data/.gitignore", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+            (root / kept).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / kept, root / kept)
+        shutil.copytree(ROOT / "params", root / "params")
+        (root / "notebooks").mkdir()
+        dvcrepo.track(root, remote, items)
+        git(root, "init", "-q")
+        git(root, "add", "-A")
+        git(root, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "all")
+        monkeypatch.setenv("BOLD_AUDIO_ROOT", str(root))
+        return root
+
+    monkeypatch.setattr(registry, "release_files", lambda: tuple(items))
+    return make
+
+
+def git(root, *arguments):
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def data(root):
+    return root / "data" / "ds003688"
+
+
+def fill(root, content, paths=tuple(SIZES)):
+    for path in paths:
+        (data(root) / path).parent.mkdir(parents=True, exist_ok=True)
+        (data(root) / path).write_bytes(content[path])
+
+
+@pytest.fixture
+def here(clone, content, server, items):
+    """A clone without data, beside a server on which the objects of all files lie, as `publish` puts them there."""
+    for item in items:
+        stored = server.folder / "deep/store/files/md5" / item.md5[:2] / item.md5[2:]
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.write_bytes(content[item.path])
+    return clone("here")
+
+
+@pytest.fixture
+def get(here, remote, items):
+    """Fetch subject 09 by DVC into `here`, with waits that take no time."""
+
+    def get(**changed):
+        usual = {"source": "dvc", "remote": remote, "root": here, "items": items, "waits": (0, 0)}
+        return fetch_subjects(["09"], data(here), **{**usual, **changed})
+
+    return get
+
+
+def nothing_but(root, paths):
+    """Assert that no other files lie in the dataset than these, whole, and the facts that `fetch` writes."""
+    there = {p.relative_to(data(root)).as_posix() for p in data(root).rglob("*") if p.is_file()}
+    facts = {p for p in there if p.endswith((".json", "_events.tsv"))}
+    assert there - facts == set(paths)
+
+
+def pattern(items, path, method="GET"):
+    (item,) = (item for item in items if item.path == path)
+    return f"{method} .*/{item.md5[2:]}"
+
+
+# What is committed
+
+
+def test_committed_files_are_what_the_command_writes(tmp_path):
+    params = load_params("09", "ds003688")
+    for path in dvcrepo.track(tmp_path, fetch.remote_of(params), registry.release_files()):
+        assert (ROOT / path.relative_to(tmp_path)).read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+
+
+def test_dvc_knows_every_file_of_the_registry_before_anybody_has_it():
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        outs = {Path(out.fspath): out for stage in repo.index.stages for out in stage.outs}
+    for item in registry.release_files():
+        out = outs[ROOT / "data/ds003688" / item.path]
+        assert (out.hash_info.name, out.hash_info.value, out.meta.size) == ("md5", item.md5, item.bytes)
+
+
+def test_committed_settings_are_safe():
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        core, ours = repo.config["core"], repo.config["remote"]["yandex"]
+    assert (core["analytics"], core["check_update"], ours["verify"]) == (False, False, True)
+    assert ours["url"] == "webdavs://webdav.yandex.ru"  # https
+    assert not {"token", "password", "user", "ssl_verify"} & set(ours)
+    assert ours["bearer_token_command"] == "bold-audio print-token"
+
+
+def test_only_the_entries_of_data_are_in_git(clone, content):
+    root = clone("a")
+    fill(root, content)
+    (root / "data/.sim.lock").write_text("")
+    assert git(root, "status", "--short") == ""
+    assert git(root, "ls-files", "data", ".dvc").split() == [
+        ".dvc/.gitignore",
+        ".dvc/config",
+        "data/.gitignore",
+        "data/ds003688.dvc",
+    ]
+
+
+# From one clone to another
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "OAuth"])
+def test_published_from_one_clone_arrives_in_another(scheme, clone, server, remote, content, items, caplog):
+    server.accepts = [f"{scheme} {TOKEN}"]
+    one = clone("one")
+    fill(one, content)
+    entries = (one / dvcrepo.ENTRIES).read_bytes()
+    assert publish(["09", "13"], data(one), remote=remote, root=one, items=items) == (4, 4)
+    assert publish(["09", "13"], data(one), remote=remote, root=one, items=items) == (0, 4)
+    assert len(server.asked("PUT")) == 4
+    assert all((data(one) / item.path).samefile(dvcrepo.cached_object(one, item.md5)) for item in items)  # on disk once
+    two = clone("two")
+    fetched = fetch_subjects(["09"], data(two), source="dvc", remote=remote, root=two, items=items)
+    assert fetched.source == f"by DVC from {server.host}"
+    assert sorted(fetched.paths) == sorted(data(two) / path for path in SUBJECT)
+    nothing_but(two, SUBJECT)
+    for path in SUBJECT:
+        assert (data(two) / path).read_bytes() == content[path]
+        assert (data(one) / path).read_bytes() == content[path]
+    stem = BOLD.removesuffix("_bold.nii.gz")
+    assert json.loads((data(two) / f"{stem}_bold.json").read_text())["RepetitionTime"] == 0.608
+    assert (data(two) / f"{stem}_events.tsv").read_text() == registry.film_events()
+    for root in (one, two):
+        assert git(root, "status", "--short") == ""
+        assert (root / dvcrepo.ENTRIES).read_bytes() == entries
+    server.requests.clear()
+    assert fetch_subjects(["09"], data(two), source="dvc", remote=remote, root=two, items=items).paths == []
+    assert server.requests == []
+    assert caplog.text == ""
+
+
+def test_plain_dvc_pulls_with_the_committed_command(here, server, content, monkeypatch):
+    server.accepts = [f"Bearer {TOKEN}"]
+    scripts = sysconfig.get_path("scripts")
+    monkeypatch.setenv("PATH", scripts, prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run(
+        [f"{scripts}/dvc", "pull", "-q", f"data/ds003688/{T1W}"], cwd=here, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (data(here) / T1W).read_bytes() == content[T1W]
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_file_is_on_disk_once_where_links_work(get, here, items):
+    get()
+    (item,) = (item for item in items if item.path == BOLD)
+    assert dvcrepo.copies(here, data(here)) == 1
+    assert (data(here) / BOLD).samefile(dvcrepo.cached_object(here, item.md5))
+
+
+def test_own_sidecar_and_other_files_stay(get, here):
+    sidecar = data(here) / BOLD.replace(".nii.gz", ".json")
+    sidecar.parent.mkdir(parents=True)
+    sidecar.write_text('{"RepetitionTime": 0.608, "FlipAngle": 10}')
+    (sidecar.parent / "notes.txt").write_text("mine")
+    get()
+    assert "FlipAngle" in sidecar.read_text() and (sidecar.parent / "notes.txt").read_text() == "mine"
+
+
+def test_wrong_file_stays_until_the_right_one_has_come(get, here, server, items, content, caplog):
+    fill(here, {BOLD: b"mine"}, [BOLD])
+    server.faults[pattern(items, BOLD)] = ["bit flip"] * 9
+    with pytest.raises(AccessError):
+        get()
+    assert (data(here) / BOLD).read_bytes() == b"mine"
+    server.faults.clear()
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+    assert "is not the file of ds003688 v1.0.7" in caplog.text
+
+
+def test_a_damaged_cache_is_mended(get, here, items, content):
+    get()
+    (item,) = (item for item in items if item.path == BOLD)
+    stored = dvcrepo.cached_object(here, item.md5)
+    before = stored.stat()
+    stored.chmod(0o644)
+    stored.write_bytes(content[BOLD][:-1] + b"?")  # the data share its bytes
+    stored.chmod(before.st_mode)
+    os.utime(stored, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk that rots changes no time
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD] == stored.read_bytes()
+
+
+def test_an_adopted_sound_travels_with_the_subjects(clone, server, remote, content, items):
+    sound = ReleaseFile("n/a", "sound", "stimuli/film.wav", 500, hashlib.md5(content[T1W][:500]).hexdigest())
+    one, two = (clone(name) for name in ("one", "two"))
+    fill(one, content | {"stimuli/film.wav": content[T1W][:500]}, [*SUBJECT, "stimuli/film.wav"])
+    for root in (one, two):
+        (root / dvcrepo.SOUND_ENTRY).write_text(dvcrepo.entries_text([sound], meta={"duration": 1.0}))
+    assert publish(["09"], data(one), remote=remote, root=one, items=items) == (4, 4)
+    fetch_subjects(["09"], data(two), source="dvc", remote=remote, root=two, items=items)
+    assert fetch.fetch_sound(remote=remote, root=two) == data(two) / "stimuli/film.wav"
+    assert (data(two) / "stimuli/film.wav").read_bytes() == content[T1W][:500]
+    assert fetch.fetch_sound(remote=remote, root=two) is None  # it is there
+    assert dvcrepo.sound_entry(two)["duration"] == 1.0
+
+
+def test_a_missing_subject_is_fetched_where_the_token_is_set(here, server, content, monkeypatch):
+    from bold_audio.prepare import ensure_scan
+
+    params = load_params("09", dvc_url=f"{server.url}/deep/store")
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(DataError, match="sub-09 is not there"):
+        ensure_scan(params)
+    assert server.requests == []
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    with pytest.raises(DataError, match="scan is not compressed"):  # random bytes are no scan
+        ensure_scan(params)
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+
+
+def test_publish_refuses_what_is_not_complete(clone, server, remote, content, items):
+    root = clone("one")
+    fill(root, content, [BOLD, T1W])
+    (data(root) / T1W).write_bytes(content[T1W][:-1] + b"?")
+    with pytest.raises(DataError, match=r"2 of 3 files are missing or not those of ds003688 v1.0.7, such as .*T1w"):
+        publish(["09"], data(root), remote=remote, root=root, items=items)
+    assert server.requests == []
+
+
+def test_publish_where_the_token_may_only_read(clone, server, remote, content, items):
+    root = clone("one")
+    fill(root, content)
+    server.read_only = True
+    with pytest.raises(AccessError, match=rf"{server.host}: token valid but no right to write \(403\)"):
+        publish(["09"], data(root), remote=remote, root=root, items=items)
+    assert server.asked("PUT") == []
+
+
+@pytest.mark.parametrize(("status", "message"), [(507, "no room left on the server"), (503, "server answers 503")])
+def test_publish_to_a_server_that_fails_on_the_way(status, message, clone, server, remote, content, items):
+    root = clone("one")
+    fill(root, content)
+    server.faults["PUT .*"] = [status] * 99
+    with pytest.raises(AccessError, match=f"{message}.* - run the same command again"):
+        publish(["09"], data(root), remote=remote, root=root, items=items, waits=(0,))
+    server.faults.clear()
+    assert publish(["09"], data(root), remote=remote, root=root, items=items) == (3, 3)
+
+
+def test_what_nobody_published_is_named(get, server, items):
+    (item,) = (item for item in items if item.path == BOLD)
+    (server.folder / "deep/store/files/md5" / item.md5[:2] / item.md5[2:]).unlink()
+    with pytest.raises(
+        AccessError, match=rf"{server.host}: not on the remote: {Path(BOLD).name} - 'bold-audio publish'"
+    ):
+        get()
+
+
+def test_two_dvc_commands_at_once(get, here):
+    from dvc.repo import Repo
+
+    with Repo(str(here)) as repo, repo.lock, pytest.raises(MachineError, match="another DVC command is at work"):
+        get()
+
+
+def test_a_folder_that_dvc_does_not_track(get, tmp_path):
+    with pytest.raises(ParameterError, match="source dvc brings files to data/ds003688 of the project"):
+        fetch_subjects(["09"], tmp_path / "else", source="dvc", remote=Remote("a", "https://x"), root=tmp_path)
+
+
+# The command line: one line, the right exit status
+
+
+@pytest.fixture
+def command(here, server, capfd):
+    """Function: run ``bold-audio`` in `here`; returns its exit status, what it printed and its last line on stderr."""
+
+    def run_it(*arguments, url=None):
+        url = url or f"{server.url}/deep/store"
+        given = [] if arguments[0] == "print-token" else ["-p", "dvc_url", url, "-p", "dvc_timeout", "5"]
+        with pytest.raises(SystemExit) as ended:
+            run.main([*arguments, *given])
+        said = capfd.readouterr()
+        return SimpleNamespace(status=ended.value.code or 0, out=said.out, err=said.err)
+
+    return run_it
+
+
+def one_line(said, status):
+    """Assert the common contract of errors; returns the line."""
+    assert said.status == status
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith("bold_audio: ") and " - " in last and "Traceback" not in said.err
+    return last
+
+
+def test_fetch_and_publish_by_command(command, here, content, server):
+    said = command("fetch", "--subject", "9", "--source", "dvc")
+    assert said.status == 0
+    assert f"3 files, 2 MB, by DVC from {server.host}" in said.out
+    assert f"sub-09: 3 files fetched by DVC from {server.host}; all files checked by MD5" in said.out
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+    assert "nothing was missing" in command("fetch", "--subject", "9").out
+    said = command("publish", "--subject", "9", url=f"{server.url}/new/place")
+    assert said.status == 0 and f"3 files are at {server.url}/new/place, 3 of them sent now" in said.out
+
+
+def test_track_by_command(command, here):
+    assert command("track", url="https://dav.example.org/film").status == 0
+    assert "url = webdavs://dav.example.org/film\n" in (here / ".dvc/config").read_text()
+    assert yaml.safe_load((here / dvcrepo.ENTRIES).read_text())["outs"][0]["path"] == f"ds003688/{BOLD}"
+
+
+@pytest.mark.parametrize("value", [None, "", " \n"])
+def test_no_token(value, command, here, server, monkeypatch):  # D01
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    if value is not None:
+        monkeypatch.setenv(TOKEN_VARIABLE, value)
+    line = one_line(command("fetch", "--subject", "09", "--source", "dvc"), 4)
+    assert f"{TOKEN_VARIABLE} is not set - export it, or use --source openneuro" in line
+    assert server.requests == []
+    nothing_but(here, [])
+
+
+@pytest.fixture
+def public(content, tmp_path, monkeypatch):
+    """A server that plays OpenNeuro's bucket: no token, plain paths."""
+    folder = tmp_path / "public"
+    for path, body in content.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(body)
+    running = WebDav(folder)
+    monkeypatch.setattr(openneuro, "OPENNEURO_URL", running.url)
+    yield running
+    running.close()
+
+
+def test_auto_without_a_token_takes_openneuro_and_says_so(command, here, public, server, content, monkeypatch):  # D01
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    said = command("fetch", "--subject", "09")
+    assert said.status == 0 and "3 files, 2 MB, from OpenNeuro" in said.out and "fetched from OpenNeuro" in said.out
+    assert (data(here) / BOLD).read_bytes() == content[BOLD] and server.requests == []
+
+
+def test_auto_goes_on_to_openneuro_and_says_why(command, here, public, server, content):
+    server.accepts = []
+    said = command("fetch", "--subject", "09")
+    assert said.status == 0 and f"by DVC from {server.host}" in said.out and "fetched from OpenNeuro" in said.out
+    assert f"{server.host}: token refused (401)" in said.err and "source auto goes on to openneuro" in said.err
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+    assert {header for _, _, header in public.requests} == {None}  # the token stays with its own host
+
+
+def test_a_named_source_is_never_changed(command, here, public, server):
+    server.accepts = []
+    assert "token refused (401)" in one_line(command("fetch", "--subject", "09", "--source", "dvc"), 4)
+    assert public.requests == []
+    server.requests.clear()
+    assert command("fetch", "--subject", "09", "--source", "openneuro").status == 0
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "token refused (401)"), (403, "token valid but no right to read (403)")]
+)
+def test_token_that_is_refused(status, message, command, here, server):  # D02
+    server.faults["PROPFIND .*"] = [status] * 99
+    line = one_line(command("fetch", "--subject", "09", "--source", "dvc"), 4)
+    assert f"{server.host}: {message}" in line
+    nothing_but(here, [])
+
+
+def test_connection_refused(command, server, monkeypatch):  # D03
+    monkeypatch.setattr(access.time, "sleep", lambda seconds: None)
+    url = f"{server.url}/store"
+    server.close()
+    line = one_line(command("fetch", "--subject", "09", "--source", "dvc", url=url), 4)
+    assert f"{server.host}: Connection refused - try later" in line
+
+
+def test_host_that_does_not_exist(command, monkeypatch):  # D03
+    monkeypatch.setattr(access.time, "sleep", lambda seconds: None)
+    line = one_line(command("fetch", "--subject", "09", "--source", "dvc", url="https://nowhere.invalid/x"), 4)
+    assert "nowhere.invalid: " in line and ("resol" in line or "not known" in line) and "check dvc_url" in line
+
+
+@pytest.fixture
+def untrusted(tmp_path):
+    """A WebDAV server whose certificate nobody signed but itself."""
+    from cheroot.ssl.builtin import BuiltinSSLAdapter
+
+    make_certificate(tmp_path / "tls.pem")
+    running = WebDav(tmp_path, ssl=BuiltinSSLAdapter(str(tmp_path / "tls.pem"), str(tmp_path / "tls.pem")))
+    yield running
+    running.close()
+
+
+def make_certificate(path):
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    path.write_bytes(key.private_bytes(*form) + made.sign(key, hashes.SHA256()).public_bytes(form[0]))
+
+
+def test_certificate_that_nobody_signed(command, untrusted):  # D03
+    line = one_line(command("fetch", "--subject", "09", "--source", "dvc", url=untrusted.url), 4)
+    assert f"{untrusted.host}: " in line and "certificate verify failed" in line.lower() and "check dvc_url" in line
+    assert untrusted.requests == []  # nothing was said to it, the token least of all
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_busy_server_is_asked_again(status, get, here, server, items, content, caplog):  # D04
+    server.faults = {"PROPFIND .*": [status] * 2, pattern(items, BOLD): [status] * 2}
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+    assert f"{server.host}: server busy ({status} " in caplog.text and "trying again in 0 s" in caplog.text
+    assert f"{server.host}: server answers {status}" in caplog.text
+
+
+@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("where", ["PROPFIND .*", "GET .*"])
+def test_server_that_stays_busy(where, status, get, here, server):  # D04
+    server.faults[where] = [status] * 99
+    with pytest.raises(AccessError, match=rf"{server.host}: server .*{status}.* - try later") as raised:
+        get()
+    assert raised.value.exit_code == 4
+    nothing_but(here, [])
+    assert len(server.asked("GET")) == (0 if "PROP" in where else 9)
+
+
+@pytest.mark.parametrize("fault", ["cut", "cut, no length", "bit flip"])
+def test_broken_download_is_tried_again(fault, get, here, server, items, content):  # D05, D06
+    server.faults[pattern(items, BOLD)] = [fault]
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+
+
+@pytest.mark.parametrize("fault", ["cut", "cut, no length", "bit flip"])
+def test_broken_download_that_stays(fault, get, here, server, items):  # D05, D06
+    server.faults[pattern(items, BOLD)] = [fault] * 99
+    with pytest.raises(
+        AccessError, match=rf"{server.host}: (connection broke|what arrived was cut short).* - try later"
+    ):
+        get()
+    assert not (data(here) / BOLD).exists()
+    (item,) = (item for item in items if item.path == BOLD)
+    assert not dvcrepo.cached_object(here, item.md5).exists()
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from bold_audio import fetch, registry
+from bold_audio.access import Remote
+root, url, limit, *rows = sys.argv[1:]
+items = [registry.ReleaseFile(*row.split("|")[:3], int(row.split("|")[3]), row.split("|")[4]) for row in rows]
+if int(limit):
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+remote = Remote("yandex", url, 2, 20)
+try:
+    fetch.fetch_subjects(["09"], Path(root) / "data/ds003688", source="dvc", remote=remote, root=root, items=items)
+except Exception as error:
+    print(f"{getattr(error, 'exit_code', 1)} {error}")
+"""
+
+
+def child(root, remote, items, *, limit=0):
+    rows = ["|".join(map(str, item)) for item in items]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(root), remote.url, str(limit), *rows],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_killed_fetch_is_completed_by_the_next(get, here, server, remote, items, content):  # D07
+    server.faults[pattern(items, BOLD)] = ["slow"]
+    killed, deadline = child(here, remote, items), time.monotonic() + 60
+    while not (begun := list((here / ".dvc/cache").rglob("*.tmp"))):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert any(path.exists() for path in begun)  # DVC does not clean up after a kill
+    assert not (data(here) / BOLD).exists()
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+    assert list((here / ".dvc").rglob("*.tmp")) == []
+
+
+def test_full_disk_is_seen_before_the_first_byte(get, here, server, monkeypatch):  # D08
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage(0, 0, 2_100_000))
+    with pytest.raises(MachineError, match="disk full: 2 MB needed, 2 MB free in") as raised:
+        get()
+    assert raised.value.exit_code == 5 and server.asked("GET") == []
+    monkeypatch.setattr(dvcrepo, "copies", lambda root, data_dir: 2)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage(0, 0, 3_000_000))  # enough for one copy
+    with pytest.raises(MachineError, match="disk full"):
+        get()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes")
+def test_disk_that_fills_on_the_way(here, remote, items):  # D08
+    said, _ = child(here, remote, items, limit=1_000_000).communicate(timeout=60)
+    assert said.startswith("5 disk full: ") and said.count("\n") == 1
+    assert not (data(here) / BOLD).exists()
+
+
+def test_server_that_sends_on_to_another_host(get, server, public):  # D09
+    server.faults["PROPFIND .*"] = [("redirect", f"{public.url}/x")] * 99
+    with pytest.raises(AccessError, match=rf"{server.host}: sends on to {public.host} \(302\), where the token is not"):
+        get()
+    assert public.requests == []
+
+
+def test_file_that_lies_on_another_host_is_fetched_without_the_token(get, here, server, public, items, content):  # D09
+    server.faults[pattern(items, BOLD)] = [("redirect", f"{public.url}/{BOLD}".replace("127.0.0.1", "localhost"))]
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+    assert [(path, header) for method, path, header in public.requests if method == "GET"] == [(f"/{BOLD}", None)]
+
+
+@pytest.mark.parametrize("spoilt", [f"{TOKEN}\n", f"  {TOKEN}\r\n"])
+def test_white_space_around_the_token_is_taken_off(spoilt, get, here, monkeypatch):  # D11
+    monkeypatch.setenv(TOKEN_VARIABLE, spoilt)
+    get()
+    assert (data(here) / BOLD).is_file()
+
+
+@pytest.mark.parametrize("spoilt", ["sec\nret", "sec ret", "sécret", "sec\x7fret", "“secret”"])
+def test_token_that_no_header_can_hold(spoilt, command, server, monkeypatch):  # D11
+    monkeypatch.setenv(TOKEN_VARIABLE, spoilt)
+    said = command("fetch", "--subject", "09", "--source", "dvc")
+    assert "illegal characters - copy it again" in one_line(said, 4)
+    assert not any(part in said.err + said.out for part in ("sec", "ret", "cret"))
+    assert server.requests == []
+
+
+def test_print_token(command, monkeypatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, f" {TOKEN}\n")
+    assert command("print-token").out == f"{TOKEN}\n"
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    assert command("print-token").status == 4
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://dav.example.org", "must begin with https://"),
+        ("ftp://127.0.0.1/x", "must begin with https://"),
+        ("https://me:hunter2@dav.example.org/x", "must not hold a user or password"),
+        ("https://", "must be the address of a folder"),
+        ("https://dav.example.org/a b", "must be the address of a folder"),
+        ("https://dav.example.org/x?y=1", "must be the address of a folder"),
+    ],
+)
+def test_address_that_is_not_safe_for_a_token(url, message):
+    with pytest.raises(ParameterError, match=f"dvc_url: {message}") as raised:
+        load_params("09", dvc_url=url)
+    assert "hunter2" not in str(raised.value)
+
+
+# D10: the token is nowhere but in the environment
+
+
+def traces(token):
+    """What a token looks like in a file: itself, and the middle of its base64 wherever it begins."""
+    found = [token.encode()]
+    for before in range(3):
+        coded = base64.b64encode(b"x" * before + token.encode())
+        found.append(coded[4 if before else 0 : len(coded) // 4 * 4 - 4])
+    return found
+
+
+def test_traces_are_found_where_a_token_is():  # the test of the test
+    for before in ("", "x", "xy", "user:"):
+        coded = base64.b64encode(f"{before}{TOKEN} and more".encode())
+        assert any(trace in coded for trace in traces(TOKEN))
+
+
+class Watch(threading.Thread):
+    """Reads the command lines of all processes of this machine until told to stop."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.seen, self.stop = set(), threading.Event()
+
+    def run(self):
+        while not self.stop.wait(0.01):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    self.seen.add(path.read_bytes())
+                except OSError:
+                    continue
+
+
+NOTEBOOK = """{"cells": [{"cell_type": "code", "execution_count": null, "id": "a", "metadata": {"tags": ["parameters"]},
+"outputs": [], "source": "import os\\nsubject = 'sim'\\nprint(dict(os.environ), subject)"}], "metadata": {"kernelspec":
+{"display_name": "Python 3", "language": "python", "name": "python3"}}, "nbformat": 4, "nbformat_minor": 5}"""
+
+
+def test_the_token_is_nowhere_afterwards(command, here, server, content, tmp_path, monkeypatch, capfd, caplog):  # D10
+    caplog.set_level(logging.DEBUG)
+    watch, said, tracebacks = Watch(), [], []
+    watch.start()
+    for arguments, accepts in (
+        (["fetch", "--subject", "09", "--source", "dvc"], None),
+        (["publish", "--subject", "09"], None),
+        (["fetch", "--subject", "13", "--source", "dvc"], []),  # refused
+    ):
+        server.accepts = accepts
+        said.append(command(*arguments))
+    for faults in ({"PROPFIND .*": [401] * 9}, {"GET .*": [403] * 9}, {"GET .*": ["bit flip"] * 9}):
+        server.accepts, server.faults = None, faults
+        monkeypatch.setattr(dvcrepo.time, "sleep", lambda seconds: None)
+        with pytest.raises(AccessError) as raised:  # --debug: the whole traceback, with all that led to it
+            run.main(
+                ["fetch", "--subject", "13", "--source", "dvc", "--debug", "-p", "dvc_url", f"{server.url}/deep/store"]
+            )
+        tracebacks += traceback.format_exception(raised.value)
+    (here / "notebooks/99_env.ipynb").write_text(NOTEBOOK)
+    (tmp_path / "outputs").mkdir()
+    executed = run.execute("99_env", tmp_path / "outputs", {"subject": "sim"})
+    from bold_audio.report import write_page
+
+    write_page(executed, tmp_path / "outputs" / "env.html")
+    assert "BOLD_AUDIO_ROOT" in executed.read_text()  # the environment was printed
+    assert os.environ[TOKEN_VARIABLE] == TOKEN  # and is whole again
+    watch.stop.set()
+    watch.join()
+    assert [one.status for one in said] == [0, 0, 4] and (data(here) / BOLD).read_bytes() == content[BOLD]
+    assert any(header and TOKEN in header for *_, header in server.requests)  # it did travel
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(written) > 30
+    everything = [*written.values(), *watch.seen, caplog.text.encode(), capfd.readouterr().err.encode()]
+    everything += [(one.out + one.err).encode() for one in said] + [line.encode() for line in tracebacks]
+    hits = [body[:80] for body in everything for trace in traces(TOKEN) if trace in body]
+    assert hits == []
+
+
+def test_no_message_of_a_fault_holds_the_token(server, remote):  # D10
+    header = access.open_remote(remote, TOKEN, may_lack=True)
+    assert header == f"OAuth {TOKEN}"
+    assert TOKEN not in repr(access._Authorization(header)) + str(vars(remote))
