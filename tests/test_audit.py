@@ -187,7 +187,7 @@ def listen(small_params, sim_dir, tmp_path):
         path = tmp_path / "other.wav"
         soundfile.write(path, change(y, rate), rate)
         params = small_params(audio_path=str(path), **given)
-        return params, prepare.read_features(params, prepare.ensure_scan(params))
+        return params, prepare.read_features(params, prepare.ensure_scan(params))[0]
 
     return listen
 
