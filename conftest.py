@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 SHARED_BY_MANY = "finished"  # one whole run of all notebooks, which some tests of a file look at, and the others do not
-LONGEST_FIRST = ("test_run", "test_acceptance", "test_candidates", "test_realdata", "test_training")
+LONGEST_FIRST = ("test_run", "test_acceptance", "test_candidates", "test_realdata", "test_training", "test_dvc")
 
 
 @pytest.fixture(autouse=True)

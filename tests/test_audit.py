@@ -14,6 +14,7 @@ from bold_audio.features import SoundFeatures, cached_mfcc
 from bold_audio.files import DataError, file_md5
 from bold_audio.params import load_params
 
+pytestmark = pytest.mark.slow  # together a minute
 EVENTS = pd.read_csv(io.StringIO(registry.film_events()), sep="\t")
 STEP = audit.SETTINGS["hop_length"] / audit.SETTINGS["sample_rate"]  # s between frames
 

@@ -29,6 +29,7 @@ from bold_audio.files import AccessError, DataError, MachineError, ParameterErro
 from bold_audio.params import load_params
 from bold_audio.registry import ReleaseFile
 
+pytestmark = pytest.mark.slow  # together a minute
 ROOT = Path(__file__).parents[1]
 TOKEN = "y0_planted-SECRET-token.7Qz"
 BOLD = "sub-09/ses-mri3t/func/sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"

@@ -611,6 +611,9 @@ def test_annotations_and_sound_of_a_subject_share_no_folder_and_no_name(shared, 
 
     summary = json.loads((folder / "summary.json").read_text())
     assert "features from ANNOTATIONS, not from the sound" in summary["about"] and "MFCC" not in summary["about"]
+    assert "what was ANNOTATED of the sound (no sound was heard)" in summary["sentences"][0]  # the headline
+    index = (folder / "report/index.html").read_text(encoding="utf-8")
+    assert "features from ANNOTATIONS" in index and summary["sentences"][0].replace("`", "") in index
     for page in (folder / "report").glob("0*.html"):
         assert "features from ANNOTATIONS, not from the sound" in page.read_text(encoding="utf-8"), page.name
     assert set(json.loads((folder / "provenance.json").read_text())["mlp"]["input_md5"]) == {
