@@ -17,7 +17,7 @@ import tempfile
 import numpy as np
 import pandas as pd
 
-from bold_audio import bids, data, encoding, pairing
+from bold_audio import bids, choices, data, pairing, ridge
 from bold_audio.params import load_params
 from bold_audio.space import principal_space
 
@@ -48,7 +48,7 @@ def held_errors(Y, fit, held, past, sizes, weight):
     space = principal_space(Y, rows=fit, n_components=max(sizes))
     before = np.vstack([np.zeros((1, space.loadings.shape[1])), space.scores(Y[:-1])])
     options = {"order": past.order, "history_alphas": (past.alpha,), "alphas": ALPHAS}
-    errors = [encoding.fold_errors(Y, fit=fit, helds=(held,), ridge=before[:, :k], **options)[0, 0] for k in sizes]
+    errors = [ridge.fold_errors(Y, fit=fit, helds=(held,), ridge=before[:, :k], **options)[0, 0] for k in sizes]
     return np.array([one @ weight for one in errors])
 
 
@@ -61,7 +61,7 @@ def measure(params):
     blocks = []
     for f, (fit, held) in enumerate(folds):
         inner = other_blocks(folds, f)
-        past = encoding.choose_history(Y, rows=fit, folds=inner, max_order=params.history_order)
+        past = choices.choose_history(Y, rows=fit, folds=inner, max_order=params.history_order)
         seen = sum(held_errors(Y, *fold, past, sizes, weight) for fold in inner)
         outer = held_errors(Y, fit, held, past, sizes, weight)
         k, a = np.unravel_index(seen.argmin(), seen.shape)

@@ -6,7 +6,19 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from bold_audio import coordinates, data, evidence, figures, gram, mlp, space, tracking, training
+from bold_audio import (
+    brain_figures,
+    coordinates,
+    data,
+    evidence,
+    figures,
+    gram,
+    mlp,
+    renderer,
+    space,
+    tracking,
+    training,
+)
 from bold_audio.bundle import mask_fingerprint
 from bold_audio.files import fingerprint, git_commit, lock, project_root, read_json, write_table, write_text
 from bold_audio.mlp import MONITOR
@@ -134,7 +146,7 @@ def _log(subject, one, targets, *, key, folder):
     said = params.data_note or params.label  # simulated data say so on every picture
     pictures = [
         figures.plot_loss(losses),
-        figures.plot_truth_prediction(
+        brain_figures.plot_truth_prediction(
             true,
             predicted,
             title=f"{name} ({said}): {params.target}, middle of the validation block, without its mean",
@@ -145,7 +157,7 @@ def _log(subject, one, targets, *, key, folder):
             names=list(run.regions)[1:],
         ),
     ]
-    write_text(folder / "whole" / "figures.html", figures.offline_page(pictures, title=f"{params.label} {name}"))
+    write_text(folder / "whole" / "figures.html", renderer.offline_page(pictures, title=f"{params.label} {name}"))
     return tracking.log_run(
         name,
         key=key,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bold_audio import encoding, scores
+from bold_audio import choices, encoding, scores
 from bold_audio.space import SpatialHistory, principal_space
 
 LINEAR_NAMES = (
@@ -175,12 +175,12 @@ def fit_rows(
     chosen = {**common, "folds": folds, "alphas": alphas}
     past, before, space = {"order": 0}, nothing, None
     if any("history" in name for name in names):
-        found = encoding.choose_history(Y, folds=folds, max_order=max_order, **common)
+        found = choices.choose_history(Y, folds=folds, max_order=max_order, **common)
         past = {"order": found.order, "history_alpha": found.alpha}
         if n_components:
             space = principal_space(Y, rows=rows, n_components=n_components, chunk_voxels=chunk_voxels)
             before = np.vstack([np.zeros((1, space.loadings.shape[1])), space.scores(Y[:-1])])
-            past["free_alphas"] = encoding.choose_space_alpha(Y, before, found, folds=folds, **common)
+            past["free_alphas"] = choices.choose_space_alpha(Y, before, found, folds=folds, **common)
 
     def fit_past(shared, **options):
         """A model of the past, components of the previous volume first among its free features."""

@@ -1,10 +1,10 @@
-"""Quality of a scan → plotly figures, in the look of `figures`; no files, no widgets."""
+"""Quality of a scan → plotly figures, in the look of `style`; no files, no widgets."""
 
 import numpy as np
 from plotly.subplots import make_subplots
 
-from bold_audio import figures
-from bold_audio.figures import DIVERGING, PALETTE
+from bold_audio import style
+from bold_audio.style import DIVERGING, PALETTE
 
 AXES = ("x", "y", "z")
 RUN_CLOCK = "Time since the run began (s)"
@@ -55,12 +55,12 @@ def plot_run(quality, *, blocks=None, note=None):
     words = "Voxels in groups of<br>like ones; the most like the<br>global signal at the top"
     look = dict(autorange="reversed", showticklabels=False, ticks="", showgrid=False)
     fig.update_yaxes(title=dict(text=words, **small), row=last, col=1, **look)
-    scale = figures._colours(DIVERGING, (-limit, limit), "z-score (SD of a voxel)")
+    scale = style.colour_scale(DIVERGING, (-limit, limit), "z-score (SD of a voxel)")
     scale["colorbar"] |= dict(len=0.4, y=0, yanchor="bottom", x=1.005)
     fig.update_layout(coloraxis=scale)
     for time in times[found]:
         fig.add_vline(x=time, line=dict(color="#D55E00", width=1, dash="dot"), row="all", col=1)
-    figures._figure(
+    style.figure(
         "The run at a glance",
         fig=fig,
         height=(385 if blocks is None else 455) + 80 * len(rows),
@@ -68,12 +68,12 @@ def plot_run(quality, *, blocks=None, note=None):
         top=90 if blocks is None else 160,
     )
     fig.update_xaxes(title_text=RUN_CLOCK, row=last, col=1)
-    figures._draw_blocks(fig, blocks, times)
+    style.draw_blocks(fig, blocks, times)
     step = times[1] - times[0]
     for name in ("train", "gap", "test"):
         inside = times[table["part"] == name]
         if len(inside):
-            look = dict(fillcolor=figures._colour(name, 0), opacity=0.3, line_width=0, layer="below")
+            look = dict(fillcolor=style.colour(name, 0), opacity=0.3, line_width=0, layer="below")
             for n in range(1, last):
                 fig.add_vrect(x0=inside[0], x1=inside[-1] + step, row=n, col=1, **look)
             place = dict(xref="x", yref="y domain", y=1, yanchor="top", showarrow=False, font_size=11)
@@ -91,7 +91,7 @@ def plot_motion(quality, *, note=None):
     """
     table = quality.volumes
     if table["trans_x"].isna().all():
-        fig = figures._figure("Head motion: not estimated, these data are no picture of a head", height=110, note=note)
+        fig = style.figure("Head motion: not estimated, these data are no picture of a head", height=110, note=note)
         return fig.update_xaxes(visible=False).update_yaxes(visible=False)
     fig = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.06)
     for n, (kind, factor, unit) in enumerate((("trans", 1.0, "mm"), ("rot", 180 / np.pi, "°")), 1):
@@ -106,7 +106,7 @@ def plot_motion(quality, *, note=None):
         end = max(0.5, 1.1 * float(np.nanmax(np.abs(values.to_numpy()))) if values.notna().any(axis=None) else 0.5)
         fig.update_yaxes(title_text="Shift (mm)" if n == 1 else "Turn (degrees)", range=[-end, end], row=n, col=1)
     title = "Head motion against the mean of train"
-    figures._figure(title, fig=fig, height=430, note=note, top=60 + 22 * bool(note))
+    style.figure(title, fig=fig, height=430, note=note, top=60 + 22 * bool(note))
     fig.update_xaxes(title_text=RUN_CLOCK, row=2, col=1)
     return fig.update_layout(legend=dict(y=1, yanchor="top"), legend2=dict(y=0.47, yanchor="top"))
 
@@ -128,7 +128,7 @@ def plot_spectrum(spectrum, *, block_period=None, rates=None, note=None):
     floor = max(float(spectrum["power"].quantile(0.02)), 1e-6 * top) / 2
     room = np.log10(top / floor)  # decades
     title = "Spectrum of the global signal"
-    fig = figures._figure(title, x="Frequency (Hz)", y="Power (%² / Hz)", note=note, top=60 + 22 * bool(note))
+    fig = style.figure(title, x="Frequency (Hz)", y="Power (%² / Hz)", note=note, top=60 + 22 * bool(note))
     hover = "%{y:.3g} %²/Hz at %{x:.4f} Hz<extra></extra>"
     line = dict(color=PALETTE[0], width=1.5)
     show = dict(mode="lines", line=line, name="global signal", hovertemplate=hover)

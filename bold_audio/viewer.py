@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from bold_audio import figures
+from bold_audio import delay_figures
 
 
 def delay_explorer(grid, *, region, alphas, alpha):
@@ -43,7 +43,7 @@ def delay_explorer(grid, *, region, alphas, alpha):
     }
     if grid.has_blocks:
         knobs["blocks"] = widgets.Checkbox(value=False, description="with the film's blocks", indent=False)
-    drawn = figures.plot_delay_curve(_as_table(grid, knobs)[0])
+    drawn = delay_figures.plot_delay_curve(_as_table(grid, knobs)[0])
     figure, verdict = go.FigureWidget(drawn), widgets.Label()
 
     def redraw(_=None):

@@ -9,7 +9,7 @@ import nibabel as nib
 import pandas as pd
 import plotly.io as pio
 
-from bold_audio import figures, workflow
+from bold_audio import brain_figures, delay_figures, workflow
 from bold_audio.files import project_root, read_json
 from bold_audio.params import load_params
 
@@ -45,7 +45,7 @@ def simulated():
     found = workflow.ensure_sweep(subject)
     r_map = nib.load(next(params.subject_path.glob("*desc-sound_stat-r_statmap.nii.gz"))).get_fdata()
     save(
-        figures.plot_slices(
+        brain_figures.plot_slices(
             r_map,
             title="SIMULATED subject: r of the sound alone on the test part",
             unit="Pearson r",
@@ -75,7 +75,7 @@ def alice():
     curves = pd.concat(pd.read_csv(path, sep="\t") for path in people)
     mean = curves.groupby(["region", "delay"], sort=False, as_index=False)["skill"].mean()
     shown = mean[mean["region"].isin(["LPTL", "LIFG", "RATL"])]
-    figure = figures.plot_delay_curve(shown)
+    figure = delay_figures.plot_delay_curve(shown)
     figure.update_layout(title=f"Alice: re-synthesised speech, mean skill on held-out scans of {len(people)} people")
     save(figure, "alice_delay.png")
 

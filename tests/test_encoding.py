@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import lfilter
 from sklearn.linear_model import LinearRegression, Ridge
 
-from bold_audio import encoding, models
+from bold_audio import choices, encoding, models, ridge
 from bold_audio.pairing import blocked_folds, scale_on
 
 
@@ -101,7 +101,7 @@ def test_held_out_error_equals_prediction(case, parts, alpha):
     choice = {"ridge": case["X"], "free": case["blocks"], "order": 3, "target": "difference"}
     given = {name: choice[name] for name in parts}
     fit, held = case["folds"][1]
-    error = encoding.fold_errors(Y, fit=fit, helds=[held], alphas=[alpha], **given)[0, 0, 0]
+    error = ridge.fold_errors(Y, fit=fit, helds=[held], alphas=[alpha], **given)[0, 0, 0]
     model = encoding.fit_linear(Y, rows=fit, alphas=[alpha], **given)
     X = np.hstack([np.zeros((len(Y), 0)), *(given[name] for name in ("free", "ridge") if name in given)])
     # float64 by hand: the package's own predictions are float32
@@ -117,7 +117,7 @@ def test_held_out_error_of_every_pair_of_strengths_equals_prediction(case):
     Y, X = case["Y"], case["X"]
     fit, helds = np.arange(20, 130), [np.arange(140, 170), np.arange(175, 210)]
     gammas, alphas = [0.0, 30.0], [5.0, 500.0, np.inf]
-    errors = encoding.fold_errors(
+    errors = ridge.fold_errors(
         Y, fit=fit, helds=helds, ridge=X, order=2, history_alphas=gammas, alphas=alphas, chunk_voxels=33
     )
     assert errors.shape == (2, 2, 3, 100)
@@ -186,7 +186,7 @@ def sparse():
 
 
 def summed_errors(case, **given):
-    folds = [encoding.fold_errors(case["Y"], fit=fit, helds=[held], ridge=case["sound"], alphas=case["alphas"], **given)
+    folds = [ridge.fold_errors(case["Y"], fit=fit, helds=[held], ridge=case["sound"], alphas=case["alphas"], **given)
              for fit, held in case["folds"]]  # fmt: skip
     return sum(folds)[0, 0]
 
@@ -200,7 +200,7 @@ def test_the_few_voxels_with_sound_keep_it_and_the_others_lose_it(sparse):
     case = sparse(30)
     errors, n_held = summed_errors(case, order=1), n_held_of(case)
     share = n_held / (n_held + case["alphas"])  # of a feature's weight that a strength keeps
-    chosen = share[encoding.choose_strengths(errors, case["alphas"], n_held=n_held)]
+    chosen = share[choices.choose_strengths(errors, case["alphas"], n_held=n_held)]
     smallest = share[errors.argmin(axis=0)]
     assert chosen[:30].min() > 0.8
     assert np.median(chosen[30:]) < 0.01 and chosen[30:].mean() < 0.06
@@ -209,7 +209,7 @@ def test_the_few_voxels_with_sound_keep_it_and_the_others_lose_it(sparse):
 
 def test_fit_uses_the_strengths_that_all_voxels_agree_on(sparse):
     case = sparse(30)
-    known = encoding.choose_strengths(summed_errors(case, order=1), case["alphas"], n_held=n_held_of(case))
+    known = choices.choose_strengths(summed_errors(case, order=1), case["alphas"], n_held=n_held_of(case))
     given = {"rows": case["rows"], "folds": case["folds"], "alphas": case["alphas"], "order": 1}
     model = encoding.fit_linear(case["Y"], ridge=case["sound"], chunk_voxels=64, **given)
     np.testing.assert_array_equal(model.alpha, case["alphas"][known])
@@ -221,7 +221,7 @@ def test_without_an_infinite_strength_the_smallest_error_decides(case):
     alphas = [1.0, 100.0, 1e4]
     given = {"ridge": case["X"], "alphas": alphas}
     model = encoding.fit_linear(case["Y"], rows=case["rows"], folds=case["folds"], **given)
-    errors = sum(encoding.fold_errors(case["Y"], fit=fit, helds=[held], **given)[0, 0] for fit, held in case["folds"])
+    errors = sum(ridge.fold_errors(case["Y"], fit=fit, helds=[held], **given)[0, 0] for fit, held in case["folds"])
     np.testing.assert_array_equal(model.alpha, np.array(alphas)[np.argmin(errors, axis=0)])
     assert len(set(model.alpha)) > 1
 
@@ -230,9 +230,9 @@ def test_strengths_need_no_more_than_one_voxel_and_bear_constant_ones():
     """A voxel that the sound explains wholly keeps it even if all others are constant."""
     alphas = np.array([1.0, 1000.0, np.inf])
     errors = np.array([[1.0, 0, 0], [50, 0, 0], [100, 0, 0]])
-    assert encoding.choose_strengths(errors[:, :1], alphas, n_held=200).tolist() == [0]
-    assert encoding.choose_strengths(errors, alphas, n_held=200)[0] == 0
-    assert encoding.choose_strengths(errors[2:], alphas[2:], n_held=200).tolist() == [0, 0, 0]
+    assert choices.choose_strengths(errors[:, :1], alphas, n_held=200).tolist() == [0]
+    assert choices.choose_strengths(errors, alphas, n_held=200)[0] == 0
+    assert choices.choose_strengths(errors[2:], alphas[2:], n_held=200).tolist() == [0, 0, 0]
 
 
 def test_features_of_noise_do_no_harm(sparse, monkeypatch):
@@ -273,7 +273,7 @@ def test_slabs_do_not_matter(case):
 
 
 def choose_history(Y, rows, **given):
-    return encoding.choose_history(Y, rows=rows, folds=blocked_folds(rows, n_folds=4, gap_volumes=10), **given)
+    return choices.choose_history(Y, rows=rows, folds=blocked_folds(rows, n_folds=4, gap_volumes=10), **given)
 
 
 def test_order_is_found():
@@ -282,7 +282,7 @@ def test_order_is_found():
     Y = lfilter([1], [1, -0.2, -0.6], rng.normal(size=(600, 80)), axis=0).astype(np.float32) + 900
     found = choose_history(Y, np.arange(10, 560), max_order=5)
     assert found.order == 2 and found.alpha <= 10
-    assert found.errors.shape == (5, len(encoding.HISTORY_ALPHAS))
+    assert found.errors.shape == (5, len(choices.HISTORY_ALPHAS))
     assert found.errors[0].min() > 1.1 * found.errors[1].min()
     variance = 1 / (1 - 0.2 * 0.5 - 0.6 * (0.2 * 0.5 + 0.6))  # ρ1 = .2/(1 − .6)
     assert found.errors[1].min() == pytest.approx(1 / variance, rel=0.05)
@@ -293,7 +293,7 @@ def test_a_short_run_of_nearly_white_noise_needs_a_strong_penalty():
     Y = lfilter([1], [1, -0.1], rng.normal(size=(90, 200)), axis=0).astype(np.float32) + 900
     found = choose_history(Y, np.arange(10, 90), max_order=3)
     assert found.alpha >= 30
-    at = encoding.HISTORY_ALPHAS.index(found.alpha)
+    at = choices.HISTORY_ALPHAS.index(found.alpha)
     assert found.errors[found.order - 1, at] == found.errors.min()
 
 
@@ -334,7 +334,7 @@ def test_rows_with_a_past_use_the_order_and_strength_found():
     Y = lfilter([1], [1, -0.1], rng.normal(size=(90, 200)), axis=0).astype(np.float32) + 900
     X, rows = rng.normal(size=(90, 2)), np.arange(10, 90)
     given = {"rows": rows, "folds": blocked_folds(rows, n_folds=4, gap_volumes=10)}
-    found = encoding.choose_history(Y, max_order=3, **given)
+    found = choices.choose_history(Y, max_order=3, **given)
     assert found.alpha > 0
     fitted = models.fit_rows(
         Y, sound=X, sound_at_zero=X, blocks=X[:, :1], alphas=[10.0, np.inf], max_order=3, **given

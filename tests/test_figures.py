@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 
-from bold_audio import figures
+from bold_audio import brain_figures, delay_figures, figures, renderer, style
 from bold_audio.models import LINEAR_NAMES
 
 MODELS = [*LINEAR_NAMES, "mlp"]
@@ -67,17 +67,19 @@ EVERY_FIGURE = {
     "sound": lambda g: figures.plot_sound(g[0], np.arange(7.0), "abcde", blocks=BLOCKS),
     "voxel": lambda g: figures.plot_blocks_and_voxel(np.arange(7.0), g[0, :, 0], g[0, :, 1], delay=5, blocks=BLOCKS),
     "course": lambda g: figures.plot_time_course(np.arange(7.0), {"measured": g[0, :, 0]}, title="t", unit="BOLD (SD)"),
-    "delay": lambda g: figures.plot_delay_curve(delay_table(), chosen=5.0, truth={"left": 5.5}, block_period=60),
-    "evidence": lambda g: figures.plot_delay_evidence(delay_table().assign(evidence=1.0), region_table().iloc[1]),
-    "intervals": lambda g: figures.plot_delay_intervals(region_table(), truth={"auditory": 5.2}),
-    "settings": lambda g: figures.plot_settings(settings_table()),
-    "curves": lambda g: figures.curve_player(CURVES, [4.0, 5, 6], prefix="Features: ", title="t"),
-    "slices": lambda g: figures.plot_slices(g, affine=LEFTWARD, background=np.abs(g), symmetric=True, **MAP),
-    "voxels": lambda g: figures.plot_slices(g, **MAP),
-    "truth": lambda g: figures.plot_truth_prediction(g, g, affine=LEFTWARD, time=3.0, **MAP),
-    "player": lambda g: figures.slice_player(g[None], g[None], [0.0], **MAP),
-    "regions": lambda g: figures.plot_regions(g[0, 0], **MAP),
-    "player of regions": lambda g: figures.slice_player(g[:2, :, :1, None], g[:2, :, :1, None], [0.0, 2.0], **MAP),
+    "delay": lambda g: delay_figures.plot_delay_curve(delay_table(), chosen=5.0, truth={"left": 5.5}, block_period=60),
+    "evidence": lambda g: delay_figures.plot_delay_evidence(delay_table().assign(evidence=1.0), region_table().iloc[1]),
+    "intervals": lambda g: delay_figures.plot_delay_intervals(region_table(), truth={"auditory": 5.2}),
+    "settings": lambda g: delay_figures.plot_settings(settings_table()),
+    "curves": lambda g: delay_figures.curve_player(CURVES, [4.0, 5, 6], prefix="Features: ", title="t"),
+    "slices": lambda g: brain_figures.plot_slices(g, affine=LEFTWARD, background=np.abs(g), symmetric=True, **MAP),
+    "voxels": lambda g: brain_figures.plot_slices(g, **MAP),
+    "truth": lambda g: brain_figures.plot_truth_prediction(g, g, affine=LEFTWARD, time=3.0, **MAP),
+    "player": lambda g: brain_figures.slice_player(g[None], g[None], [0.0], **MAP),
+    "regions": lambda g: brain_figures.plot_regions(g[0, 0], **MAP),
+    "player of regions": lambda g: brain_figures.slice_player(
+        g[:2, :, :1, None], g[:2, :, :1, None], [0.0, 2.0], **MAP
+    ),
     "scores": lambda g: figures.plot_scores(score_table(), region="auditory", prediction="one_step"),
     "loss": lambda g: figures.plot_loss(loss_table()),
     "histogram": lambda g: figures.plot_histogram(g.ravel(), **MAP),
@@ -100,13 +102,13 @@ def test_every_figure_has_one_look_a_title_and_units_on_its_axes(name, grid):
 
 
 def test_models_have_colours_of_their_own_the_same_in_every_figure():
-    assert len({figures.MODEL_COLOURS[m] for m in [*MODELS, "measured"]}) == 12
+    assert len({style.MODEL_COLOURS[m] for m in [*MODELS, "measured"]}) == 12
     series = {m: [0.0, 1.0] for m in ("mlp", "measured", "sound")}
     lines = figures.plot_time_course([0, 1], series, title="t", unit="u").data
     dots = figures.plot_scores(score_table(), region="auditory", prediction="one_step").data[0]
-    assert {t.name: t.line.color for t in lines} == {m: figures.MODEL_COLOURS[m] for m in series}
+    assert {t.name: t.line.color for t in lines} == {m: style.MODEL_COLOURS[m] for m in series}
     assert lines[1].line.color == "#000000"
-    assert list(dots.marker.color) == [figures.MODEL_COLOURS[m] for m in MODELS]
+    assert list(dots.marker.color) == [style.MODEL_COLOURS[m] for m in MODELS]
 
 
 def test_sound_is_averaged_z_scores_and_stays_small(rng):
@@ -144,7 +146,7 @@ def test_sound_and_voxel_share_one_time_axis_and_missing_volumes_stay_missing():
 
 
 def test_delay_curve_shows_skill_band_choice_and_truth():
-    fig = figures.plot_delay_curve(delay_table(), chosen=5.0, truth={"left": 5.5}, block_period=60)
+    fig = delay_figures.plot_delay_curve(delay_table(), chosen=5.0, truth={"left": 5.5}, block_period=60)
     lines = {t.name: t for t in fig.data if t.fill is None}
     assert list(lines) == ["brain", "auditory"]
     np.testing.assert_array_equal(lines["auditory"].x, [4, 5, 6])
@@ -153,20 +155,20 @@ def test_delay_curve_shows_skill_band_choice_and_truth():
     assert [(s.x0, s.line.dash) for s in fig.layout.shapes] == [(5.5, "dash"), (5.0, "solid")]
     assert [a.text for a in fig.layout.annotations] == ["planted, left: 5.5 s", "chosen: 5 s"]
     assert "60 s" in fig.layout.title.subtitle.text
-    plain = figures.plot_delay_curve(delay_table().drop(columns="fold_spread"))
+    plain = delay_figures.plot_delay_curve(delay_table().drop(columns="fold_spread"))
     assert len(plain.data) == 2 and not plain.layout.shapes and plain.layout.title.subtitle.text is None
 
 
 def test_interval_of_the_chosen_delay_is_shaded_and_written():
-    fig = figures.plot_delay_curve(delay_table(), chosen=5.0, interval=(4.5, 5.5))
+    fig = delay_figures.plot_delay_curve(delay_table(), chosen=5.0, interval=(4.5, 5.5))
     assert [(s.x0, s.x1) for s in fig.layout.shapes] == [(4.5, 5.5), (5.0, 5.0)]
     assert fig.layout.annotations[0].text == "chosen: 5 s (4.5 to 5.5 s)"
-    assert len(figures.plot_delay_curve(delay_table(), chosen=5.0, interval=(np.nan, np.nan)).layout.shapes) == 1
+    assert len(delay_figures.plot_delay_curve(delay_table(), chosen=5.0, interval=(np.nan, np.nan)).layout.shapes) == 1
 
 
 def test_evidence_is_shown_beside_its_surrogates_and_says_when_there_is_nothing():
     table = pd.DataFrame({"delay": [4.0, 5, 6], "evidence": [-2.0, 7.0, 1.0]})
-    sure, unsure = (figures.plot_delay_evidence(table, region_table().iloc[k]) for k in (1, 0))
+    sure, unsure = (delay_figures.plot_delay_evidence(table, region_table().iloc[k]) for k in (1, 0))
     np.testing.assert_array_equal(sure.data[0].y, [-2, 7, 1])
     band = [s for s in sure.layout.shapes if s.xref == "x domain"]
     assert band[0].y1 == 3.0 and "95 % of 130 surrogates" in sure.layout.annotations[0].text
@@ -174,7 +176,7 @@ def test_evidence_is_shown_beside_its_surrogates_and_says_when_there_is_nothing(
 
 
 def test_intervals_tell_regions_with_a_delay_from_those_without():
-    fig = figures.plot_delay_intervals(region_table(), truth={"auditory": 5.2, "elsewhere": 9.0})
+    fig = delay_figures.plot_delay_intervals(region_table(), truth={"auditory": 5.2, "elsewhere": 9.0})
     rows = {t.name: t for t in fig.data}
     assert list(rows["identifiable"].y) == ["auditory"] and list(rows["not identifiable"].y) == ["brain"]
     assert rows["identifiable"].error_x.array[0] == 0.5 and rows["not identifiable"].error_x.arrayminus[0] == 0
@@ -182,7 +184,7 @@ def test_intervals_tell_regions_with_a_delay_from_those_without():
 
 
 def test_settings_show_the_best_delay_of_each_and_the_blocks_alone():
-    fig = figures.plot_settings(settings_table())
+    fig = delay_figures.plot_settings(settings_table())
     lines = {t.name: list(t.y) for t in fig.data}
     np.testing.assert_allclose(lines["1 further windows and blocks"], [0.111, 0.211])
     np.testing.assert_allclose(lines["0 further windows"], [0.1, 0.2])
@@ -190,7 +192,7 @@ def test_settings_show_the_best_delay_of_each_and_the_blocks_alone():
 
 
 def test_slider_of_curves_holds_every_setting_of_every_region():
-    fig = figures.curve_player(CURVES, [4.0, 5, 6], prefix="Features: ", title="t")
+    fig = delay_figures.curve_player(CURVES, [4.0, 5, 6], prefix="Features: ", title="t")
     steps = fig.layout.sliders[0].steps
     assert [step.label for step in steps] == ["1", "2"] and fig.layout.sliders[0].active == 1
     np.testing.assert_allclose(steps[0].args[0]["y"], [[0.1, 0.3, 0.2], [0, 0, 0]])
@@ -204,7 +206,9 @@ def test_a_voxel_appears_at_its_millimetres(affine, view, right, up):
     volume, voxel = np.zeros(SHAPE), (1, 5, 3)
     volume[voxel] = 1.0
     mm = affine[:3] @ [*voxel, 1]
-    first = figures.plot_truth_prediction(volume, volume, affine=affine, voxel=voxel, view=view, time=0, **MAP).data[0]
+    first = brain_figures.plot_truth_prediction(
+        volume, volume, affine=affine, voxel=voxel, view=view, time=0, **MAP
+    ).data[0]
     row, column = np.argwhere(first.z == 1)[0]
     assert (first.x[column], first.y[row]) == (mm[right], mm[up])
     assert (first.z == 1).sum() == 1
@@ -212,11 +216,11 @@ def test_a_voxel_appears_at_its_millimetres(affine, view, right, up):
 
 
 def test_slices_say_where_they_lie_and_which_side_is_left(grid):
-    fig = figures.plot_slices(grid, affine=LEFTWARD, n_slices=2, **MAP)
+    fig = brain_figures.plot_slices(grid, affine=LEFTWARD, n_slices=2, **MAP)
     texts = [a.text for a in fig.layout.annotations]
     assert texts == ["z = -4 mm", "<b>L</b>", "<b>R</b>", "z = 4 mm", "<b>L</b>", "<b>R</b>"]
     np.testing.assert_array_equal(fig.data[0].z, grid[::-1, :, 1].T)  # i runs to the left, so the picture is flipped
-    unknown = figures.plot_slices(grid, n_slices=2, **MAP)
+    unknown = brain_figures.plot_slices(grid, n_slices=2, **MAP)
     assert [a.text for a in unknown.layout.annotations] == ["k = 1", "k = 3"]
     np.testing.assert_array_equal(unknown.data[0].z, grid[:, :, 1].T)
 
@@ -224,23 +228,25 @@ def test_slices_say_where_they_lie_and_which_side_is_left(grid):
 def test_voxels_outside_the_mask_stay_empty_over_a_grey_background(grid):
     mask = np.zeros(SHAPE, bool)
     mask[2:4, 2:5, 1:4] = True
-    fig = figures.plot_slices(grid[mask], mask=mask, background=np.ones(SHAPE), affine=np.eye(4), n_slices=1, **MAP)
+    fig = brain_figures.plot_slices(
+        grid[mask], mask=mask, background=np.ones(SHAPE), affine=np.eye(4), n_slices=1, **MAP
+    )
     anatomy, overlay = fig.data
     np.testing.assert_array_equal(overlay.z, np.where(mask, grid, np.nan)[:, :, 2].T)
     assert anatomy.z.shape == overlay.z.shape and np.isfinite(anatomy.z).all()
     assert fig.layout[anatomy.coloraxis].colorscale == ((0, "#000000"), (1, "#FFFFFF"))
-    alone = figures.plot_slices(grid, mask=mask, n_slices=3, **MAP)
+    alone = brain_figures.plot_slices(grid, mask=mask, n_slices=3, **MAP)
     np.testing.assert_array_equal(alone.data[0].z, grid[2:4, 2:5, 1].T)  # cropped to the mask
     assert [a.text for a in alone.layout.annotations] == ["k = 1", "k = 2", "k = 3"]
 
 
 def test_colour_ranges_are_symmetric_where_asked_and_as_told(grid):
     skewed = np.where(grid > 0, 3 * grid, grid)
-    axis = figures.plot_slices(skewed, symmetric=True, **MAP).layout.coloraxis
+    axis = brain_figures.plot_slices(skewed, symmetric=True, **MAP).layout.coloraxis
     assert axis.cmin == -axis.cmax == -np.percentile(np.abs(skewed), 99)
     assert axis.colorscale[0][1] == "rgb(5,48,97)"  # blue below zero
-    assert figures.plot_slices(grid, symmetric=True, limit=0.5, **MAP).layout.coloraxis.cmin == -0.5
-    told = figures.plot_slices(grid, limit=(0, 9), **MAP).layout.coloraxis
+    assert brain_figures.plot_slices(grid, symmetric=True, limit=0.5, **MAP).layout.coloraxis.cmin == -0.5
+    told = brain_figures.plot_slices(grid, limit=(0, 9), **MAP).layout.coloraxis
     assert (told.cmin, told.cmax) == (0, 9)
 
 
@@ -249,20 +255,20 @@ def test_dark_background_is_cut_off_but_never_a_voxel_of_the_map(grid):
     bright[2:5, 3:5] = 1.0
     sparse = np.full(SHAPE, np.nan)
     sparse[0, 4, 2] = grid[0, 4, 2]
-    anatomy, overlay = figures.plot_slices(sparse, background=bright, **MAP).data
+    anatomy, overlay = brain_figures.plot_slices(sparse, background=bright, **MAP).data
     np.testing.assert_array_equal(anatomy.x, [0, 1, 2, 3, 4])
     np.testing.assert_array_equal(anatomy.y, [3, 4])
     assert overlay.z[1, 0] == grid[0, 4, 2] and np.isnan(overlay.z).sum() == 9
 
 
 def test_a_map_without_any_voxel_still_shows_the_brain():
-    fig = figures.plot_slices(np.full(SHAPE, np.nan), background=np.ones(SHAPE), symmetric=True, **MAP)
+    fig = brain_figures.plot_slices(np.full(SHAPE, np.nan), background=np.ones(SHAPE), symmetric=True, **MAP)
     assert np.isfinite(fig.data[0].z).all() and np.isnan(fig.data[1].z).all()
 
 
 def test_original_predicted_and_difference_in_this_order(grid, rng):
     guess = grid + rng.normal(size=SHAPE).astype(np.float32) + 0.5
-    fig = figures.plot_truth_prediction(grid, guess, time=310.08, **MAP)
+    fig = brain_figures.plot_truth_prediction(grid, guess, time=310.08, **MAP)
     original, predicted, difference = (t.z for t in fig.data)
     np.testing.assert_array_equal(original, grid[:, :, 2].T)
     np.testing.assert_array_equal(predicted, guess[:, :, 2].T)
@@ -279,7 +285,7 @@ def test_player_moves_through_time_within_one_colour_range_and_stays_small(rng):
     mask[4:36, 6:58, 8:56] = True
     true = rng.normal(size=(100, mask.sum())).astype(np.float32)
     times = np.arange(100) * 0.608 + 300
-    fig = figures.slice_player(true, true / 2, times, mask=mask, affine=LEFTWARD, **MAP)
+    fig = brain_figures.slice_player(true, true / 2, times, mask=mask, affine=LEFTWARD, **MAP)
     assert len(fig.frames) == 40
     assert (fig.frames[0].name, fig.frames[-1].name) == ("300.0", "360.2")
     volume = np.full(mask.shape, np.nan, np.float32)
@@ -294,13 +300,13 @@ def test_player_moves_through_time_within_one_colour_range_and_stays_small(rng):
 
 def test_data_without_a_voxel_grid_becomes_one_bar_per_region():
     values, names = np.array([0.1, -0.3, 0.2]), ["left", "right", "front"]
-    fig = figures.plot_slices(values.reshape(3, 1, 1), names=names, symmetric=True, **MAP)
+    fig = brain_figures.plot_slices(values.reshape(3, 1, 1), names=names, symmetric=True, **MAP)
     np.testing.assert_allclose(fig.data[0].x, values, rtol=1e-6)
     assert list(fig.data[0].y) == names and list(fig.data[0].text) == ["0.1", "-0.3", "0.2"]
     low, high = fig.layout.xaxis.range
     assert low == -high < -0.3
     movie = np.array([values, 2 * values]).reshape(2, 3, 1, 1)
-    player = figures.slice_player(movie, movie / 2, [0.0, 2.0], names=names, **MAP)
+    player = brain_figures.slice_player(movie, movie / 2, [0.0, 2.0], names=names, **MAP)
     np.testing.assert_allclose(player.frames[1].data[2].x, -values, rtol=1e-6)
     assert player.layout.xaxis.range[1] > 0.6  # the largest value of all frames
 
@@ -350,13 +356,13 @@ def test_histogram_counts_every_finite_voxel_and_shares_add_up(rng):
 
 def test_a_map_that_is_no_grid_needs_its_mask():
     with pytest.raises(ValueError, match=r"got shape \(4,\)"):
-        figures.plot_slices(np.zeros(4), **MAP)
+        brain_figures.plot_slices(np.zeros(4), **MAP)
 
 
 def test_notebook_pages_need_no_network(grid, monkeypatch):
     monkeypatch.setattr(pio.renderers, "default", pio.renderers.default)  # is put back afterwards
-    figures.use_notebook_renderer()
-    bundle = figures.plot_slices(grid, **MAP)._repr_mimebundle_()
+    renderer.use_notebook_renderer()
+    bundle = brain_figures.plot_slices(grid, **MAP)._repr_mimebundle_()
     assert set(bundle) == {"text/html", "application/vnd.plotly.v1+json"}
     assert "Plotly.newPlot" in bundle["text/html"] and len(bundle["text/html"]) < 100_000
     assert not re.search(r"""(src|href)=["']?https?:""", bundle["text/html"])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bold_audio import figures, quality, quality_figures
+from bold_audio import brain_figures, quality, quality_figures, renderer
 from bold_audio import quality_sentences as says
 from bold_audio.params import load_params
 
@@ -41,7 +41,7 @@ def test_figures_name_their_axes_and_what_the_data_are(name, moved):
     shown = [axis for axis in fig.select_yaxes() if axis.visible is not False]
     for axis in shown:
         assert axis.title.text and ("(" in axis.title.text or "Voxels" in axis.title.text)
-    assert figures.offline_page([fig], title="t").count("http") == figures.offline_page([], title="t").count("http")
+    assert renderer.offline_page([fig], title="t").count("http") == renderer.offline_page([], title="t").count("http")
 
 
 def test_the_run_is_drawn_as_it_was_measured():
@@ -66,7 +66,7 @@ def test_the_run_is_drawn_as_it_was_measured():
     np.testing.assert_array_equal(picture.z, found.carpet)
     marks = {shape.x0 for shape in fig.layout.shapes if shape.line.dash == "dot"}
     assert marks == {200 * T_R, 500 * T_R}
-    assert len(figures.offline_page([fig], title="t")) - len(figures.offline_page([], title="t")) < 700_000
+    assert len(renderer.offline_page([fig], title="t")) - len(renderer.offline_page([], title="t")) < 700_000
 
 
 def test_a_run_without_motion_has_no_empty_panel():
@@ -97,7 +97,7 @@ def test_the_edge_of_the_mask_is_drawn_where_the_mask_ends():
     grid[2:6, 2:7, 2:5] = 1000
     mask[2:6, 2:7, 2:5] = True
     affine = np.diag([4.0, 4, 4, 1])
-    fig = figures.plot_slices(grid, outline=mask, affine=affine, title="t", unit="a.u.", note="SIMULATED")
+    fig = brain_figures.plot_slices(grid, outline=mask, affine=affine, title="t", unit="a.u.", note="SIMULATED")
     edges = [trace for trace in fig.data if trace.type == "contour"]
     pictures = [trace for trace in fig.data if trace.type == "heatmap"]
     assert len(edges) == len(pictures) == 3, "slices without any of the mask are left out"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from bold_audio import encoding, models, space
+from bold_audio import choices, encoding, models, space
 from bold_audio.pairing import blocked_folds
 
 ROWS, TEST = np.arange(5, 305), np.arange(320, 400)
@@ -76,11 +76,11 @@ def test_components_that_tell_nothing_are_held_down():
     rng = np.random.default_rng(1)
     Y = (500 + 5 * rng.normal(size=(400, 60))).astype(np.float32)
     scores = rng.normal(size=(400, 5))
-    past = encoding.History(1, 0.0, np.zeros((1, 1)))
+    past = choices.History(1, 0.0, np.zeros((1, 1)))
     folds = blocked_folds(ROWS, n_folds=4, gap_volumes=5)
-    assert encoding.choose_space_alpha(Y, scores, past, rows=ROWS, folds=folds) >= 1e3
+    assert choices.choose_space_alpha(Y, scores, past, rows=ROWS, folds=folds) >= 1e3
     Y[1:] += 3 * (scores[1:] @ rng.normal(size=(5, 60))).astype(np.float32)
-    assert encoding.choose_space_alpha(Y, scores, past, rows=ROWS, folds=folds) <= 30
+    assert choices.choose_space_alpha(Y, scores, past, rows=ROWS, folds=folds) <= 30
 
 
 def test_sound_that_may_not_be_there_leaves_the_past_as_it_is(Y):
