@@ -191,7 +191,9 @@ def execute(folder, *cells, name="04_train"):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    start = "from IPython.display import HTML\nfrom bold_audio import figures\nfigures.use_notebook_renderer()"
+    start = (
+        "from IPython.display import HTML\nfrom bold_audio import figures, renderer\nrenderer.use_notebook_renderer()"
+    )
     series = "{'measured': [3.25, 1.5, 7.75]}"
     draw = f"figures.plot_time_course([0, 1, 2], {series}, title='A figure of its own', unit='r (1)')"
     executed = execute(

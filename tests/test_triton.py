@@ -281,6 +281,8 @@ def test_serve_command_starts_a_server_and_stops_it(repository):
     command = [
         sys.executable,
         "-c",
+        # Where the tests run in a shell's background, Ctrl-C is ignored, and children inherit that.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from bold_audio.run import main; main()",
         "serve",
         "--models-dir",
@@ -289,9 +291,12 @@ def test_serve_command_starts_a_server_and_stops_it(repository):
     command += ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2]]
     install()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        assert f"grpc 127.0.0.1:{ports[1]}" in line and f"http 127.0.0.1:{ports[0]}" in line
-        os.kill(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        try:
+            line = process.stdout.readline()
+            assert f"grpc 127.0.0.1:{ports[1]}" in line and f"http 127.0.0.1:{ports[0]}" in line
+            os.kill(process.pid, signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.terminate()  # a test that fails must not wait for it
     with socket.socket() as free:
         free.bind(("127.0.0.1", int(ports[1])))
