@@ -17,7 +17,7 @@ import tempfile
 import numpy as np
 import pandas as pd
 
-from bold_audio import bids, choices, data, pairing, ridge
+from bold_audio import bids, choices, data, pairing, ridge, runs
 from bold_audio.params import load_params
 from bold_audio.space import principal_space
 
@@ -28,7 +28,7 @@ N_FOLDS = 5
 
 def open_train(params):
     """Volumes up to the end of train, the rows of train and blocked folds inside them."""
-    files = bids.locate_runs(params)
+    files = runs.locate_runs(params)
     usable = np.arange(files.n_volumes) >= params.history_order
     part = {"skip_initial": params.skip_initial, "train_fraction": params.train_fraction, "gap": params.gap}
     rows = pairing.split_volumes(files.n_volumes, files.t_r, usable=usable, **part).train

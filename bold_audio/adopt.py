@@ -102,7 +102,7 @@ def judge_sound(made, params, run, path):
     made : SoundFeatures
         MFCCs of the sound at ``path``.
     params : Params
-    run : bids.RunFiles
+    run : runs.RunFiles
     path : Path
 
     Returns
@@ -112,8 +112,8 @@ def judge_sound(made, params, run, path):
     """
     warnings = made.warnings + length_warnings(made.duration, run.heard)
     entry = dvcrepo.sound_entry(files.project_root()) if params.dataset == DEFAULT_DATASET else None
-    if entry is not None and files.file_md5(path) != entry["md5"]:
-        warnings += (f"{path.name} is not the sound that was adopted (MD5 {entry['md5']})",)
+    if entry is not None and files.file_md5(path) != entry.md5:
+        warnings += (f"{path.name} is not the sound that was adopted (MD5 {entry.md5})",)
     heard = {"onset": run.onset, "words": word_table(params), "made": made}
     found = audit_sound(path, params.cache_path, run.events, **heard)
     return replace(made, warnings=warnings, alarms=made.alarms + found.alarms(run.onset))

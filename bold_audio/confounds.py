@@ -56,7 +56,7 @@ def clean(volumes, files, params, *, train, tables):
     Parameters
     ----------
     volumes : array of shape (n_volumes, n_voxels)
-    files : bids.RunFiles or bids.SeveralRuns
+    files : runs.RunFiles or runs.SeveralRuns
     params : Params
     train : array of int
     tables : list of DataFrame or None

@@ -8,8 +8,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from bold_audio import bids, confounds, motion
-from bold_audio.bids import RunFiles, read_whole
+from bold_audio import bids, confounds, images, motion, runs
 from bold_audio.files import (
     DataError,
     ParameterError,
@@ -20,6 +19,8 @@ from bold_audio.files import (
     read_json,
     write_json,
 )
+from bold_audio.images import read_whole
+from bold_audio.runs import RunFiles
 from bold_audio.truth import planted_regions, read_truth
 
 MAX_BAD_VOXELS = 0.01  # share of the grid that may be NaN or infinite
@@ -80,8 +81,8 @@ def load_run(files, params, *, train, level_on=None, table=None):
 
     Parameters
     ----------
-    files : bids.RunFiles or bids.SeveralRuns
-        From `bids.locate_runs`.
+    files : runs.RunFiles or runs.SeveralRuns
+        From `runs.locate_runs`.
     params : Params
         ``mask``, ``downsample``, ``smoothing_fwhm``, ``detrend``, ``realign``, ``confounds`` and
         ``cache_path`` count.
@@ -115,16 +116,16 @@ def load_run(files, params, *, train, level_on=None, table=None):
 
     settings = {name: getattr(params, name) for name in READING}
     mask_md5 = file_md5(_mask_file(params)) if params.mask not in ("brain", "none") else None
-    tables = [table] if table is not None else [bids.read_confounds(part) for part in files.parts]
+    tables = [table] if table is not None else [runs.read_confounds(part) for part in files.parts]
     from_tables = [confounds.used_of(one, params.confounds) for one in tables]
     scans = [file_md5(path) for part in files.parts for path in (part.bold, part.mask) if path is not None]
     rows = [list(map(int, volumes)) for volumes in (train, *(level_on or ()))]
-    code = code_fingerprint(bids, confounds, motion, this)
+    code = code_fingerprint(bids, confounds, images, motion, runs, this)
     key = "run-" + fingerprint(scans, settings, mask_md5, from_tables, rows, code)
     made = {"train": train, "level_on": level_on, "tables": tables}
     folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, **made))
     if params.audio_onset is None:
-        bids.check_events_end(files)  # a scan that is not whole has been noticed above
+        runs.check_events_end(files)  # a scan that is not whole has been noticed above
     with np.load(folder / "grid.npz") as grid:
         mask, affine, mean_image, value_range = (grid[k] for k in ("mask", "affine", "mean_image", "value_range"))
     volumes = np.load(folder / "volumes.npy", mmap_mode="r")

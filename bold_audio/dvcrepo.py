@@ -19,7 +19,7 @@ import yaml
 from bold_audio import files
 from bold_audio.access import BUSY
 from bold_audio.files import AccessError, DataError, MachineError
-from bold_audio.registry import RELEASE, is_right
+from bold_audio.registry import RELEASE, SHARED, ReleaseFile, is_right
 
 ENTRIES, SOUND_ENTRY = "data/ds003688.dvc", "data/ds003688_sound.dvc"
 TOKEN_COMMAND = "bold-audio print-token"  # printenv is not there on Windows
@@ -80,14 +80,14 @@ def track(root, remote, items):
 
 
 def sound_entry(root):
-    """Return what `bold_audio.adopt` recorded of the film's sound, a dictionary; None where nobody adopted one."""
+    """Return the film's sound as `bold_audio.adopt` recorded it, a `ReleaseFile`; None where nobody adopted one."""
     path = Path(root) / SOUND_ENTRY
     if not path.is_file():
         return None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         (out,) = content["outs"]
-        return {"path": out["path"], "md5": out["md5"], "bytes": out["size"], **content.get("meta", {})}
+        return ReleaseFile(SHARED, "sound", out["path"], out["size"], out["md5"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not the record of a sound - run 'bold-audio adopt-sound' again") from error
 

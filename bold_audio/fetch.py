@@ -172,12 +172,8 @@ def fetch_sound(*, remote, root, waits=(2, 10)):
     Path or None
         None where no sound was adopted, or it is there already.
     """
-    entry = dvcrepo.sound_entry(root)
-    if entry is None:
-        return None
-    path = Path(root) / "data" / entry["path"]
-    item = registry.ReleaseFile(registry.SHARED, "sound", entry["path"], entry["bytes"], entry["md5"])
-    if is_right(path, item):
+    item = dvcrepo.sound_entry(root)
+    if item is None or is_right(path := Path(root) / "data" / item.path, item):
         return None
     _pull([item], Path(root) / "data", remote, root, waits)
     return path
@@ -216,8 +212,7 @@ def publish(subjects, data_dir, *, remote, root, items=None, waits=(2, 10)):
     wanted = {Path(data_dir) / item.path: item for item in registry.files_of(subjects, items)}
     sound = dvcrepo.sound_entry(root)
     if sound is not None:
-        path = Path(root) / "data" / sound["path"]
-        wanted[path] = registry.ReleaseFile(registry.SHARED, "sound", sound["path"], sound["bytes"], sound["md5"])
+        wanted[Path(root) / "data" / sound.path] = sound
     bad = [path for path, item in wanted.items() if not is_right(path, item)]
     if bad:
         raise DataError(

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bold_audio import bids
+from bold_audio import images
 from bold_audio.files import DataError, cached_folder, code_fingerprint, file_md5, fingerprint
 
 NAMES = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")  # mm and radians, as fMRIPrep names them
@@ -192,7 +192,7 @@ def cached_motion(files, cache_path, *, train):
 
     Parameters
     ----------
-    files : bids.RunFiles or bids.SeveralRuns
+    files : runs.RunFiles or runs.SeveralRuns
     cache_path : Path
     train : array of int
         The reference is the mean of these volumes; of several runs, of the first that has any.
@@ -205,7 +205,7 @@ def cached_motion(files, cache_path, *, train):
     import bold_audio.motion as this
 
     scans = [file_md5(part.bold) for part in files.parts]
-    key = f"motion-{fingerprint(scans, list(map(int, train)), code_fingerprint(bids, this))}"
+    key = f"motion-{fingerprint(scans, list(map(int, train)), code_fingerprint(images, this))}"
     folder = cached_folder(cache_path, key, lambda part: _write_motion(part, files, train))
     return np.load(folder / "motion.npy")
 
@@ -216,11 +216,11 @@ def _write_motion(folder, files, train):
         (part, start) for part, start in runs if np.any((train >= start) & (train < start + part.n_volumes))
     )
     mine = train[(train >= start) & (train < start + first.n_volumes)] - start
-    data, affine = bids.read_whole(first.bold)
+    data, affine = images.read_whole(first.bold)
     with np.errstate(invalid="ignore"):  # what is not a number is 0 for the alignment
         reference = data[..., mine[0] : mine[-1] + 1].mean(axis=3, dtype=np.float64)
     found = []
     for part, _ in runs:
-        scan = data if part is first else bids.read_whole(part.bold)[0]
+        scan = data if part is first else images.read_whole(part.bold)[0]
         found.append(estimate_motion(scan, affine, reference=reference))
     np.save(folder / "motion.npy", np.concatenate(found))

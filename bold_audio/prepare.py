@@ -6,7 +6,21 @@ from functools import cached_property
 
 import numpy as np
 
-from bold_audio import __version__, adopt, bids, brain, confounds, data, features, fetch, motion, pairing, truth
+from bold_audio import (
+    __version__,
+    adopt,
+    bids,
+    brain,
+    confounds,
+    data,
+    features,
+    fetch,
+    images,
+    motion,
+    pairing,
+    runs,
+    truth,
+)
 from bold_audio.files import DataError, code_fingerprint, file_md5, fingerprint, lock, record_step
 from bold_audio.params import SIMULATED
 
@@ -113,7 +127,7 @@ class Subject:
         import bold_audio.prepare as this
 
         kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
-        code = code_fingerprint(bids, confounds, data, features, motion, pairing, truth, this, *modules)
+        code = code_fingerprint(bids, confounds, data, features, images, motion, pairing, runs, truth, this, *modules)
         return fingerprint(kept, self.input_md5, code)
 
     def record(self, step, **facts):
@@ -147,7 +161,7 @@ def ensure_scan(params):
             if not bids.known_subjects(params):
                 simulate_subject(params.data_path, subject=params.subject)
     fetch.fetch_missing(params)
-    return bids.locate_runs(params)
+    return runs.locate_runs(params)
 
 
 def read_features(params, files):
@@ -156,7 +170,7 @@ def read_features(params, files):
     Parameters
     ----------
     params : Params
-    files : bids.RunFiles or bids.SeveralRuns
+    files : runs.RunFiles or runs.SeveralRuns
 
     Returns
     -------

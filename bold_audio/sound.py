@@ -52,12 +52,6 @@ class Sound:
         return librosa.resample(self.y, orig_sr=self.rate, target_sr=sample_rate)
 
 
-def read_sound(path, *, sample_rate):
-    """Read a sound file as one channel at ``sample_rate`` Hz; returns the samples and the warnings of `open_sound`."""
-    sound = open_sound(path)
-    return sound.at(sample_rate), sound.warnings
-
-
 def open_sound(path):
     """Read a sound file and check it.
 

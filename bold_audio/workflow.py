@@ -8,7 +8,6 @@ import pandas as pd
 
 # One door for notebooks: a subject is opened and its results are made from here.
 from bold_audio import (
-    bids,
     brain,
     candidates,
     confounds,
@@ -17,6 +16,7 @@ from bold_audio import (
     models,
     motion,
     quality,
+    runs,
     scores,
     sentences,
     serving,
@@ -131,7 +131,7 @@ def cleaning_effect(subject):
         return None
     parts = {"train": split.train, "test": split.test}
     files = subject.run.files
-    tables = [bids.read_confounds(part) for part in files.parts]
+    tables = [runs.read_confounds(part) for part in files.parts]
     columns = pd.concat(
         confounds.run_columns(files, subject.params, train=split.train, tables=tables), ignore_index=True
     )

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from bold_audio import bids, models, pairing, workflow
-from bold_audio.bids import locate_runs
 from bold_audio.files import DataError, ParameterError
 from bold_audio.params import load_params
 from bold_audio.run import main
+from bold_audio.runs import locate_runs
 from bold_audio.simulate import simulate_subject
 
 SHAPE, T_R = (6, 5, 4), 2.0

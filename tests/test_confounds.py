@@ -6,8 +6,8 @@ import pytest
 from scipy.signal import lfilter
 
 from bold_audio import confounds, data, motion, prepare, workflow
-from bold_audio.bids import locate_runs
 from bold_audio.files import ParameterError
+from bold_audio.runs import locate_runs
 
 T_R, N = 0.608, 641
 TRAIN, TEST = np.arange(16, 448), np.arange(475, N)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from bold_audio import data
-from bold_audio.bids import locate_runs
 from bold_audio.brain import write_dataset_description, write_map
 from bold_audio.data import (
     BoldRun,
@@ -25,6 +24,7 @@ from bold_audio.data import (
 )
 from bold_audio.files import DataError, ParameterError, project_root
 from bold_audio.params import load_params
+from bold_audio.runs import locate_runs
 
 SHAPE = (14, 15, 13)
 N_VOLUMES = 20
@@ -861,14 +861,14 @@ def test_two_processes_at_once_get_the_same_entry(tree, tmp_path):
     made = tree()
     code = (
         "import hashlib, json, sys, time\nimport numpy as np\n"
-        "from bold_audio import bids, data\nfrom bold_audio.params import load_params\n"
+        "from bold_audio import data, runs\nfrom bold_audio.params import load_params\n"
         "read = data._write_masked\n"
         "def counted(*a, **k):\n"
         "    with open(sys.argv[2], 'a') as log: log.write('x')\n"
         "    time.sleep(0.2); read(*a, **k)\n"
         "data._write_masked = counted\n"
         "params = load_params('01', 'tiny', **json.loads(sys.argv[1]))\n"
-        "files = bids.locate_runs(params)\n"
+        "files = runs.locate_runs(params)\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "run = data.load_run(files, params, train=np.arange(2, 12))\n"
         "print(hashlib.md5(run.volumes.tobytes()).hexdigest())"

@@ -24,7 +24,7 @@ from bold_audio.features import (
     read_table,
 )
 from bold_audio.files import DataError
-from bold_audio.sound import read_sound
+from bold_audio.sound import open_sound
 
 RATE = 16000  # Hz
 SMALL = {"sample_rate": RATE, "n_mfcc": 13, "n_fft": 512, "hop_length": 256}
@@ -62,6 +62,12 @@ def loudness(y):
     """RMS of each 10 ms."""
     step = RATE // 100
     return np.sqrt(np.mean(y[: len(y) // step * step].reshape(-1, step) ** 2, axis=1))
+
+
+def read_sound(path, *, sample_rate):
+    """Samples at one rate, and what was unusual about the file."""
+    sound = open_sound(path)
+    return sound.at(sample_rate), sound.warnings
 
 
 def same_sound(made, original):

@@ -6,8 +6,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bold_audio import motion
-from bold_audio.bids import locate_runs
 from bold_audio.files import DataError
+from bold_audio.runs import locate_runs
 from bold_audio.simulate import FULL_SHAPE, simulate_subject, simulated_head
 
 SHAPE = (24, 30, 28)  # of 4 mm; a small head, which tells turns apart less well than a full-size one

@@ -6,7 +6,7 @@ import pytest
 from scipy.signal import lfilter
 
 from bold_audio import data, motion, quality, workflow
-from bold_audio.bids import locate_runs
+from bold_audio.runs import locate_runs
 
 T_R, N = 0.608, 641
 TRAIN = np.arange(16, 448)
