@@ -19,6 +19,7 @@ from bold_audio import (
     motion,
     pairing,
     runs,
+    sound,
     truth,
 )
 from bold_audio.files import DataError, code_fingerprint, file_md5, fingerprint, lock, record_step
@@ -127,8 +128,8 @@ class Subject:
         import bold_audio.prepare as this
 
         kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
-        code = code_fingerprint(bids, confounds, data, features, images, motion, pairing, runs, truth, this, *modules)
-        return fingerprint(kept, self.input_md5, code)
+        read = (bids, confounds, data, features, images, motion, pairing, runs, sound, truth, this)
+        return fingerprint(kept, self.input_md5, code_fingerprint(*read, *modules))
 
     def record(self, step, **facts):
         """Write what a step did into ``provenance.json``."""

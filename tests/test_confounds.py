@@ -1,5 +1,8 @@
 """Planted nuisance comes off, planted responses stay, and nothing that is fitted knows the test part."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -296,3 +299,20 @@ def test_results_are_stale_when_the_code_that_cleans_changes(small_params, monke
     monkeypatch.setattr(prepare, "code_fingerprint", lambda *modules: counted.extend(modules) or "code")
     subject.result_key()
     assert {motion, confounds} <= set(counted)
+
+
+def test_results_are_made_anew_when_any_code_that_reads_the_data_changes(small_params, monkeypatch):
+    """Every module that opening a subject imports is part of the key, but for those that move or judge files only."""
+    folder, seen, todo = Path(prepare.__file__).parent, set(), ["prepare"]
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        for node in ast.parse((folder / f"{name}.py").read_text()).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bold_audio"):
+                found = [node.module[11:]] if node.module != "bold_audio" else [alias.name for alias in node.names]
+                todo += [one for one in found if (folder / f"{one}.py").is_file() and one not in seen]
+    moving = {"access", "adopt", "audit", "brain", "dvcrepo", "fetch", "files", "openneuro", "params", "registry"}
+    counted = []
+    monkeypatch.setattr(prepare, "code_fingerprint", lambda *modules: counted.extend(modules) or "code")
+    workflow.open_subject(small_params()).result_key()
+    assert {module.__name__.removeprefix("bold_audio.") for module in counted} == seen - moving
