@@ -12,6 +12,7 @@ def entities_of(path):
 
     Examples
     --------
+    >>> from pathlib import Path
     >>> entities_of(Path("sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"))
     {'sub': '09', 'ses': 'mri3t', 'task': 'film', 'run': '1'}
     """
