@@ -84,6 +84,19 @@ class Subject:
         """Volumes right after train, through the gap to the end of test; of every run that has a test part."""
         return np.concatenate([path for path, _ in self.paths(self.split.test, self.split.train)])
 
+    @cached_property
+    def whole_run(self):
+        """Every volume that is used at all, train, gap and test: what out-of-fold inference goes over."""
+        return np.sort(np.concatenate([self.split.train, self.split.gap, self.split.test]))
+
+    def outer_folds(self):
+        """Contiguous held-out blocks of the whole run, with a gap on both sides: list of (fit, held) arrays of int."""
+        return pairing.blocked_folds(self.whole_run, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
+
+    def inner_folds(self, fit):
+        """Blocked folds inside the volumes fitted on, for choices nested in an outer fold."""
+        return pairing.blocked_folds(fit, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
+
     def paths(self, volumes, fitted_on):
         """Cut volumes into stretches without a break, each with the way to it from what was fitted on.
 
