@@ -30,6 +30,7 @@ SHARE = 0.03  # π: the few per cent of a brain that follow a sound
 LEVEL = 0.95
 BATCH = 32  # designs multiplied at once
 EM_STEPS = 100
+EM_CHANGE = 1e-5  # of a prior that changes less from step to step nothing more is asked
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,14 @@ def log_mean_exp(values, axis):
     return np.log(np.exp(values, out=values).mean(axis=axis)) + np.squeeze(largest, axis=axis)
 
 
-def learn_prior(log_likelihood):
+def learn_prior(log_likelihood, *, pseudo_voxels=0.0):
     """How often each of some choices is right, learnt from all voxels: expectation maximisation, uniform at the start.
 
     Parameters
     ----------
     log_likelihood : array of shape (n_choices, n_voxels)
+    pseudo_voxels : float
+        Voxels added of which half make the first choice and half, evenly, the others: for few voxels.
 
     Returns
     -------
@@ -123,8 +126,12 @@ def learn_prior(log_likelihood):
     """
     likelihood = np.exp(log_likelihood - log_likelihood.max(axis=0))
     prior = np.full(len(likelihood), 1 / len(likelihood))
+    believed = pseudo_voxels * np.r_[0.5, np.full(len(likelihood) - 1, 0.5 / max(1, len(likelihood) - 1))]
     for _ in range(EM_STEPS):
-        prior = np.mean(likelihood * (prior[:, None] / (prior @ likelihood)), axis=1)
+        counted = prior * (likelihood @ (1 / (prior @ likelihood)))
+        prior, before = (counted + believed) / (likelihood.shape[1] + pseudo_voxels), prior
+        if np.abs(prior - before).max() < EM_CHANGE:
+            break
     posterior = prior[:, None] * likelihood
     return prior, posterior / posterior.sum(axis=0)
 

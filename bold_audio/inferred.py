@@ -1,0 +1,216 @@
+"""A subject's inference over the whole run: voxels and regions held against surrogates, written, and read again."""
+
+import numpy as np
+import pandas as pd
+
+from bold_audio import brain, data, gram, region_inference, significance, sweep, voxel_inference
+from bold_audio.delays import MLP_ONLY
+from bold_audio.files import read_json, write_arrays, write_table
+from bold_audio.pairing import scale_on
+
+QUESTIONS = {"history_sound": "the past", "history_blocks_sound": "the past and the film's blocks"}
+PICKED = "responsive"  # found by the sound itself: a p value of it would be a circle
+BLOCK_DELAYS = 3  # the blocks are in the past at the first, middle and last delay of the window
+STEP = "inference_map", "inference_regions"
+
+
+def ensure_voxels(subject):
+    """Voxels that follow the sound beyond their past: read again where inputs, parameters and code are the same.
+
+    Writes ``inference_voxels.npz`` and the maps of z, p, q and delay.
+
+    Returns
+    -------
+    voxel_inference.VoxelInference
+    """
+    import bold_audio.inferred as this
+
+    key = subject.result_key(gram, significance, voxel_inference, sweep, this, without=MLP_ONLY)
+    path = subject.path("inference_voxels.npz")
+    done = read_json(subject.path("provenance.json"), default={}).get(STEP[0], {})
+    if done.get("key") == key and path.is_file():
+        with np.load(path) as kept:
+            voxels = pd.DataFrame({name: kept[name] for name in kept.files if name not in ("largest", "counts")})
+            return voxel_inference.VoxelInference(voxels, kept["largest"], *map(int, kept["counts"]))
+    found = infer_subject_voxels(subject)
+    arrays = {name: found.voxels[name].to_numpy() for name in found.voxels}
+    counts = np.array([found.n_shifts, found.n_randomised])
+    write_arrays(path, arrays | {"largest": found.largest, "counts": counts})
+    write_voxel_maps(subject, found)
+    subject.record(STEP[0], key=key)
+    return found
+
+
+def infer_subject_voxels(subject, *, features=None, seed=None):
+    """`voxel_inference.infer_voxels` of a subject; ``features`` are designs of another sound in place of its own."""
+    params, run, rows = subject.params, subject.run, subject.whole_run
+    Y = data.smooth_volumes(run, params.sweep_fwhm, until=len(run.volumes), cache_path=params.cache_path)
+    volumes = np.arange(rows[0] - params.history_order, rows[-1] + 1)
+    taps = _taps(Y, volumes, rows, params)
+    grid = voxel_inference.delay_grid(params.delays, run.files.t_r)
+    design = features or subject.designs["sound"]
+    X = np.stack([sweep.features_of(design.at(delay), taps, rows) for delay in grid.offsets])
+    nuisance = voxel_inference.drift_of(run.files.volume_times, run.files.starts, rows, taps)
+    slabs = gram.Slabs(Y, volumes, rows, taps, min(params.chunk_voxels, sweep.SLAB))
+    seed = params.seed if seed is None else seed
+    return voxel_inference.infer_voxels(slabs, X, grid, nuisance=nuisance, shifts=_shifts(subject, grid), seed=seed)
+
+
+def ensure_regions(subject):
+    """What the sound adds in every region, with its p: ``inference_regions.tsv``, made once.
+
+    Returns
+    -------
+    DataFrame
+        ``region, model, over, gain, partial_r, p, n_surrogates, delay, first_delay, last_delay, n_voxels``: ``model``
+        is history_sound or, where the film has blocks, history_blocks_sound too; delays (s) are those of the outer
+        folds; p is missing where the sound itself picked the voxels.
+    """
+    import bold_audio.inferred as this
+
+    key = subject.result_key(gram, significance, region_inference, voxel_inference, sweep, this, without=MLP_ONLY)
+    path = subject.path("inference_regions.tsv")
+    done = read_json(subject.path("provenance.json"), default={}).get(STEP[1], {})
+    if done.get("key") == key and path.is_file():
+        return pd.read_csv(path, sep="\t")
+    table = infer_subject_regions(subject, asked_regions(subject))
+    write_table(path, table)
+    subject.record(STEP[1], key=key)
+    return table
+
+
+def asked_regions(subject):
+    """Regions that are asked about: all but the whole brain, which is the map's, and what the sound itself picked."""
+    whole = subject.run.whole
+    return {name: roi for name, roi in subject.run.regions.items() if name not in (whole, PICKED) and roi.any()}
+
+
+def infer_subject_regions(subject, regions, *, features=None, questions=None, n_randomised=None, seed=None):
+    """`region_inference.infer_regions` of a subject for every question its film allows.
+
+    Parameters
+    ----------
+    subject : Subject
+    regions : dict of str to array of bool, shape (n_voxels,)
+    features : design, optional
+        Another sound in place of its own.
+    questions : sequence of str, optional
+        Some of `QUESTIONS`.
+
+    Returns
+    -------
+    DataFrame
+        As `ensure_regions`.
+    """
+    params = subject.params
+    grid = voxel_inference.delay_grid(params.delays, subject.run.files.t_r)
+    design = features or subject.designs["sound"]
+    members = {name: spread(roi) for name, roi in regions.items()}
+    questions = questions or list(QUESTIONS)
+    options = {
+        "shifts": _shifts(subject, grid),
+        "seed": params.seed if seed is None else seed,
+        "n_randomised": region_inference.N_RANDOMISED if n_randomised is None else n_randomised,
+    }
+    lines = []
+    for model in questions:
+        if "blocks" in model and subject.blocks is None or not members:
+            continue
+        folds = [
+            _fold(subject, members, design, grid, fit, held, "blocks" in model) for fit, held in subject.outer_folds()
+        ]
+        for name, one in region_inference.infer_regions(folds, grid, **options).items():
+            lines.append(
+                {
+                    "region": name,
+                    "model": model,
+                    "over": QUESTIONS[model],
+                    "gain": one.gain,
+                    "partial_r": one.partial_r,
+                    "p": one.p,
+                    "n_surrogates": one.n_surrogates,
+                    "delay": float(np.median(one.delays)),
+                    "first_delay": float(one.delays.min()),
+                    "last_delay": float(one.delays.max()),
+                    "n_voxels": int(regions[name].sum()),
+                }
+            )
+    columns = ["region", "model", "over", "gain", "partial_r", "p", "n_surrogates"]
+    return pd.DataFrame(lines, columns=[*columns, "delay", "first_delay", "last_delay", "n_voxels"])
+
+
+def spread(roi):
+    """Indices of a region's voxels, or of `region_inference.MOST_VOXELS` evenly spaced ones of a larger region."""
+    inside = np.flatnonzero(roi)
+    most = region_inference.MOST_VOXELS
+    return inside if len(inside) <= most else inside[np.linspace(0, len(inside) - 1, most).round().astype(int)]
+
+
+def _fold(subject, members, design, grid, fit, held, with_blocks):
+    """One outer block: everything filtered, centred and scaled by what the fit says."""
+    params, rows = subject.params, subject.whole_run
+    volumes = np.arange(rows[0] - params.history_order, rows[-1] + 1)
+    everything = np.unique(np.concatenate(list(members.values())))
+    Y = np.asarray(subject.Y[: rows[-1] + 1, everything], dtype=np.float64)
+    taps = _taps(Y, volumes, fit, params)
+    Y = Y - Y[fit].mean(axis=0)
+    white = sum(weight * Y[rows - lag] for lag, weight in enumerate(taps))
+    where = np.searchsorted(rows, fit)
+    X = np.stack([_filtered(design.at(delay), taps, rows, where) for delay in grid.offsets])
+    free = np.zeros((len(rows), 0))
+    if with_blocks:
+        delays = np.linspace(grid.delays[0], grid.delays[-1], BLOCK_DELAYS if len(grid.delays) >= BLOCK_DELAYS else 1)
+        free = np.hstack([_filtered(subject.designs["blocks"].at(d), taps, rows, where) for d in delays])
+    y = {name: white[:, np.searchsorted(everything, inside)] for name, inside in members.items()}
+    return region_inference.Fold(where, np.searchsorted(rows, held), y, X, free)
+
+
+def _filtered(A, taps, rows, fit):
+    filtered = sum(weight * np.asarray(A, dtype=np.float64)[rows - lag] for lag, weight in enumerate(taps))
+    return scale_on(filtered, fit)[0]
+
+
+def _taps(Y, volumes, rows, params):
+    """The filter 1, −φ_1, … that whitens ``rows``, one for all voxels of Y."""
+    everything = {"all": np.ones(Y.shape[1], bool)}
+    K = gram.gram_matrices(
+        Y, volumes=volumes, train=rows, regions=everything, scaled=True, chunk_voxels=params.chunk_voxels
+    )["all"]
+    return np.r_[1.0, -K.shared_history(rows, params.history_order)]
+
+
+def _shifts(subject, grid):
+    rows = subject.whole_run
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return significance.admissible_shifts(
+        len(rows),
+        subject.run.files.t_r,
+        longest_delay=grid.delays[-1],
+        block_length=subject.block_length,
+        starts=(0, *breaks),
+    )
+
+
+def write_voxel_maps(subject, found):
+    """Maps of what `ensure_voxels` found, in the scan's own space."""
+    about = (
+        f"whole run, {len(subject.whole_run)} volumes, past and drift taken off, {subject.params.sweep_fwhm:g} mm "
+        f"smoothing, {found.n_shifts} circular shifts and {found.n_randomised} shifts of phase-randomised sound"
+    )
+    sure = found.voxels["q"].to_numpy() <= significance.LEVEL
+    texts = {
+        "z": "evidence of the sound, studentised by the voxel's own surrogates",
+        "p": "p of z among the surrogates of all voxels",
+        "q": "false discovery rate (Benjamini and Hochberg) of p",
+        "pfwe": "family-wise p of z among the largest of all voxels in each surrogate",
+        "delay": "posterior median of the delay, s, where q is at most 0.05",
+        "delaylow": "lower end of the delay's 95 % interval, s, where q is at most 0.05",
+        "delayhigh": "upper end of the delay's 95 % interval, s, where q is at most 0.05",
+    }
+    columns = {"pfwe": "p_fwe", "delaylow": "low", "delayhigh": "high"}
+    for stat, text in texts.items():
+        values = found.voxels[columns.get(stat, stat)].to_numpy()
+        values = np.where(sure, values, np.nan) if stat.startswith("delay") else values
+        brain.write_map(
+            subject.run, subject.params, values, model="inference", stat=stat, description=f"{text}; {about}"
+        )

@@ -1,0 +1,242 @@
+r"""Which voxels follow the sound, over the whole run: one statistic, every surrogate, p values that can be trusted.
+
+**The statistic** is the log evidence of `evidence` at a few fixed ridge strengths: what the sound explains of a voxel
+once the past (a filter that whitens), the run's drift and, where asked for, the film's blocks are taken off both. The
+best delay of the window counts, for the sound in its place and for every surrogate alike, so the choice of the delay
+is inside. It is never exactly zero, as a gain after selection is.
+
+**Surrogates.** Shift and delay compose: n volumes have n designs delayed by whole repetition times (and as many in
+between where the repetition time is long); each is scored once and serves every shift at every delay. Played are the
+sound itself, at its admissible circular shifts, and phase-randomised versions of it, at every shift.
+
+**Three p values.** A run has a few hundred shifts, so one voxel's rank among its own cannot reach what 20,000 voxels
+need. Each voxel is therefore studentised by the mean and spread of its own surrogates, and ranked among those of all
+voxels together (`p`; `q` is Benjamini and Hochberg's). `p_fwe` ranks it among the largest of all voxels in each
+surrogate: the family-wise error, without any assumption about the voxels.
+
+.. [1] Nichols & Holmes (2002). Nonparametric permutation tests for functional neuroimaging. Hum. Brain Mapp. 15, 1-25.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+
+from bold_audio import evidence, significance
+from bold_audio.gram import on_all_cores
+
+ALPHAS = (32.0, 128.0, 512.0, 2048.0)  # strengths averaged over, for features of variance 1
+LONGEST_STEP = 1.0  # s between neighbouring delays, at most
+N_RANDOMISED = 1  # versions of the sound with other phases, each at every shift
+HIGH_PASS = 1 / 128  # Hz: slower waves are drift; the film's blocks, one cycle a minute, stay
+BINS = np.linspace(-10, 60, 7001)  # of studentised surrogates: counts in place of 20 million numbers
+
+
+@dataclass(frozen=True)
+class DelayGrid:
+    """Delays of a window, in steps that divide the repetition time.
+
+    Parameters
+    ----------
+    first : float
+        Shortest delay, in seconds.
+    t_r : float
+        Repetition time, in seconds.
+    n_steps : int
+        Delays in one repetition time.
+    n_volumes : int
+        Whole repetition times in the window, both ends counted.
+    """
+
+    first: float
+    t_r: float
+    n_steps: int
+    n_volumes: int
+
+    @property
+    def offsets(self):
+        """The delays of the first repetition time, array of shape (n_steps,), in seconds."""
+        return self.first + self.t_r / self.n_steps * np.arange(self.n_steps)
+
+    @property
+    def delays(self):
+        """All delays, array of shape (n_volumes · n_steps,), in seconds, increasing."""
+        return self.first + self.t_r / self.n_steps * np.arange(self.n_volumes * self.n_steps)
+
+
+def delay_grid(delays, t_r):
+    """The window that ``delays`` span, in steps of at most a second that divide the repetition time.
+
+    Examples
+    --------
+    >>> delay_grid([2.0, 10.0], 2.0).delays
+    array([ 2.,  3.,  4.,  5.,  6.,  7.,  8.,  9., 10., 11.])
+    """
+    span = delays[-1] - delays[0]
+    n_steps = int(np.ceil(t_r / LONGEST_STEP - 1e-9)) if span >= t_r else 1
+    return DelayGrid(float(delays[0]), float(t_r), n_steps, 1 + int(span / t_r + 1e-9))
+
+
+@dataclass(frozen=True)
+class VoxelInference:
+    """What the surrogates say of every voxel.
+
+    Parameters
+    ----------
+    voxels : DataFrame
+        One row per voxel: ``z`` (studentised evidence), ``p`` (pooled), ``q``, ``p_fwe``, ``delay``, ``low``, ``high``
+        (s; posterior median and 95 % interval over the window).
+    largest : array of shape (n_surrogates,)
+        Largest z of all voxels in each surrogate.
+    n_shifts, n_randomised : int
+        Surrogates that are circular shifts of the sound, and of its phase-randomised versions.
+    """
+
+    voxels: pd.DataFrame
+    largest: np.ndarray
+    n_shifts: int
+    n_randomised: int
+
+
+def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=N_RANDOMISED, alphas=ALPHAS, seed=0):
+    """Rank every voxel's evidence among its surrogates.
+
+    Parameters
+    ----------
+    slabs : gram.Slabs
+        Whitened volumes of all voxels.
+    X : array of shape (n_steps, n_rows, p)
+        Features filtered like the volumes and scaled, at ``grid.offsets``.
+    grid : DelayGrid
+    nuisance : array of shape (n_rows, q)
+        Taken off volumes and features alike, such as `drift_of`; the mean is taken off anyway.
+    shifts : array of int
+        From `significance.admissible_shifts`.
+    n_randomised : int
+        Phase-randomised versions of the sound.
+    alphas : sequence of float
+        Finite ridge strengths.
+    seed : int
+        Of the phases.
+
+    Returns
+    -------
+    VoxelInference
+
+    Raises
+    ------
+    ValueError
+        If there is no surrogate at all.
+    """
+    n_rows = X.shape[1]
+    if len(shifts) == 0 and n_randomised == 0:
+        raise ValueError("no admissible shift and no randomised version: there is nothing to compare with.")
+    Q = orthonormal(nuisance, n_rows)
+    played = played_versions(X, n_randomised, np.random.default_rng(seed))
+    bases = on_all_cores(
+        lambda one: evidence.make_basis(without(significance.circular_designs(one), Q), alphas),
+        [step for version in played for step in version],
+    )
+    made = slabs.map(lambda _, y: _see(without(y, Q), bases, len(X), grid, shifts))
+    largest = np.max([one.largest for one in made], axis=0)
+    counts = np.sum([one.counts for one in made], axis=0)
+    voxels = pd.concat([one.voxels for one in made], ignore_index=True)
+    z = voxels["z"].to_numpy()
+    p = pooled_p(z, counts)
+    voxels.insert(1, "p", p)
+    voxels.insert(2, "q", false_discovery_control(p))
+    voxels.insert(3, "p_fwe", significance.p_value(z, largest[:, None]))
+    return VoxelInference(voxels, largest, len(shifts), n_randomised * n_rows)
+
+
+def orthonormal(nuisance, n_rows):
+    """Orthonormal columns that span ``nuisance`` and the mean: array of shape (n_rows, ≤ q + 1)."""
+    columns = np.column_stack([np.ones(n_rows), nuisance]) if np.size(nuisance) else np.ones((n_rows, 1))
+    U, s, _ = np.linalg.svd(columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12), full_matrices=False)
+    return U[:, s > 1e-8 * s[0]]
+
+
+def without(A, Q):
+    """Columns of ``A`` (…, n_rows, m) without what the orthonormal ``Q`` spans."""
+    Q = Q.astype(A.dtype, copy=False)
+    return A - Q @ (Q.T @ A)
+
+
+def drift_of(volume_times, starts, rows, taps):
+    """Slow cosines of every run, filtered like the volumes: array of shape (n_rows, n_waves).
+
+    Parameters
+    ----------
+    volume_times : array of shape (n_volumes,)
+        On the clock of each volume's run, in seconds.
+    starts : sequence of int
+        First volume of each run.
+    rows : array of int
+        Volumes used.
+    taps : sequence of float
+        Filter, as for `gram.Gram.target`.
+    """
+    from nilearn.glm.first_level.design_matrix import create_cosine_drift
+
+    columns = []
+    for first, stop in zip(starts, [*starts[1:], len(volume_times)], strict=True):
+        waves = create_cosine_drift(HIGH_PASS, volume_times[first:stop])  # the last column is the mean
+        own = np.zeros((len(volume_times), waves.shape[1]))
+        own[first:stop] = waves
+        columns.append(own)
+    columns = np.hstack(columns)
+    return sum(weight * columns[rows - lag] for lag, weight in enumerate(taps))
+
+
+def played_versions(X, n_randomised, rng):
+    """The sound itself and its phase-randomised versions: list of arrays like X, all features with the same phases."""
+    flat = X.transpose(1, 0, 2).reshape(X.shape[1], -1)
+    others = [significance.phase_randomised(flat, rng) for _ in range(n_randomised)]
+    return [X, *(one.reshape(X.shape[1], len(X), -1).transpose(1, 0, 2) for one in others)]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    voxels: pd.DataFrame
+    largest: np.ndarray
+    counts: np.ndarray
+
+
+def _see(y, bases, n_steps, grid, shifts):
+    """One slab: every design of every version scored, studentised by its own surrogates."""
+    y = np.ascontiguousarray(y)
+    found = [evidence.log_evidence(y, basis) for basis in bases]
+    n_played = len(found) // n_steps
+    here = np.stack(found[:n_steps], axis=1)[: grid.n_volumes]  # (n_volumes of delay, n_steps, n_voxels)
+    weight = evidence.posterior(here.reshape(-1, here.shape[-1]), grid.delays)
+    best = [
+        significance.best_in_window(np.max(found[k * n_steps : (k + 1) * n_steps], axis=0), grid.n_volumes)
+        for k in range(n_played)
+    ]
+    surrogates = np.concatenate([best[0][shifts], *best[1:]])
+    mean, sd = surrogates.mean(axis=0), surrogates.std(axis=0)
+    sd = np.where(sd > 1e-6, sd, np.inf)  # constant voxels follow nothing
+    z, null = (best[0][0] - mean) / sd, (surrogates - mean) / sd
+    low, high = evidence.interval(weight, grid.delays) if len(grid.delays) > 2 else (np.nan, np.nan)
+    voxels = pd.DataFrame({"z": z, "delay": evidence.median(weight, grid.delays), "low": low, "high": high})
+    counts, _ = np.histogram(np.clip(null, BINS[0], BINS[-1] - 1e-6), BINS)
+    return _Seen(voxels, null.max(axis=1), counts)
+
+
+def pooled_p(z, counts):
+    """Rank of each z among the surrogates of all voxels, counted in `BINS`; those in z's own bin count as larger.
+
+    Parameters
+    ----------
+    z : array of shape (n_voxels,)
+    counts : array of shape (len(BINS) - 1,)
+
+    Returns
+    -------
+    array of shape (n_voxels,)
+        (1 + #≥) / (1 + n).
+    """
+    at_least = np.cumsum(counts[::-1])[::-1]
+    at = np.clip(np.searchsorted(BINS, z, side="right") - 1, 0, len(counts) - 1)
+    return (1 + at_least[at]) / (1 + counts.sum())
