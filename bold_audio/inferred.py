@@ -114,7 +114,7 @@ def infer_subject_regions(subject, regions, *, features=None, questions=None, n_
     }
     lines = []
     for model in questions:
-        if "blocks" in model and subject.blocks is None or not members:
+        if ("blocks" in model and subject.blocks is None) or not members:
             continue
         folds = [
             _fold(subject, members, design, grid, fit, held, "blocks" in model) for fit, held in subject.outer_folds()
