@@ -199,7 +199,7 @@ def write_voxel_maps(subject, found):
     )
     sure = found.voxels["q"].to_numpy() <= significance.LEVEL
     texts = {
-        "z": "evidence of the sound, studentised by the voxel's own surrogates",
+        "z": "evidence of the sound, scaled by the voxel's own circular designs",
         "p": "p of z among the surrogates of all voxels",
         "q": "false discovery rate (Benjamini and Hochberg) of p",
         "pfwe": "family-wise p of z among the largest of all voxels in each surrogate",

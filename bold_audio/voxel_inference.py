@@ -30,7 +30,7 @@ ALPHAS = (32.0, 128.0, 512.0, 2048.0)  # strengths averaged over, for features o
 LONGEST_STEP = 1.0  # s between neighbouring delays, at most
 N_RANDOMISED = 1  # versions of the sound with other phases, each at every shift
 HIGH_PASS = 1 / 128  # Hz: slower waves are drift; the film's blocks, one cycle a minute, stay
-BINS = np.linspace(-10, 60, 7001)  # of studentised surrogates: counts in place of 20 million numbers
+BINS = np.linspace(-10, 60, 7001)  # of scaled surrogates: counts in place of 20 million numbers
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class VoxelInference:
     Parameters
     ----------
     voxels : DataFrame
-        One row per voxel: ``z`` (studentised evidence), ``p`` (pooled), ``q``, ``p_fwe``, ``delay``, ``low``, ``high``
+        One row per voxel: ``z`` (scaled evidence), ``p`` (pooled), ``q``, ``p_fwe``, ``delay``, ``low``, ``high``
         (s; posterior median and 95 % interval over the window).
     largest : array of shape (n_surrogates,)
         Largest z of all voxels in each surrogate.
@@ -204,7 +204,7 @@ class _Seen:
 
 
 def _see(y, bases, n_steps, grid, shifts):
-    """One slab: every design of every version scored, studentised by its own surrogates."""
+    """One slab: every design of every version scored, and scaled by the voxel's own."""
     y = np.ascontiguousarray(y)
     found = [evidence.log_evidence(y, basis) for basis in bases]
     n_played = len(found) // n_steps
@@ -214,10 +214,10 @@ def _see(y, bases, n_steps, grid, shifts):
         significance.best_in_window(np.max(found[k * n_steps : (k + 1) * n_steps], axis=0), grid.n_volumes)
         for k in range(n_played)
     ]
-    surrogates = np.concatenate([best[0][shifts], *best[1:]])
-    mean, sd = surrogates.mean(axis=0), surrogates.std(axis=0)
-    sd = np.where(sd > 1e-6, sd, np.inf)  # constant voxels follow nothing
-    z, null = (best[0][0] - mean) / sd, (surrogates - mean) / sd
+    # Every shift counts here, the sound's own place too: it must be measured by the same rule as its surrogates.
+    middle, high = np.quantile(np.concatenate(best), (0.5, 0.9), axis=0)
+    spread = np.where(high - middle > 1e-6, high - middle, np.inf)  # constant voxels follow nothing
+    z, null = (best[0][0] - middle) / spread, (np.concatenate([best[0][shifts], *best[1:]]) - middle) / spread
     low, high = evidence.interval(weight, grid.delays) if len(grid.delays) > 2 else (np.nan, np.nan)
     voxels = pd.DataFrame({"z": z, "delay": evidence.median(weight, grid.delays), "low": low, "high": high})
     counts, _ = np.histogram(np.clip(null, BINS[0], BINS[-1] - 1e-6), BINS)

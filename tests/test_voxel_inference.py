@@ -60,11 +60,11 @@ def test_every_number_by_hand():
     scores = np.array([[[log_b(np.roll(x, j, 0), v) for v in y.T] for j in range(n)] for x in (X[0], other)])
     best = np.array([[scores[k][np.arange(j, j + window) % n].max(axis=0) for j in range(n)] for k in (0, 1)])
     null = np.concatenate([best[0][shifts], best[1]])
-    z = (best[0][0] - null.mean(axis=0)) / null.std(axis=0)
-    z_null = (null - null.mean(axis=0)) / null.std(axis=0)
+    middle, high = np.percentile(best.reshape(-1, best.shape[2]), [50, 90], axis=0)
+    z, z_null = (best[0][0] - middle) / (high - middle), (null - middle) / (high - middle)
 
-    np.testing.assert_allclose(found.voxels["z"], z, rtol=2e-3, atol=2e-3)
-    np.testing.assert_allclose(found.largest, z_null.max(axis=1), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(found.voxels["z"], z, rtol=5e-3, atol=5e-3)
+    np.testing.assert_allclose(found.largest, z_null.max(axis=1), rtol=5e-3, atol=5e-3)
     pooled = [(1 + np.sum(z_null >= one)) / (1 + z_null.size) for one in z]
     np.testing.assert_allclose(found.voxels["p"], pooled, atol=0.02)  # bins of 0.01 in z
     assert np.all(found.voxels["p"] >= np.array(pooled) - 0.001)
