@@ -27,7 +27,7 @@ def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None,
     background : array of shape (i, j, k), optional
         Drawn in grey under the map.
     outline : bool array of shape (i, j, k), optional
-        Its edge is drawn as a line, on a map without background.
+        Its edge is drawn as a line. Over a background the slices are those that it spans.
     symmetric : bool
         Red and blue around 0, for correlations and differences.
     limit : float or (float, float), optional
@@ -41,10 +41,11 @@ def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None,
     grid, under = cut.turn(grid), None if background is None else cut.turn(np.asarray(background, np.float32))
     edge = None if outline is None else cut.turn(np.asarray(outline, np.float32))
     inside = np.isfinite(grid)
-    if edge is not None:  # air is cut off here, too
+    if edge is not None and background is None:  # air is cut off here, too
         under, inside = np.where(inside, grid, 0), edge > 0.5
     window = cut.box(inside if under is None else inside | (under > 0.2 * style.limits(under)[1]))  # air is cut off
-    low, high = (cut.box(inside) if inside.any() else window)[0]
+    spanned = edge > 0.5 if edge is not None and (edge > 0.5).any() else inside
+    low, high = (cut.box(spanned) if spanned.any() else window)[0]
     ks = np.unique(np.linspace(low - 0.5, high - 0.5, n_slices + 2)[1:-1].round().astype(int))
     fig = make_subplots(1, len(ks), horizontal_spacing=0.008)
     for n, k in enumerate(ks, 1):

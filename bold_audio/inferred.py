@@ -1,5 +1,7 @@
 """A subject's inference over the whole run: voxels and regions held against surrogates, written, and read again."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +13,8 @@ from bold_audio.pairing import scale_on
 QUESTIONS = {"history_sound": "the past", "history_blocks_sound": "the past and the film's blocks"}
 PICKED = "responsive"  # found by the sound itself: a p value of it would be a circle
 BLOCK_DELAYS = 3  # the blocks are in the past at the first, middle and last delay of the window
+COLUMNS = ["region", "model", "over", "gain", "partial_r", "p", "n_surrogates", "delay", "first_delay", "last_delay"]
+COLUMNS += ["n_voxels", "null_low", "null_high"]
 STEP = "inference_map", "inference_regions"
 
 
@@ -64,7 +68,7 @@ def ensure_regions(subject):
     DataFrame
         ``region, model, over, gain, partial_r, p, n_surrogates, delay, first_delay, last_delay, n_voxels``: ``model``
         is history_sound or, where the film has blocks, history_blocks_sound too; delays (s) are those of the outer
-        folds; p is missing where the sound itself picked the voxels.
+        folds; ``null_low, null_high`` hold the middle 95 % of the surrogates' gains.
     """
     import bold_audio.inferred as this
 
@@ -133,10 +137,11 @@ def infer_subject_regions(subject, regions, *, features=None, questions=None, n_
                     "first_delay": float(one.delays.min()),
                     "last_delay": float(one.delays.max()),
                     "n_voxels": int(regions[name].sum()),
+                    "null_low": float(np.quantile(one.surrogates, 0.025)),
+                    "null_high": float(np.quantile(one.surrogates, 0.975)),
                 }
             )
-    columns = ["region", "model", "over", "gain", "partial_r", "p", "n_surrogates"]
-    return pd.DataFrame(lines, columns=[*columns, "delay", "first_delay", "last_delay", "n_voxels"])
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def spread(roi):
@@ -189,6 +194,11 @@ def _shifts(subject, grid):
         block_length=subject.block_length,
         starts=(0, *breaks),
     )
+
+
+def calibration():
+    """How often the procedure is wrong where nothing is there, by the benchmark: ``kind, figure, value, n, asked``."""
+    return pd.read_csv(Path(__file__).with_name("calibration.tsv"), sep="\t")
 
 
 def write_voxel_maps(subject, found):

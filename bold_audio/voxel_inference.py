@@ -71,11 +71,12 @@ def delay_grid(delays, t_r):
     Examples
     --------
     >>> delay_grid([2.0, 10.0], 2.0).delays
-    array([ 2.,  3.,  4.,  5.,  6.,  7.,  8.,  9., 10., 11.])
+    array([2., 3., 4., 5., 6., 7., 8., 9.])
     """
     span = delays[-1] - delays[0]
-    n_steps = int(np.ceil(t_r / LONGEST_STEP - 1e-9)) if span >= t_r else 1
-    return DelayGrid(float(delays[0]), float(t_r), n_steps, 1 + int(span / t_r + 1e-9))
+    n_steps = int(np.ceil(t_r / LONGEST_STEP - 1e-9)) if span >= 2 * t_r else 1
+    between = t_r * (n_steps - 1) / n_steps  # the last whole repetition time must fit, too
+    return DelayGrid(float(delays[0]), float(t_r), n_steps, 1 + int((span - between) / t_r + 1e-9))
 
 
 @dataclass(frozen=True)
