@@ -107,6 +107,19 @@ def best_in_window(values, n_window):
     return maximum_filter1d(values, n_window, axis=0, mode="wrap", origin=-(n_window // 2))
 
 
+def mean_in_window(log_values, n_window):
+    """Logarithm of the mean over the delays of what ``log_values`` are logarithms of, for every circular shift.
+
+    Parameters and shapes as for `best_in_window`. Where several delays are as good, all of them speak.
+    """
+    # Against the largest of its own window, or one that is far larger elsewhere would leave nothing of the others.
+    largest = best_in_window(log_values, n_window)
+    means, twice = np.zeros_like(largest), np.concatenate([log_values, log_values[: n_window - 1]])
+    for delay in range(n_window):
+        means += np.exp(twice[delay : delay + len(log_values)] - largest)
+    return np.log(means / n_window) + largest
+
+
 def p_value(observed, surrogates):
     """p = (1 + #≥) / (1 + n) of what was observed among its surrogates.
 

@@ -1,9 +1,10 @@
 r"""Which voxels follow the sound, over the whole run: one statistic, every surrogate, p values that can be trusted.
 
 **The statistic** is the log evidence of `evidence` at a few fixed ridge strengths: what the sound explains of a voxel
-once the past (a filter that whitens), the run's drift and, where asked for, the film's blocks are taken off both. The
-best delay of the window counts, for the sound in its place and for every surrogate alike, so the choice of the delay
-is inside. It is never exactly zero, as a gain after selection is.
+once the past (a filter that whitens), the run's drift and, where asked for, the film's blocks are taken off both. It is
+averaged over the delays of the window as over the strengths, for the sound in its place and for every surrogate alike:
+which delay is inside. (The largest in place of the average found .69 of the weak voxels that were planted in place of
+.75.) It is never exactly zero, as a gain after selection is.
 
 **Surrogates.** Shift and delay compose: n volumes have n designs delayed by whole repetition times (and as many in
 between where the repetition time is long); each is scored once and serves every shift at every delay. Played are the
@@ -212,7 +213,7 @@ def _see(y, bases, n_steps, grid, shifts):
     here = np.stack(found[:n_steps], axis=1)[: grid.n_volumes]  # (n_volumes of delay, n_steps, n_voxels)
     weight = evidence.posterior(here.reshape(-1, here.shape[-1]), grid.delays)
     best = [
-        significance.best_in_window(np.max(found[k * n_steps : (k + 1) * n_steps], axis=0), grid.n_volumes)
+        significance.mean_in_window(_mean_over(found[k * n_steps : (k + 1) * n_steps]), grid.n_volumes)
         for k in range(n_played)
     ]
     # Every shift counts here, the sound's own place too: it must be measured by the same rule as its surrogates.
@@ -223,6 +224,11 @@ def _see(y, bases, n_steps, grid, shifts):
     voxels = pd.DataFrame({"z": z, "delay": evidence.median(weight, grid.delays), "low": low, "high": high})
     counts, _ = np.histogram(np.clip(null, BINS[0], BINS[-1] - 1e-6), BINS)
     return _Seen(voxels, null.max(axis=1), counts)
+
+
+def _mean_over(steps):
+    """Evidence averaged over the delays between two volumes."""
+    return steps[0] if len(steps) == 1 else evidence.log_mean_exp(np.stack(steps), axis=0)
 
 
 def pooled_p(z, counts):

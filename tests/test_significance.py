@@ -102,3 +102,20 @@ def test_randomised_sound_calls_the_nominal_share_of_noise_significant():
     together = significance.p_value(played[0][0], np.concatenate([played[0][shifts], *played[1:]]))
     assert np.mean(alone <= 0.05) > 0.07
     assert np.mean(together <= 0.05) == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 14])
+def test_mean_in_window_by_a_loop(window):
+    values = 5 * np.random.default_rng(window).normal(size=(30, 3))
+    made = significance.mean_in_window(values, window)
+    for j in range(30):
+        at = np.arange(j, j + window) % 30
+        np.testing.assert_allclose(made[j], np.log(np.mean(np.exp(values[at]), axis=0)))
+
+
+def test_mean_in_window_keeps_small_values_beside_a_large_one():
+    values = np.zeros((40, 1), np.float32)
+    values[3] = 600
+    made = significance.mean_in_window(values, 4)
+    np.testing.assert_allclose(made[10:30], 0, atol=1e-5)
+    np.testing.assert_allclose(made[:4], 600 - np.log(4), rtol=1e-5)

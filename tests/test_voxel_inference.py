@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from bold_audio import evidence, gram, significance, voxel_inference
 from bold_audio.voxel_inference import (
@@ -58,7 +58,8 @@ def test_every_number_by_hand():
 
     other = significance.phase_randomised(X[0], np.random.default_rng(3))
     scores = np.array([[[log_b(np.roll(x, j, 0), v) for v in y.T] for j in range(n)] for x in (X[0], other)])
-    best = np.array([[scores[k][np.arange(j, j + window) % n].max(axis=0) for j in range(n)] for k in (0, 1)])
+    windows = [np.arange(j, j + window) % n for j in range(n)]
+    best = np.array([[special.logsumexp(scores[k][at], axis=0) - np.log(window) for at in windows] for k in (0, 1)])
     null = np.concatenate([best[0][shifts], best[1]])
     middle, high = np.percentile(best.reshape(-1, best.shape[2]), [50, 90], axis=0)
     z, z_null = (best[0][0] - middle) / (high - middle), (null - middle) / (high - middle)
