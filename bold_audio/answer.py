@@ -1,0 +1,116 @@
+"""What stands beside a subject's answer: controls, the other people, and the map in the template's space."""
+
+import numpy as np
+
+from bold_audio import anatomy, brain, ceiling, control_sentences, controls, hemispheres, inferred, pairing
+from bold_audio.delays import MLP_ONLY
+from bold_audio.files import DataError, read_json, write_table, write_text
+from bold_audio.inference_sentences import OVER_PAST, WITHIN
+from bold_audio.outcomes import _read, study_region
+
+WHITE = 0.9  # share of white matter that a voxel of the template must have
+
+
+def ensure_controls(subject, found):
+    """The table of controls: ``controls.tsv``, made once.
+
+    Parameters
+    ----------
+    subject : Subject
+    found : sweep.DelaySweep
+        Its delay is that of the blocks.
+
+    Returns
+    -------
+    DataFrame
+        See `controls.control_table`.
+    """
+    import bold_audio.answer as this
+
+    key = subject.result_key(controls, inferred, this, without=MLP_ONLY)
+    path, step = subject.path("controls.tsv"), "controls"
+    done = read_json(subject.path("provenance.json"), default={}).get(step, {})
+    if done.get("key") != key or not path.is_file():
+        region = study_region(subject)
+        roi = found.responsive if region == "responsive" else subject.run.regions[region]
+        table = controls.subject_controls(
+            subject,
+            found.delay,
+            white=white_matter(subject),
+            test_sound=lambda features: test_sound(subject, features, {region: roi}),
+        )
+        write_table(path, table)
+        subject.record(step, key=key)
+    return _read(subject, "controls.tsv")
+
+
+def test_sound(subject, features, regions):
+    """Gain and p of a sound that the subject did not hear, in a region, beyond the past and the film's blocks.
+
+    Parameters
+    ----------
+    features : features.SoundFeatures
+    regions : dict of str to array of bool, shape (n_voxels,)
+        The first one counts.
+
+    Returns
+    -------
+    (float, float)
+    """
+    files, params = subject.run.files, subject.params
+    parts = [
+        pairing.make_design(features, part.sound_times, files.t_r, response=params.response, n_lags=params.sound_lags)
+        for part in files.parts
+    ]
+    design = pairing.join_designs(parts)
+    model = OVER_PAST if subject.blocks is None else WITHIN
+    table = inferred.infer_subject_regions(subject, regions, features=design, questions=[model])
+    return float(table["gain"].iloc[0]), float(table["p"].iloc[0])
+
+
+def white_matter(subject):
+    """Voxels deep in the template's white matter: array of bool, shape (n_voxels,), or why there are none."""
+    if subject.anatomy.template_mm is None:
+        return controls.NotDone(subject.anatomy.reason or "the scan has no place in the template")
+    from nilearn.datasets import load_mni152_wm_template
+
+    template = load_mni152_wm_template(resolution=2)
+    points = subject.anatomy.template_mm[subject.run.mask]
+    return anatomy.nearest_values(template.get_fdata() > WHITE, template.affine, points)
+
+
+def find_ceiling(subject, scores):
+    """What other people's scans predict of this one's regions, beside a model's r.
+
+    Parameters
+    ----------
+    subject : Subject
+    scores : DataFrame
+        ``region`` and ``r`` of a model, from `ceiling.region_r`, on the volumes compared here.
+
+    Returns
+    -------
+    table : DataFrame or None
+        From `ceiling.share_of_ceiling`; None where nobody else can be compared.
+    left_out : dict of str to str
+        Who is not among them, and why.
+    """
+    people = ceiling.read_people(subject.params)
+    if len(people.courses) < 2:
+        return None, people.left_out
+    try:
+        known = ceiling.intersubject_ceiling(people, rows=subject.split.test)
+    except DataError as error:
+        return None, people.left_out | {"everybody": str(error)}
+    return ceiling.share_of_ceiling(scores, known), people.left_out
+
+
+def hemisphere_table(subject, found, table):
+    """Left beside right with the person's language dominance; empty where no region has a twin."""
+    model = WITHIN if (table["model"] == WITHIN).any() else OVER_PAST
+    scores = table[table["model"] == model]
+    dominance = hemispheres.read_dominance(subject.params)
+    regions = found.regions
+    return hemispheres.hemisphere_table(
+        regions, scores, subject=subject.params.subject, dominance=dominance, score="gain"
+    )
