@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bold_audio import evidence, gram, pairing, sweep
+from bold_audio import choices, encoding, evidence, gram, pairing, sweep
 from bold_audio.files import ParameterError
 
 MAX_VOXELS = 200  # of a region, for what is fitted many times over
@@ -69,6 +69,10 @@ class RegionFold:
         The delay that the fold chose, in seconds.
     Y, smooth : arrays of shape (n_volumes, n_voxels)
         The voxels' volumes, and the same averaged with their neighbours, which the evidence is read from.
+    follows : array of bool, shape (n_voxels,)
+        Those of them that may have the sound.
+    at : array of int, shape (n_voxels,)
+        Which voxels of the run they are.
     n_region : int
         How many voxels the region has; at most `MAX_VOXELS` evenly spaced ones of them are here.
     """
@@ -79,6 +83,8 @@ class RegionFold:
     delay: float
     Y: np.ndarray
     smooth: np.ndarray
+    follows: np.ndarray
+    at: np.ndarray
     n_region: int
 
 
@@ -185,8 +191,47 @@ def region_folds(subject, chosen, region, smooth, *, max_voxels=MAX_VOXELS):
     for one, mask in zip(chosen, region_masks(subject, chosen, region), strict=True):
         at = evenly_spaced(np.flatnonzero(mask), max_voxels)
         y, s = (np.ascontiguousarray(volumes[:, at]) for volumes in (subject.Y, smooth))
-        folds.append(RegionFold(one.fit, one.held, one.inner, one.delay, y, s, int(mask.sum())))
+        folds.append(RegionFold(one.fit, one.held, one.inner, one.delay, y, s, one.follows[at], at, int(mask.sum())))
     return folds
+
+
+def choose_past(fold, max_order):
+    """Order and strength of the history that a fold's own volumes choose, as `encoding.fit_linear` takes them: dict."""
+    found = choices.choose_history(fold.Y, rows=fold.fit, folds=fold.inner, max_order=max_order)
+    return {"order": found.order, "history_alpha": found.alpha}
+
+
+def predict_held(fold, *, free=None, ridge=None, past=None, alphas=(np.inf,), follows=None):
+    """Fit a linear model to a fold's own volumes and predict its held-out block one step ahead.
+
+    Parameters
+    ----------
+    fold : RegionFold
+    free, ridge, alphas, follows
+        As for `encoding.fit_linear`; strengths are chosen by the fold's inner folds.
+    past : dict, optional
+        From `choose_past`; no previous volumes without it.
+
+    Returns
+    -------
+    array of shape (n_held, n_voxels)
+    """
+    options = dict(free=free, ridge=ridge, alphas=alphas, follows=follows) | (past or {})
+    model = encoding.fit_linear(fold.Y, rows=fold.fit, folds=fold.inner, **options)
+    X = [part[fold.held] for part in (free, ridge) if part is not None]
+    X = np.hstack(X) if X else np.zeros((len(fold.held), 0))
+    return encoding.predict(model.phi, encoding.drive_of(model, X), fold.Y, fold.held)
+
+
+def counts(folds):
+    """How much a row of a region's table is about: dict of ``n_volumes``, ``n_voxels`` (used) and ``n_region`` (all)."""
+    sizes = {"n_voxels": max(fold.Y.shape[1] for fold in folds), "n_region": max(fold.n_region for fold in folds)}
+    return {"n_volumes": sum(len(fold.held) for fold in folds)} | sizes
+
+
+def squared_error(fold, predicted):
+    """Squared error of a fold's held-out block, summed over volumes and voxels."""
+    return float(np.sum((fold.Y[fold.held].astype(np.float64) - predicted) ** 2))
 
 
 def evenly_spaced(values, n):

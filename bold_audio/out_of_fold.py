@@ -1,7 +1,8 @@
 """Every volume of the run predicted by a model that never saw it or its neighbours, and what that says of each voxel.
 
 For every outer fold (a contiguous held-out block, a gap on both sides of it) the delay, the voxels that may have the
-sound (`nested`), the order and strength of the history and every ridge strength are chosen inside the volumes fitted on.
+sound (`nested`: by evidence, not by surrogates), the order and strength of the history and every ridge strength are
+chosen inside the volumes fitted on.
 The mask, what ``realign``, ``detrend`` and ``confounds`` take off, and the range that scales ``mse`` are those of the
 subject's train part, as everywhere; none of them knows the sound.
 
