@@ -34,9 +34,10 @@ def compare_sets(folds, sets, *, alphas, max_order):
     -------
     DataFrame
         One row per set: ``features`` (name), ``n_features``, ``delay`` (median over folds, s), ``skill`` over the mean
-        of the volumes fitted on and its ``fold_spread``, ``ratio`` of the skill to the largest one, ``r_median``,
-        ``gain`` over own history and its ``gain_spread``, ``n_follow`` (voxels that may have it, median over folds),
-        ``n_volumes``, ``n_voxels``, ``n_region``, ``note`` (why a set was not done).
+        of the volumes fitted on and its ``fold_spread``, ``ratio`` of the skill to the largest one (where that is more
+        than twice its spread), ``r_median``, ``gain`` over own history and its ``gain_spread``, ``n_follow`` (voxels
+        that may have it, median over folds), ``n_volumes``, ``n_voxels``, ``n_region``, ``note`` (why a set was not
+        done).
     """
     folds, reasons = _same_volumes(folds, sets, max_order)
     kept = [one for one in sets if one.name not in reasons]
@@ -56,8 +57,10 @@ def compare_sets(folds, sets, *, alphas, max_order):
         for one in sets
     ]
     table = pd.DataFrame(lines).reindex(columns=COLUMNS)
-    best = table["skill"].max()
-    table["ratio"] = table["skill"] / best if best > 0 else np.nan
+    best = table.sort_values("skill").dropna(subset="skill").tail(1)
+    # A share of a skill that may be nothing would be a number made of noise.
+    if len(best) and best["skill"].iloc[0] > 2 * best["fold_spread"].iloc[0]:
+        table["ratio"] = table["skill"] / best["skill"].iloc[0]
     return table
 
 

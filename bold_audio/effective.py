@@ -6,7 +6,9 @@ For two independent series of n samples with autocorrelations ρ_x, ρ_y the var
     N_eff = n / (1 + 2 Σ_{k>0} (1 − k/n) ρ_x(k) ρ_y(k))
 
 samples; for two first-order autoregressions a and b about n (1 − a b) / (1 + a b). Estimated autocorrelations at long
-lags are noise whose products add up: each voxel's is cut at its first lag below 1.96/√n, as in [2]_.
+lags are noise whose products add up: each voxel's is cut at its first lag below 1.96/√n, as in [2]_. A centred series
+looks less autocorrelated than it is, so the estimate is somewhat high: for 0.9 and 0.85, 85 in place of 76 of 571
+samples, 34 in place of 26 of 193.
 
 .. [1] Bartlett (1946). On the theoretical specification and sampling properties of autocorrelated time-series.
 .. [2] Afyouni, Smith & Nichols (2019). Effective degrees of freedom of the Pearson's correlation coefficient under

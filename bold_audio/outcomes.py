@@ -155,7 +155,7 @@ def write_maps(subject, voxels):
 
 
 def study_region(subject):
-    """The region that a study is about where none is named: auditory, the region that chooses the delay, or the whole."""
+    """The region of a study where none is named: auditory, else the one that chooses the delay, else the whole."""
     regions, wanted = subject.run.regions, subject.params.delay_region
     if "auditory" in regions or wanted in regions:
         return "auditory" if "auditory" in regions else wanted
