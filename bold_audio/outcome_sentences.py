@@ -81,8 +81,8 @@ def about_ablations(table, region):
     best = done.loc[done["skill"].idxmax()]
     text = (
         f"In `{region}` ({_voxels(best)}, {best['n_volumes']:.0f} volumes, out of fold) the best of {len(done)} "
-        f"feature sets is {best['features']}: skill {_with_spread(best['skill'], best['fold_spread'])}, gain over own history "
-        f"{_with_spread(best['gain'], best['gain_spread'])}."
+        f"feature sets is {best['features']}: skill {_with_spread(best['skill'], best['fold_spread'])}, "
+        f"gain over own history {_with_spread(best['gain'], best['gain_spread'])}."
     )
     if not _sure(best["skill"], best["fold_spread"]) or best["skill"] <= 0:
         return f"{text} That is within what chance gives: nothing here tells the sets apart."
@@ -142,8 +142,8 @@ def about_learning_curve(table, region):
     return (
         f"In `{region}` the out-of-fold skill of the sound {verdict} from {before['n_fit']:.0f} to "
         f"{last['n_fit']:.0f} volumes fitted on ({before['skill']:+.4f} to "
-        f"{_with_spread(last['skill'], last['fold_spread'])}); its gain over own history goes from {before['gain']:+.4f} to "
-        f"{_with_spread(last['gain'], last['gain_spread'])}."
+        f"{_with_spread(last['skill'], last['fold_spread'])}); its gain over own history goes from "
+        f"{before['gain']:+.4f} to {_with_spread(last['gain'], last['gain_spread'])}."
     )
 
 
