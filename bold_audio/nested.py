@@ -2,9 +2,10 @@
 
 Only the evidence is used (`evidence`), no surrogates: inside every outer fold they would cost more than all the rest.
 A voxel may have the sound where the posterior that it follows it is above one half, with a share
-`evidence.SHARE` of such voxels beforehand; and none may where the pooled evidence of the voxels that choose the delay
-is not above that of no sound at all. This is more lenient than the surrogates of the sweep in slow noise that goes
-along with the sound by chance; what it lets in is still scored on volumes that nobody saw.
+`evidence.SHARE` of such voxels beforehand; and none may where the pooled evidence of the voxels that choose the
+delay, averaged over the delays, is not above that of no sound at all. This is more lenient than the surrogates of the
+sweep in slow noise that goes along with the sound by chance; what it lets in is still scored on volumes that nobody
+saw.
 """
 
 from dataclasses import dataclass
@@ -121,7 +122,8 @@ def choose_delay(Y, sound, *, rows, order, alphas, chooses=None, chunk_voxels=81
     log_b = np.concatenate(slabs.map(lambda _, y: evidence.log_evidence(y, basis)), axis=1)
     pooled = evidence.mixture(log_b[:, chooses].astype(np.float64)).sum(axis=1)
     best = int(pooled.argmax())
-    follows = (evidence.follows(log_b[best]) > FOLLOWS) & (pooled[best] > 0)
+    any_sound = evidence.log_mean_exp(pooled.copy(), axis=0) > 0
+    follows = (evidence.follows(log_b[best]) > FOLLOWS) & any_sound
     enough = Y.shape[1] > 1 / sweep.RESPONSIVE_SHARE
     responsive = sweep.best_share(log_b.max(axis=0)) if enough else np.zeros(Y.shape[1], bool)
     return Supported(float(sound.delays[best]), float(pooled[best]), follows, responsive)
