@@ -22,7 +22,7 @@ def plot_partition(table, *, region, note=None):
     rows = table[table["kind"] != "model"]
     whole = table[table["kind"] == "model"].iloc[-1]
     title = f"Parts of the out-of-fold skill in {region}: they add up to {whole['skill']:.3f}"
-    fig = style.figure(title, x="Part of the skill (fraction of the mean's error)", y="Bands", note=note)
+    fig = style.figure(title, x="Part of the skill (fraction of the mean's error)", y="Bands (name)", note=note)
     names = [name.replace("+", " and ") + (" only" if "+" not in name else "") for name in rows["bands"]]
     colours = [PALETTE[0] if kind == "unique" else PALETTE[1] for kind in rows["kind"]]
     _points(fig, rows["skill"], names, rows["fold_spread"], colours)
@@ -40,7 +40,7 @@ def plot_feature_sets(table, *, title, note=None):
     note : str, optional
         As for `plot_partition`.
     """
-    fig = style.figure(title, x="Fraction of squared error removed", y="Features", note=note, top=90)
+    fig = style.figure(title, x="Squared error removed (fraction)", y="Features (name)", note=note, top=90)
     names = list(table["features"])
     for k, (column, spread, label) in enumerate(
         (("skill", "fold_spread", "alone, over the mean"), ("gain", "gain_spread", "added to own history"))
@@ -91,7 +91,7 @@ def plot_learning_curve(table, *, region, note=None):
         As for `plot_partition`.
     """
     title = f"Skill in {region} by how much data was fitted on, with standard errors over folds"
-    fig = style.figure(title, x="Volumes fitted on (number)", y="Fraction of squared error removed", note=note, top=80)
+    fig = style.figure(title, x="Volumes fitted on (number)", y="Squared error removed (fraction)", note=note, top=80)
     for column, spread, name, colour in (
         ("skill", "fold_spread", "sound, over the mean", "sound"),
         ("gain", "gain_spread", "sound added to own history", "history_sound"),

@@ -176,7 +176,7 @@ def _study(subject, kind, region, modules, make, *settings):
 
 def _read(subject, name):
     table = pd.read_csv(subject.path(name), sep="\t")
-    return table.fillna({"note": ""}) if "note" in table else table
+    return table.assign(note=table["note"].astype(object).fillna("")) if "note" in table else table
 
 
 def ensure_partition(subject, region=None):
