@@ -23,10 +23,11 @@ def plot_partition(table, *, region, note=None):
     whole = table[table["kind"] == "model"].iloc[-1]
     title = f"Parts of the out-of-fold skill in {region}: they add up to {whole['skill']:.3f}"
     fig = style.figure(title, x="Part of the skill (fraction of the mean's error)", y="Bands (name)", note=note)
-    names = [name.replace("+", " and ") + (" only" if "+" not in name else "") for name in rows["bands"]]
-    colours = [PALETTE[0] if kind == "unique" else PALETTE[1] for kind in rows["kind"]]
-    _points(fig, rows["skill"], names, rows["fold_spread"], colours)
-    return _categories(fig, names)
+    names = rows["bands"].str.replace("+", " and ") + np.where(rows["kind"] == "unique", " only", "")
+    for kind, colour in (("unique", PALETTE[0]), ("shared", PALETTE[1])):
+        here = rows["kind"] == kind
+        _points(fig, rows["skill"][here], names[here], rows["fold_spread"][here], colour, name=kind)
+    return _categories(fig, list(names))
 
 
 def plot_feature_sets(table, *, title, note=None):
@@ -40,15 +41,13 @@ def plot_feature_sets(table, *, title, note=None):
     note : str, optional
         As for `plot_partition`.
     """
-    fig = style.figure(title, x="Squared error removed (fraction)", y="Features (name)", note=note, top=90)
+    fig = style.figure(title, x="Squared error removed (fraction)", y="Features (name)", note=note, top=80)
     names = list(table["features"])
-    for k, (column, spread, label) in enumerate(
-        (("skill", "fold_spread", "alone, over the mean"), ("gain", "gain_spread", "added to own history"))
-    ):
-        _points(fig, table[column], names, table[spread], PALETTE[k], name=label)
+    _points(fig, table["skill"], names, table["fold_spread"], PALETTE[0], name="alone, over the mean")
+    _points(fig, table["gain"], names, table["gain_spread"], PALETTE[1], name="added to own history", below=True)
     for name in table["features"][table["skill"].isna()]:
         fig.add_annotation(x=0.01, xref="x domain", y=name, text="not done", showarrow=False, xanchor="left")
-    return _categories(fig, names).update_layout(legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0))
+    return _categories(fig, names)
 
 
 def plot_horizon_skill(table, *, t_r, region, note=None):
@@ -108,23 +107,23 @@ def plot_learning_curve(table, *, region, note=None):
     return fig.add_hline(y=0, line_width=1, line_color="#222222").update_xaxes(rangemode="tozero")
 
 
-def _points(fig, values, names, spread, colour, *, name=None):
+def _points(fig, values, names, spread, colour, *, name, below=False):
     fig.add_scatter(
         x=values,
         y=names,
         error_x=dict(type="data", array=spread, thickness=1.5),
         mode="markers+text",
-        text=[f"{v:.3f}" if np.isfinite(v) else "" for v in values],
-        textposition="top center",
+        text=[f"{round(v, 3) + 0.0:.3f}" if np.isfinite(v) else "" for v in values],  # + 0.0: no "-0.000"
+        textposition="bottom center" if below else "top center",
         marker=dict(size=10, color=colour),
         name=name,
-        showlegend=name is not None,
         cliponaxis=False,
         hovertemplate="%{y}: %{x:.4f}<extra></extra>",
     )
 
 
 def _categories(fig, names):
-    order = dict(type="category", categoryorder="array", categoryarray=names, autorange="reversed")
+    # Room for the numbers above the first and below the last row.
+    order = dict(type="category", categoryorder="array", categoryarray=names, range=[len(names) - 0.3, -0.7])
     fig.add_vline(x=0, line_width=1, line_color="#222222")
-    return fig.update_yaxes(**order).update_layout(height=170 + 42 * len(names))
+    return fig.update_yaxes(**order).update_layout(height=170 + 46 * len(names), showlegend=True)

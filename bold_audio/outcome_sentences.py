@@ -2,6 +2,7 @@
 
 import numpy as np
 
+NEAR = 0.01  # skill below which a model predicts no better than the mean, for the eye
 CLEAR = 2.0  # standard errors over folds that a number must be away from 0 to be called more than nothing
 
 
@@ -114,20 +115,20 @@ def about_responses(table, region):
 
 
 def about_horizon(table, t_r, region):
-    """How long each model stays above the mean, and where copying falls below it."""
+    """How long each model tells more than the mean, to within 1 % of its error."""
     models = list(dict.fromkeys(table["model"]))
     parts = []
     for name in models:
         rows = table[table["model"] == name].sort_values("horizon")
         if name == "constant":
             continue
-        below = rows["horizon"][rows["skill"] <= 0]
+        below = rows["horizon"][rows["skill"] < NEAR]
         if len(below):
-            parts.append(f"`{name}` falls to the mean or below it after {below.iloc[0] * t_r:.1f} s")
+            parts.append(f"`{name}` first falls to the mean after {below.iloc[0] * t_r:.1f} s")
         else:
-            parts.append(f"`{name}` stays above it through {rows['horizon'].iloc[-1] * t_r:.0f} s")
-    starts = table["n_starts"].iloc[0]
-    return f"Open loop in `{region}`, from {starts} starting points out of fold, against the mean: {'; '.join(parts)}."
+            parts.append(f"`{name}` is better than it through {rows['horizon'].iloc[-1] * t_r:.0f} s")
+    starts, text = table["n_starts"].iloc[0], "; ".join(parts)
+    return f"Open loop in `{region}`, from {starts} starting points out of fold (mean: skill below {NEAR}): {text}."
 
 
 def about_learning_curve(table, region):
