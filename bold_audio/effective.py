@@ -68,7 +68,7 @@ def effective_samples(rho_x, rho_y, n):
     --------
     >>> lags = np.arange(2000)
     >>> round(float(effective_samples(0.9**lags, 0.85**lags, 2000)) / 2000, 3)
-    0.134
+    0.133
     """
     lags = np.arange(1, len(rho_x)).reshape(-1, *[1] * (np.ndim(rho_x) - 1))
     total = np.sum((1 - lags / n) * np.asarray(rho_x)[1:] * np.asarray(rho_y)[1:], axis=0)
