@@ -96,8 +96,8 @@ def test_skill_grows_with_data_and_the_last_point_is_the_whole():
 def test_what_is_fitted_on_is_next_to_the_gap_and_knows_no_more():
     subject = planted_subject(seed=4)
     fold = folds_of(subject)[1]
-    rows = learning_curve.nearest_volumes(fold.fit, fold.held, 100)
-    assert len(rows) == 100 and np.isin(rows, fold.fit).all()
+    rows = learning_curve.nearest_volumes(fold.fit, fold.held, 60)
+    assert len(rows) == 60 and np.isin(rows, fold.fit).all()
     assert (
         rows[rows < fold.held[0]].max() == fold.held[0] - 13 and rows[rows > fold.held[0]].min() == fold.held[-1] + 13
     )
@@ -106,7 +106,7 @@ def test_what_is_fitted_on_is_next_to_the_gap_and_knows_no_more():
     spoilt = fold.Y.copy()
     unused = np.setdiff1d(np.arange(420), np.r_[rows, rows - 1, rows - 2, fold.held, fold.held - 1, fold.held - 2])
     spoilt[unused] = 0
-    settings = {"alphas": ALPHAS, "max_order": 2, "n_folds": 4, "gap_volumes": 12, "shares": (100 / len(fold.fit),)}
+    settings = {"alphas": ALPHAS, "max_order": 2, "n_folds": 4, "gap_volumes": 12, "shares": (60 / len(fold.fit),)}
     first, second = (
         learning_curve.learning_curve([replace(fold, Y=Y, smooth=Y)] * 2, subject.designs["sound"], DELAYS, **settings)
         for Y in (fold.Y, spoilt)

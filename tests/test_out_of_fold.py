@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from planted import DELAYS, make_sound, make_subject, noise, planted_subject, raw
+from planted import ALPHAS, DELAYS, make_sound, make_subject, noise, planted_subject, raw
+from scipy.signal import lfilter
 from scipy.stats import pearsonr
 from sklearn.linear_model import LinearRegression, Ridge
 
-from bold_audio import delays, nested, out_of_fold, scores
+from bold_audio import delays, encoding, models, nested, out_of_fold, scores
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_sound_and_history_equal_scikit_learn_fold_by_fold():
     assert line(table, "sound", "planted")["fold_spread"] == pytest.approx(per_fold.std(ddof=1) / 2, abs=1e-5)
 
 
-def test_correlations_equal_scipy_with_each_blocks_mean_taken_off(rng=None):
+def test_correlations_equal_scipy_with_each_blocks_mean_taken_off():
     rng = np.random.default_rng(3)
     Y = rng.normal(size=(60, 4)) + 500
     past, both = Y + rng.normal(size=Y.shape), Y + 0.5 * rng.normal(size=Y.shape)
@@ -115,12 +116,45 @@ def test_the_planted_sound_adds_to_the_past_and_nothing_elsewhere(table):
     assert (table["n_volumes"] == 410).all()
 
 
-def test_a_region_of_each_fold_is_summed_over_its_own_voxels(subject, chosen, tallies, table):
-    masks = nested.region_masks(subject, chosen, "responsive")
-    sse, null = (
-        sum(tallies[name].sums["sse"][f][m].sum() for f, m in enumerate(masks)) for name in ("sound", "constant")
-    )
-    assert line(table, "sound", "responsive")["skill"] == pytest.approx(1 - sse / null)
+def test_a_region_of_each_fold_is_summed_over_its_own_voxels(chosen, tallies):
+    masks = np.random.default_rng(9).random((4, 60)) < 0.3
+    table = out_of_fold.score_table(tallies, {"own": masks}, value_range=(0.0, 1000.0))
+
+    def summed(model, name):
+        return sum(np.where(m, values, 0) for m, values in zip(masks, tallies[model].sums[name], strict=True))
+
+    row, sse = line(table, "sound", "own"), summed("sound", "sse").sum()
+    assert row["skill"] == pytest.approx(1 - sse / summed("constant", "sse").sum())
+    n = sum(len(one.held) * m.sum() for one, m in zip(chosen, masks, strict=True))
+    assert row["mse"] == pytest.approx(sse / n / 1e6)
+    there = masks.any(axis=0)
+    r = (summed("sound", "yp") / np.sqrt(summed("sound", "yy") * summed("sound", "pp") + ~there))[there]
+    assert row["r_median"] == pytest.approx(np.median(r)) and row["n_voxels"] == there.sum()
+
+
+def test_the_voxels_that_are_asked_choose_the_order_of_the_history():
+    rng = np.random.default_rng(8)
+    twice = lfilter([1], [1, 0, -0.8], rng.normal(size=(420, 10)), axis=0)  # needs the volume before the last
+    Y = raw(np.hstack([noise(rng, 10, rho=0.8), twice]), rng)
+    subject = make_subject(Y, make_sound(rng))
+
+    def order(voxels):
+        fitted = models.fit_subject(subject, 5.0, names=("history",), history_voxels=voxels)
+        return len(fitted["history"][0].phi)
+
+    assert order(np.arange(10, 20)) == 2 and order(np.arange(10)) == 1
+
+
+def test_voxels_that_may_have_the_sound_are_judged_by_themselves():
+    """The last voxels follow the sound and may have it: their strengths are those of a fit of them alone."""
+    subject = planted_subject(seed=7)
+    Y, may = subject.Y[:, ::-1].copy(), subject.run.regions["planted"][::-1]
+    X = nested.scaled(subject.designs["sound"], 5.0, subject.split.train)
+    given = {"rows": subject.split.train, "folds": subject.folds, "ridge": X, "order": 1, "alphas": ALPHAS}
+    both, alone = encoding.fit_linear(Y, follows=may, **given), encoding.fit_linear(Y[:, may], **given)
+    np.testing.assert_array_equal(both.alpha[may], alone.alpha)
+    assert np.isinf(both.alpha[~may]).all() and np.isfinite(alone.alpha).all()
+    np.testing.assert_allclose(both.weights[:, may], alone.weights)
 
 
 def test_voxel_scores_have_the_form_of_the_test_parts(subject, tallies, table):
