@@ -128,8 +128,9 @@ def test_a_region_of_each_fold_is_summed_over_its_own_voxels(chosen, tallies):
     n = sum(len(one.held) * m.sum() for one, m in zip(chosen, masks, strict=True))
     assert row["mse"] == pytest.approx(sse / n / 1e6)
     there = masks.any(axis=0)
-    r = (summed("sound", "yp") / np.sqrt(summed("sound", "yy") * summed("sound", "pp") + ~there))[there]
-    assert row["r_median"] == pytest.approx(np.median(r)) and row["n_voxels"] == there.sum()
+    yp, yy, pp = (summed("sound", name) for name in ("yp", "yy", "pp"))
+    r = [yp[v] / np.sqrt(yy[v] * pp[v]) for v in np.flatnonzero(pp)]  # the others' strength vanished
+    assert row["r_median"] == pytest.approx(np.median(r)) and row["n_voxels"] == there.sum() > len(r) > 20
 
 
 def test_the_voxels_that_are_asked_choose_the_order_of_the_history():
