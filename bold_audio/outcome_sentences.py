@@ -6,6 +6,11 @@ NEAR = 0.01  # skill below which a model predicts no better than the mean, for t
 CLEAR = 2.0  # standard errors over folds that a number must be away from 0 to be called more than nothing
 
 
+def _heard(feature_source):
+    """What is heard: annotations are never called the sound."""
+    return "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
+
+
 def _sure(value, spread):
     return np.isfinite(spread) and abs(value) > CLEAR * spread
 
@@ -20,9 +25,9 @@ def _row(table, **wanted):
     return table.iloc[0] if len(table) else None
 
 
-def about_out_of_fold(table, region):
+def about_out_of_fold(table, region, *, feature_source="audio"):
     """What the sound adds in a region over the whole run, each volume predicted by a model that never saw it."""
-    lines = []
+    lines, heard = [], _heard(feature_source)
     for model, past in (
         ("history_sound", "own history"),
         ("history_blocks_sound", "own history and the film's blocks"),
@@ -34,25 +39,25 @@ def about_out_of_fold(table, region):
         if _sure(row["skill"], row["fold_spread"]):
             verdict = "adds to" if row["skill"] > 0 else "takes away from"
         partial = f", partial r {row['partial_r_median']:.3f} in the median voxel that has it"
-        partial = partial if np.isfinite(row["partial_r_median"]) else ", no voxel was given the sound"
+        partial = partial if np.isfinite(row["partial_r_median"]) else ", no voxel was given it"
         lines.append(
-            f"In `{region}` the sound {verdict} what {past} predict{'s' if model == 'history_sound' else ''}: gain "
+            f"In `{region}` {heard} {verdict} what {past} predict{'s' if model == 'history_sound' else ''}: gain "
             f"{_with_spread(row['skill'], row['fold_spread'])} (standard error over folds{partial})."
         )
     first = _row(table, region=region)
     lines.append(
-        f"Out of fold over the whole run: {first['n_volumes']} volumes, {first['n_voxels']} voxels, one-step; delay, "
+        f"Out of fold over the whole run: {first['n_volumes']} volumes, {_voxels(first)}, one-step; delay, "
         "voxels and strengths were chosen inside each fold. No significance is claimed: that takes surrogates."
     )
     return " ".join(lines)
 
 
-def about_partition(table, region):
+def about_partition(table, region, *, feature_source="audio"):
     """What the sound alone explains, and what it shares."""
     whole, sound = table[table["kind"] == "model"].iloc[-1], _row(table, kind="unique", bands="sound")
     text = (
         f"All bands together reach an out-of-fold skill of {whole['skill']:.3f} in `{region}` "
-        f"({_voxels(whole)}). Unique to the sound is {_with_spread(sound['skill'], sound['fold_spread'])}"
+        f"({_voxels(whole)}). Unique to {_heard(feature_source)} is {_with_spread(sound['skill'], sound['fold_spread'])}"
     )
     parts = []
     for bands, what in (
@@ -70,8 +75,8 @@ def about_partition(table, region):
 
 
 def _voxels(row):
-    n, of = int(row["n_voxels"]), int(row["n_region"])
-    return f"{n} voxels" if n == of else f"{n} evenly spaced ones of {of} voxels"
+    n, of = int(row["n_voxels"]), int(row.get("n_region", row["n_voxels"]))
+    return f"{n} voxel{'s' * (n != 1)}" if n == of else f"{n} evenly spaced ones of {of} voxels"
 
 
 def about_ablations(table, region):
@@ -99,13 +104,13 @@ def about_ablations(table, region):
     return text
 
 
-def about_responses(table, region):
+def about_responses(table, region, *, feature_source="audio"):
     """What a single delay loses against windows over 12 s and the canonical response."""
     single, done = table.iloc[0], table.dropna(subset=["skill"])
     if not len(done) or single["features"] not in set(done["features"]):
         return f"The responses could not be compared in `{region}`: {single['note']}."
     parts = [f"{row.features} {row.skill:+.4f} ± {row.fold_spread:.4f}" for row in done.itertuples()]
-    text = f"Out-of-fold skill of the sound alone in `{region}` ({_voxels(single)}): {', '.join(parts)}."
+    text = f"Out-of-fold skill of {_heard(feature_source)} alone in `{region}` ({_voxels(single)}): {', '.join(parts)}."
     best = done.loc[done["skill"].idxmax()]
     if not np.isfinite(best["ratio"]):
         return f"{text} None is clearly above 0, so what a single delay loses cannot be said."
@@ -131,7 +136,7 @@ def about_horizon(table, t_r, region):
     return f"Open loop in `{region}`, from {starts} starting points out of fold (mean: skill below {NEAR}): {text}."
 
 
-def about_learning_curve(table, region):
+def about_learning_curve(table, region, *, feature_source="audio"):
     """Whether more data would still help."""
     done = table.dropna(subset=["skill"]).sort_values("share")
     if len(done) < 2:
@@ -141,7 +146,7 @@ def about_learning_curve(table, region):
     change = last["skill"] - before["skill"]
     verdict = "is still rising" if change > spread else "is falling" if change < -spread else "does not clearly change"
     return (
-        f"In `{region}` the out-of-fold skill of the sound {verdict} from {before['n_fit']:.0f} to "
+        f"In `{region}` the out-of-fold skill of {_heard(feature_source)} {verdict} from {before['n_fit']:.0f} to "
         f"{last['n_fit']:.0f} volumes fitted on ({before['skill']:+.4f} to "
         f"{_with_spread(last['skill'], last['fold_spread'])}); its gain over own history goes from "
         f"{before['gain']:+.4f} to {_with_spread(last['gain'], last['gain_spread'])}."
@@ -152,8 +157,8 @@ def about_effective(table, region):
     """How few independent samples a correlation is worth."""
     low, high = table.loc[table["n_eff"].idxmin()], table.loc[table["n_eff"].idxmax()]
     return (
-        f"A correlation of a sound feature with a voxel of `{region}` over {low['n_volumes']:.0f} volumes is worth "
+        f"A correlation of a feature with a voxel of `{region}` over {low['n_volumes']:.0f} volumes is worth "
         f"{low['n_eff']:.0f} ({low['feature']}) to {high['n_eff']:.0f} ({high['feature']}) independent samples in the "
-        f"median voxel: unrelated series exceed |r| = {low['r_limit']:.2f} to {high['r_limit']:.2f} once in 20, not "
-        f"{1.96 / np.sqrt(low['n_volumes']):.2f}."
+        f"median voxel: unrelated series exceed |r| = {high['r_limit']:.2f} to {low['r_limit']:.2f} once in 20; "
+        f"{1.96 / np.sqrt(low['n_volumes']):.2f} if samples were independent."
     )

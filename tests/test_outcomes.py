@@ -142,7 +142,16 @@ def test_a_gain_is_only_said_where_it_is_clear_of_its_spread():
     said = outcome_sentences.about_out_of_fold(gains(0.02, 0.02), "auditory")
     assert "adds next to nothing to what own history predicts" in said and "No significance is claimed" in said
     assert "takes away from" in outcome_sentences.about_out_of_fold(gains(-0.02, 0.002), "auditory")
-    assert "no voxel was given the sound" in outcome_sentences.about_out_of_fold(gains(0.0, 0.0, np.nan), "auditory")
+    assert "no voxel was given it" in outcome_sentences.about_out_of_fold(gains(0.0, 0.0, np.nan), "auditory")
+
+
+def test_annotations_are_never_called_the_sound():
+    for said in (
+        outcome_sentences.about_out_of_fold(gains(0.02, 0.002), "auditory", feature_source="annotations"),
+        outcome_sentences.about_responses(responses(0.05, 0.1), "auditory", feature_source="annotations"),
+    ):
+        assert "what was ANNOTATED of the sound (no sound was heard)" in said
+        assert not re.search(r"(?<!ANNOTATED of )the sound", said)
 
 
 def responses(single, fir, spread=0.01, ratio=True):
