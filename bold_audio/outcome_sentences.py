@@ -57,7 +57,8 @@ def about_partition(table, region, *, feature_source="audio"):
     whole, sound = table[table["kind"] == "model"].iloc[-1], _row(table, kind="unique", bands="sound")
     text = (
         f"All bands together reach an out-of-fold skill of {whole['skill']:.3f} in `{region}` "
-        f"({_voxels(whole)}). Unique to {_heard(feature_source)} is {_with_spread(sound['skill'], sound['fold_spread'])}"
+        f"({_voxels(whole)}). Unique to {_heard(feature_source)} is "
+        f"{_with_spread(sound['skill'], sound['fold_spread'])}"
     )
     parts = []
     for bands, what in (
