@@ -184,9 +184,10 @@ def fit_linear(
     may = np.ones(n_voxels, bool) if follows is None else np.asarray(follows, bool)
     if len(alphas) > 1 and may.any():
         options = {**band, "history_alphas": (history_alpha,), "alphas": alphas}
-        errors = sum(fold_errors(Y, fit=fit, helds=(held,), **options)[0, 0] for fit, held in folds)
+        asked = Y if may.all() else Y[:, may]
+        errors = sum(fold_errors(asked, fit=fit, helds=(held,), **options)[0, 0] for fit, held in folds)
         n_held = sum(len(held) for _, held in folds)
-        alpha[may] = alphas[choose_strengths(errors[:, may], alphas, n_held=n_held)]
+        alpha[may] = alphas[choose_strengths(errors, alphas, n_held=n_held)]
     alpha[~may] = np.inf
     parts = []
     for slab in slabs(n_voxels, chunk_voxels):

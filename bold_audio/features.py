@@ -103,6 +103,34 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
     )
 
 
+def rms_features(path, *, sample_rate, n_fft, hop_length):
+    """Envelope of a sound file: the root mean square of each window, on the frames of `mfcc_features`.
+
+    Parameters
+    ----------
+    path, sample_rate, n_fft, hop_length
+        As for `mfcc_features`.
+
+    Returns
+    -------
+    SoundFeatures
+        One feature, of full scale, not in decibels.
+    """
+    import librosa
+
+    sound = open_sound(path)
+    y = sound.at(sample_rate)
+    frames = librosa.feature.rms(y=y, frame_length=n_fft, hop_length=hop_length).T
+    return SoundFeatures(
+        frames=np.ascontiguousarray(frames, dtype=np.float32),
+        frame_times=librosa.frames_to_time(np.arange(len(frames)), sr=sample_rate, hop_length=hop_length),
+        names=("rms",),
+        duration=len(y) / sample_rate,
+        source=f"envelope of sound file {Path(path).name}",
+        warnings=sound.warnings,
+    )
+
+
 def annotation_features(paths, *, duration):
     """Onsets and on-times of annotated words, syllables or phonemes, instead of a sound file.
 

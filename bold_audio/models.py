@@ -143,6 +143,7 @@ def fit_rows(
     max_order,
     n_components=0,
     follows=None,
+    history_voxels=None,
     chunk_voxels=8192,
     names=LINEAR_NAMES,
 ):
@@ -162,6 +163,8 @@ def fit_rows(
         Principal components of the previous volume in every past; 0: own history alone.
     follows : array of bool, shape (n_voxels,), optional
         Voxels in which the sound may add to the past.
+    history_voxels : array of int, optional
+        Voxels whose errors choose the order and strength of the history that serves all; all without it.
     names : sequence of str
         Which rows to fit.
 
@@ -175,7 +178,8 @@ def fit_rows(
     chosen = {**common, "folds": folds, "alphas": alphas}
     past, before, space = {"order": 0}, nothing, None
     if any("history" in name for name in names):
-        found = choices.choose_history(Y, folds=folds, max_order=max_order, **common)
+        choosing = Y if history_voxels is None else np.asarray(Y[:, history_voxels])
+        found = choices.choose_history(choosing, folds=folds, max_order=max_order, **common)
         past = {"order": found.order, "history_alpha": found.alpha}
         if n_components:
             space = principal_space(Y, rows=rows, n_components=n_components, chunk_voxels=chunk_voxels)
@@ -211,8 +215,8 @@ def fit_rows(
     return {name: fits[name]() for name in names if blocks is not None or "blocks" not in name}
 
 
-def fit_subject(subject, delay, *, rows=None, folds=None, follows=None, names=LINEAR_NAMES):
-    """Fit linear rows of a subject on ``rows`` (train by default); returns and raises as `fit_rows`."""
+def fit_subject(subject, delay, *, rows=None, folds=None, **options):
+    """Fit linear rows of a subject on ``rows`` (train by default); options, returns and raises as `fit_rows`."""
     rows, params = subject.split.train if rows is None else rows, subject.params
     return fit_rows(
         subject.Y,
@@ -224,9 +228,8 @@ def fit_subject(subject, delay, *, rows=None, folds=None, follows=None, names=LI
         alphas=params.alphas,
         max_order=params.history_order,
         n_components=params.history_components,
-        follows=follows,
         chunk_voxels=params.chunk_voxels,
-        names=names,
+        **options,
     )
 
 

@@ -1,0 +1,165 @@
+"""Numbers that came out of fold → plain sentences that are true for every subject."""
+
+import numpy as np
+
+NEAR = 0.01  # skill below which a model predicts no better than the mean, for the eye
+CLEAR = 2.0  # standard errors over folds that a number must be away from 0 to be called more than nothing
+
+
+def _heard(feature_source):
+    """What is heard: annotations are never called the sound."""
+    return "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
+
+
+def _sure(value, spread):
+    return np.isfinite(spread) and abs(value) > CLEAR * spread
+
+
+def _with_spread(value, spread):
+    return f"{value:+.4f} ± {spread:.4f}"
+
+
+def _row(table, **wanted):
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table.iloc[0] if len(table) else None
+
+
+def about_out_of_fold(table, region, *, feature_source="audio"):
+    """What the sound adds in a region over the whole run, each volume predicted by a model that never saw it."""
+    lines, heard = [], _heard(feature_source)
+    for model, past in (
+        ("history_sound", "own history"),
+        ("history_blocks_sound", "own history and the film's blocks"),
+    ):
+        row = _row(table, model=model, region=region)
+        if row is None:
+            continue
+        verdict = "adds next to nothing to"
+        if _sure(row["skill"], row["fold_spread"]):
+            verdict = "adds to" if row["skill"] > 0 else "takes away from"
+        partial = f", partial r {row['partial_r_median']:.3f} in the median voxel that has it"
+        partial = partial if np.isfinite(row["partial_r_median"]) else ", no voxel was given it"
+        lines.append(
+            f"In `{region}` {heard} {verdict} what {past} predict{'s' if model == 'history_sound' else ''}: gain "
+            f"{_with_spread(row['skill'], row['fold_spread'])} (standard error over folds{partial})."
+        )
+    first = _row(table, region=region)
+    lines.append(
+        f"Out of fold over the whole run: {first['n_volumes']} volumes, {_voxels(first)}, one-step; delay, "
+        "voxels and strengths were chosen inside each fold. No significance is claimed: that takes surrogates."
+    )
+    return " ".join(lines)
+
+
+def about_partition(table, region, *, feature_source="audio"):
+    """What the sound alone explains, and what it shares."""
+    whole, sound = table[table["kind"] == "model"].iloc[-1], _row(table, kind="unique", bands="sound")
+    text = (
+        f"All bands together reach an out-of-fold skill of {whole['skill']:.3f} in `{region}` "
+        f"({_voxels(whole)}). Unique to {_heard(feature_source)} is "
+        f"{_with_spread(sound['skill'], sound['fold_spread'])}"
+    )
+    parts = []
+    for bands, what in (
+        ("history+sound", "own history"),
+        ("blocks+sound", "the blocks"),
+        ("history+blocks+sound", "both"),
+    ):
+        row = _row(table, kind="shared", bands=bands)
+        if row is not None:
+            parts.append(f"{row['skill']:+.4f} with {what}")
+    text += f"; it shares {', '.join(parts)}."
+    if (table.loc[table["kind"] != "model", "skill"] < 0).any():
+        text += " Parts below 0 are bands that did not hold on volumes they were not fitted on, or suppression."
+    return text
+
+
+def _voxels(row):
+    n, of = int(row["n_voxels"]), int(row.get("n_region", row["n_voxels"]))
+    return f"{n} voxel{'s' * (n != 1)}" if n == of else f"{n} evenly spaced ones of {of} voxels"
+
+
+def about_ablations(table, region):
+    """Whether loudness alone does what all coefficients do, and whether the rest does it without loudness."""
+    done = table.dropna(subset=["skill"])
+    if done.empty:
+        return f"No feature set could be compared in `{region}`."
+    best = done.loc[done["skill"].idxmax()]
+    text = (
+        f"In `{region}` ({_voxels(best)}, {best['n_volumes']:.0f} volumes, out of fold) the best of {len(done)} "
+        f"feature sets is {best['features']}: skill {_with_spread(best['skill'], best['fold_spread'])}, "
+        f"gain over own history {_with_spread(best['gain'], best['gain_spread'])}."
+    )
+    if not _sure(best["skill"], best["fold_spread"]) or best["skill"] <= 0:
+        return f"{text} That is within what chance gives: nothing here tells the sets apart."
+    loud, rest, whole = (_row(done, features=name) for name in ("c0 (loudness) only", "MFCCs without c0", "all MFCCs"))
+    if loud is not None and rest is not None and whole is not None and whole["skill"] > 0:
+        text += (
+            f" Loudness alone reaches {loud['skill'] / whole['skill']:.0%} of the skill of all MFCCs, the others "
+            f"without it {rest['skill'] / whole['skill']:.0%}."
+        )
+    missing = table[table["skill"].isna()]
+    if len(missing):
+        text += " " + "; ".join(f"{row.features}: {row.note}" for row in missing.itertuples()) + "."
+    return text
+
+
+def about_responses(table, region, *, feature_source="audio"):
+    """What a single delay loses against windows over 12 s and the canonical response."""
+    single, done = table.iloc[0], table.dropna(subset=["skill"])
+    if not len(done) or single["features"] not in set(done["features"]):
+        return f"The responses could not be compared in `{region}`: {single['note']}."
+    parts = [f"{row.features} {row.skill:+.4f} ± {row.fold_spread:.4f}" for row in done.itertuples()]
+    text = f"Out-of-fold skill of {_heard(feature_source)} alone in `{region}` ({_voxels(single)}): {', '.join(parts)}."
+    best = done.loc[done["skill"].idxmax()]
+    if not np.isfinite(best["ratio"]):
+        return f"{text} None is clearly above 0, so what a single delay loses cannot be said."
+    if best["features"] == single["features"]:
+        return f"{text} A single delay loses nothing here."
+    return f"{text} A single delay reaches {single['ratio']:.0%} of the best, {best['features']}."
+
+
+def about_horizon(table, t_r, region):
+    """How long each model tells more than the mean, to within 1 % of its error."""
+    models = list(dict.fromkeys(table["model"]))
+    parts = []
+    for name in models:
+        rows = table[table["model"] == name].sort_values("horizon")
+        if name == "constant":
+            continue
+        below = rows["horizon"][rows["skill"] < NEAR]
+        if len(below):
+            parts.append(f"`{name}` first falls to the mean after {below.iloc[0] * t_r:.1f} s")
+        else:
+            parts.append(f"`{name}` is better than it through {rows['horizon'].iloc[-1] * t_r:.0f} s")
+    starts, text = table["n_starts"].iloc[0], "; ".join(parts)
+    return f"Open loop in `{region}`, from {starts} starting points out of fold (mean: skill below {NEAR}): {text}."
+
+
+def about_learning_curve(table, region, *, feature_source="audio"):
+    """Whether more data would still help."""
+    done = table.dropna(subset=["skill"]).sort_values("share")
+    if len(done) < 2:
+        return f"Too few volumes to see in `{region}` how the skill grows with data."
+    last, before = done.iloc[-1], done.iloc[-2]
+    spread = np.hypot(last["fold_spread"], before["fold_spread"])
+    change = last["skill"] - before["skill"]
+    verdict = "is still rising" if change > spread else "is falling" if change < -spread else "does not clearly change"
+    return (
+        f"In `{region}` the out-of-fold skill of {_heard(feature_source)} {verdict} from {before['n_fit']:.0f} to "
+        f"{last['n_fit']:.0f} volumes fitted on ({before['skill']:+.4f} to "
+        f"{_with_spread(last['skill'], last['fold_spread'])}); its gain over own history goes from "
+        f"{before['gain']:+.4f} to {_with_spread(last['gain'], last['gain_spread'])}."
+    )
+
+
+def about_effective(table, region):
+    """How few independent samples a correlation is worth."""
+    low, high = table.loc[table["n_eff"].idxmin()], table.loc[table["n_eff"].idxmax()]
+    return (
+        f"A correlation of a feature with a voxel of `{region}` over {low['n_volumes']:.0f} volumes is worth "
+        f"{low['n_eff']:.0f} ({low['feature']}) to {high['n_eff']:.0f} ({high['feature']}) independent samples in the "
+        f"median voxel: unrelated series exceed |r| = {high['r_limit']:.2f} to {low['r_limit']:.2f} once in 20; "
+        f"{1.96 / np.sqrt(low['n_volumes']):.2f} if samples were independent."
+    )
