@@ -179,19 +179,19 @@ def share_of_ceiling(scores, ceiling):
     Returns
     -------
     DataFrame
-        ``region``, ``r``, ``ceiling``, ``share`` (r / ceiling; NaN where the ceiling is not above 0, because then
-        people have nothing in common that a model could reach), ``n_people``.
+        ``region``, ``r``, ``share`` (r / ceiling; NaN where the ceiling is not above 0, because then people have
+        nothing in common that a model could reach), and all columns of ``ceiling``.
 
     Examples
     --------
     >>> scores = pd.DataFrame({"region": ["LPTL"], "r": [0.1]})
     >>> known = pd.DataFrame({"region": ["LPTL", "LIFG"], "ceiling": [0.4, 0.0], "n_people": 12})
     >>> share_of_ceiling(scores, known)
-      region    r  ceiling  share  n_people
-    0   LPTL  0.1      0.4   0.25        12
+      region    r  share  ceiling  n_people
+    0   LPTL  0.1   0.25      0.4        12
     """
-    both = scores[["region", "r"]].merge(ceiling[["region", "ceiling", "n_people"]], on="region")
-    both.insert(3, "share", both["r"] / both["ceiling"].where(both["ceiling"] > 0))
+    both = scores[["region", "r"]].merge(ceiling, on="region")
+    both.insert(2, "share", both["r"] / both["ceiling"].where(both["ceiling"] > 0))
     return both
 
 

@@ -39,14 +39,17 @@ def plot_ceiling(table, *, model="sound", note=None):
         look = dict(orientation="h", marker_color=colour, marker_line_width=0, hovertemplate=hover)
         fig.add_bar(x=table[column], y=regions, name=name, **look, **more)
     if "chance" in table:
-        marks = dict(symbol="line-ns", size=15, line=dict(width=2, color=PALETTE[1]))
+        marks = dict(symbol="line-ns", size=15, line=dict(width=2, color=PALETTE[0]))
         fig.add_scatter(
             x=table["chance"], y=regions, mode="markers", marker=marks, hovertemplate=hover,
             name="95 % of people shifted in time stay below",
         )  # fmt: skip
-    for column in {"r", "ceiling"} & set(table):
+    for column in [name for name in ("r", "ceiling") if name in table]:
+        above = (8 if column == "r" else -8) if "r" in table else 0
         for region in np.array(regions)[table[column].isna()]:
-            fig.add_annotation(x=0, y=region, text=f"no {column}", showarrow=False, xanchor="left", font_size=12)
+            fig.add_annotation(
+                x=0, y=region, text=f"no {column}", yshift=above, showarrow=False, xanchor="left", font_size=12
+            )
     fig.add_vline(x=0, line_width=1, line_color="#222222")
     order = dict(type="category", categoryorder="array", categoryarray=regions, autorange="reversed")
     legend = dict(orientation="h", y=-0.22, yanchor="top", x=0, traceorder="normal")

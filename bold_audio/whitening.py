@@ -1,4 +1,4 @@
-r"""One autoregressive filter for all voxels and slow cosines: what makes the noise of a whole run nearly white.
+r"""One autoregressive filter for all voxels and slow drift: what makes the noise of a whole run nearly white.
 
 The filter is estimated without the slow drift, which would pass for autocorrelation: with D the drift columns and
 P = I − D D⁺, the volumes without drift have the Gram matrix P K Pᵀ, and `gram.Gram.shared_history` reads the filter
