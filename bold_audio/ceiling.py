@@ -17,7 +17,7 @@ from bold_audio import bids, contrast, prepare, runs
 from bold_audio.files import BoldAudioError, DataError
 from bold_audio.params import load_params
 from bold_audio.scores import pearson_r
-from bold_audio.whitening import high_pass
+from bold_audio.whitening import HIGH_PASS_PERIOD, high_pass
 
 SAME_CLOCK = 0.05  # of a repetition time that two people's clocks may differ by
 
@@ -36,12 +36,15 @@ class People:
         Volumes that all of them have kept.
     left_out : dict of str to str
         By subject label: why a person is not among them.
+    t_r : float
+        Repetition time, in seconds.
     """
 
     courses: dict
     names: tuple
     rows: np.ndarray
     left_out: dict
+    t_r: float
 
 
 def leave_one_out(courses, *, rows=None):
@@ -120,15 +123,18 @@ def fisher_mean(r, axis=0):
         return np.tanh(np.where(known, z, 0).sum(axis=axis) / known.sum(axis=axis))
 
 
-def intersubject_ceiling(people, *, t_r=None, period=None, n_chance=200, seed=0):
+def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance=200, seed=0):
     """Ceiling of every region.
 
     Parameters
     ----------
     people : People
-    t_r, period : float, optional
-        With both, drift slower than ``period`` s is taken off everybody first, see `whitening.high_pass`: scanners
-        drift alike, which is not what people have in common. A model's r must be of the same volumes.
+    rows : array of int, optional
+        Volumes of ``people.rows`` that are compared, such as test, where a model's r is known; all without it.
+    period : float, optional
+        Drift slower than this many seconds is taken off everybody first, see `whitening.high_pass`: slow drifts look
+        alike, or opposite, by chance, and region means are full of them. None leaves it in. A model's r is comparable
+        where it was made alike: `region_r`.
     n_chance : int
         How often the ceiling of people who are each shifted in time by a random part of the run is taken.
     seed : int
@@ -140,18 +146,16 @@ def intersubject_ceiling(people, *, t_r=None, period=None, n_chance=200, seed=0)
         One row per region: ``region``, ``ceiling`` (Fisher mean over people), ``low`` and ``high`` (the lowest and the
         highest person's r), ``chance`` (what 95 % of shifted people stay below), ``n_people``, ``n_volumes``.
     """
-    courses = {label: np.asarray(one[people.rows], float) for label, one in people.courses.items()}
-    if period is not None:
-        everything = {"rows": np.arange(len(people.rows)), "t_r": t_r, "period": period}
-        courses = {label: high_pass(one, **everything) for label, one in courses.items()}
+    rows = people.rows if rows is None else np.intersect1d(rows, people.rows)
+    courses = {label: _cleaned(one, rows, people.t_r, period) for label, one in people.courses.items()}
     r = leave_one_out(courses)
     names = people.names or [f"voxel {k}" for k in range(r.shape[1])]
-    rng, away = np.random.default_rng(seed), len(people.rows) // 10
+    rng, away = np.random.default_rng(seed), len(rows) // 10
     shifted = [
         fisher_mean(
             leave_one_out({label: np.roll(one, k, axis=0) for (label, one), k in zip(courses.items(), by, strict=True)})
         )
-        for by in rng.integers(away, len(people.rows) - away, (n_chance, len(courses)))
+        for by in rng.integers(away, len(rows) - away, (n_chance, len(courses)))
     ]
     return pd.DataFrame(
         {
@@ -161,9 +165,18 @@ def intersubject_ceiling(people, *, t_r=None, period=None, n_chance=200, seed=0)
             "high": np.fmax.reduce(r),
             "chance": np.quantile(shifted, 0.95, axis=0) if n_chance else np.nan,
             "n_people": np.isfinite(r).sum(axis=0),
-            "n_volumes": len(people.rows),
+            "n_volumes": len(rows),
         }
     )
+
+
+def _cleaned(courses, rows, t_r, period):
+    """Rows of time courses, without drift where a period is given; a constant stays one, so that it has no r."""
+    if period is None:
+        return np.asarray(courses[rows], dtype=np.float64)
+    left = high_pass(courses, rows=rows, t_r=t_r, period=period)
+    varies = np.ptp(courses[rows], axis=0) > 0  # what filtering leaves of a constant is rounding
+    return np.where(varies, left, np.nan)
 
 
 def share_of_ceiling(scores, ceiling):
@@ -195,21 +208,27 @@ def share_of_ceiling(scores, ceiling):
     return both
 
 
-def region_r(measured, predicted, regions):
+def region_r(measured, predicted, regions, *, t_r, period=HIGH_PASS_PERIOD):
     """Pearson r of each region's mean time course with the mean of its predictions: what a ceiling is comparable with.
 
     Parameters
     ----------
     measured, predicted : arrays of shape (n_rows, n_voxels)
+        Consecutive volumes.
     regions : dict of str to array of bool, shape (n_voxels,)
+    t_r : float
+        Repetition time, in seconds.
+    period : float, optional
+        As for `intersubject_ceiling`; drift is taken off both.
 
     Returns
     -------
     DataFrame
         ``region`` and ``r``.
     """
-    r = pearson_r(contrast.region_courses(measured, regions), contrast.region_courses(predicted, regions))
-    return pd.DataFrame({"region": list(regions), "r": r})
+    rows = np.arange(len(measured))
+    both = (_cleaned(contrast.region_courses(one, regions), rows, t_r, period) for one in (measured, predicted))
+    return pd.DataFrame({"region": list(regions), "r": pearson_r(*both)})
 
 
 def read_people(params, *, regions_of=None, voxels=False):
@@ -253,7 +272,7 @@ def read_people(params, *, regions_of=None, voxels=False):
     rows = [one.whole_run for one in people.values()]
     rows = np.array(sorted(set.intersection(*(set(map(int, one)) for one in rows))), int) if rows else np.zeros(0, int)
     if voxels:
-        return _voxels_of(people, rows, left_out)
+        return _voxels_of(people, rows, left_out, reference.t_r)
     regions = {label: (regions_of or (lambda one: one.run.regions))(one) for label, one in people.items()}
     names = tuple(dict.fromkeys(name for mine in regions.values() for name in mine))
     courses = {}
@@ -261,7 +280,7 @@ def read_people(params, *, regions_of=None, voxels=False):
         nothing = np.zeros(one.run.n_voxels, bool)
         mine = {name: regions[label].get(name, nothing) for name in names}
         courses[label] = contrast.region_courses(one.Y, mine)
-    return People(courses, names, rows, left_out)
+    return People(courses, names, rows, left_out, reference.t_r)
 
 
 def params_of(params, label):
@@ -271,7 +290,7 @@ def params_of(params, label):
     return load_params(label, params.dataset, **({"data_dir": params.data_dir} | passed))
 
 
-def _voxels_of(people, rows, left_out):
+def _voxels_of(people, rows, left_out, t_r):
     """Every voxel that all masks have; who has another grid is left out."""
     first = next(iter(people.values())).run if people else None
     alike = {}
@@ -282,7 +301,7 @@ def _voxels_of(people, rows, left_out):
             alike[label] = one
     common = np.logical_and.reduce([one.run.mask for one in alike.values()]) if alike else None
     courses = {label: one.Y[:, common[one.run.mask]] for label, one in alike.items()}
-    return People(courses, (), rows, left_out)
+    return People(courses, (), rows, left_out, t_r)
 
 
 def clock_difference(reference, other):
