@@ -1,0 +1,325 @@
+"""How well the other people's scans predict a person's: the ceiling of any model of what all of them heard.
+
+One run per person says nothing of the noise in it; what people who heard the same sound have in common does. Each
+person's time course is correlated with the mean of the others' [1]_. With few people that mean is noisy itself, so the
+ceiling is too low rather than too high; and it holds all that the film does to everybody, not the sound alone.
+
+.. [1] Nastase, Gazzola, Hasson & Keysers (2019). Measuring shared responses across subjects using intersubject
+   correlation. Social Cognitive and Affective Neuroscience 14(6), 667-685, doi 10.1093/scan/nsz037.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bold_audio import bids, contrast, prepare, runs
+from bold_audio.files import BoldAudioError, DataError
+from bold_audio.params import load_params
+from bold_audio.scores import pearson_r
+from bold_audio.whitening import HIGH_PASS_PERIOD, high_pass
+
+SAME_CLOCK = 0.05  # of a repetition time that two people's clocks may differ by
+
+
+@dataclass(frozen=True)
+class People:
+    """Time courses of the people who can be compared.
+
+    Parameters
+    ----------
+    courses : dict of str to array of shape (n_volumes, n_columns)
+        By subject label: the mean of each region, or each voxel of a common space.
+    names : tuple of str
+        What the columns are; empty for voxels.
+    rows : array of int
+        Volumes that all of them have kept.
+    left_out : dict of str to str
+        By subject label: why a person is not among them.
+    t_r : float
+        Repetition time, in seconds.
+    """
+
+    courses: dict
+    names: tuple
+    rows: np.ndarray
+    left_out: dict
+    t_r: float
+
+
+def leave_one_out(courses, *, rows=None):
+    """Correlate each person with the mean of all others, column by column.
+
+    Parameters
+    ----------
+    courses : dict of str to array of shape (n_volumes, n_columns)
+        By person. Each column is one region or voxel; NaN throughout where a person does not have it. Arrays are read
+        twice, one person after the other, so they may be memory-mapped.
+    rows : array of int, optional
+        Volumes that are compared; all without it.
+
+    Returns
+    -------
+    array of shape (n_people, n_columns)
+        NaN where a person, or everybody else, lacks the column or does not vary.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two people, or their runs differ in length.
+
+    Notes
+    -----
+    Everybody is z-scored over ``rows`` first, so that a scanner's gain gives nobody more weight. A person's own scan
+    is in no mean that it is compared with.
+
+    Examples
+    --------
+    >>> wave = np.array([[0.0], [1.0], [0.0], [2.0]])
+    >>> leave_one_out({"01": wave, "02": 5 * wave, "03": 3 - wave}).round(2).T
+    array([[nan, nan, -1.]])
+    """
+    if len(courses) < 2:
+        raise DataError(f"an inter-subject ceiling needs at least 2 people, got {len(courses)} - run more subjects")
+    shapes = {label: np.shape(one) for label, one in courses.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"people's time courses differ in shape: {shapes} - leave out those of another length")
+    rows = slice(None) if rows is None else rows
+    total, counts = 0.0, 0
+    for one in courses.values():
+        z = _standardised(one[rows])
+        known = np.isfinite(z).all(axis=0)
+        total, counts = total + np.where(known, z, 0), counts + known
+    made = []
+    for one in courses.values():
+        z = _standardised(one[rows])
+        known = np.isfinite(z).all(axis=0)
+        others = total - np.where(known, z, 0)
+        # What people who are each other's opposite leave of a mean is rounding, not a time course.
+        there = known & (counts - known > 0) & (others.std(axis=0) > 1e-9)
+        made.append(np.where(there, pearson_r(np.where(known, z, 0), others), np.nan))
+    return np.array(made)
+
+
+def _standardised(course):
+    """Each column with mean 0 and standard deviation 1, float64; NaN where it does not vary."""
+    course = np.asarray(course, dtype=np.float64)
+    spread = course.std(axis=0)
+    spread = np.where(spread > 1e-7 * np.abs(course).max(axis=0), spread, np.nan)
+    return (course - course.mean(axis=0)) / spread
+
+
+def fisher_mean(r, axis=0):
+    """Mean of correlations by Fisher's z; NaN is left out.
+
+    Examples
+    --------
+    >>> float(fisher_mean(np.array([0.0, 0.8, np.nan])).round(3))
+    0.5
+    """
+    z = np.arctanh(np.clip(r, -0.999999, 0.999999))
+    known = np.isfinite(z)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.tanh(np.where(known, z, 0).sum(axis=axis) / known.sum(axis=axis))
+
+
+def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance=200, seed=0):
+    """Ceiling of every region.
+
+    Parameters
+    ----------
+    people : People
+    rows : array of int, optional
+        Volumes of ``people.rows`` that are compared, such as test, where a model's r is known; all without it.
+    period : float, optional
+        Drift slower than this many seconds is taken off everybody first, see `whitening.high_pass`: slow drifts look
+        alike, or opposite, by chance, and region means are full of them. None leaves it in. A model's r is comparable
+        where it was made alike: `region_r`.
+    n_chance : int
+        How often the ceiling of people who are each shifted in time by a random part of the run is taken.
+    seed : int
+        Of these shifts.
+
+    Returns
+    -------
+    DataFrame
+        One row per region: ``region``, ``ceiling`` (Fisher mean over people), ``low`` and ``high`` (the lowest and the
+        highest person's r), ``chance`` (what 95 % of shifted people stay below), ``n_people``, ``n_volumes``.
+    """
+    rows = people.rows if rows is None else np.intersect1d(rows, people.rows)
+    courses = {label: _cleaned(one, rows, people.t_r, period) for label, one in people.courses.items()}
+    r = leave_one_out(courses)
+    names = people.names or [f"voxel {k}" for k in range(r.shape[1])]
+    rng, away = np.random.default_rng(seed), len(rows) // 10
+    shifted = [
+        fisher_mean(
+            leave_one_out({label: np.roll(one, k, axis=0) for (label, one), k in zip(courses.items(), by, strict=True)})
+        )
+        for by in rng.integers(away, len(rows) - away, (n_chance, len(courses)))
+    ]
+    return pd.DataFrame(
+        {
+            "region": list(names),
+            "ceiling": fisher_mean(r),
+            "low": np.fmin.reduce(r),
+            "high": np.fmax.reduce(r),
+            "chance": np.quantile(shifted, 0.95, axis=0) if n_chance else np.nan,
+            "n_people": np.isfinite(r).sum(axis=0),
+            "n_volumes": len(rows),
+        }
+    )
+
+
+def _cleaned(courses, rows, t_r, period):
+    """Rows of time courses, without drift where a period is given; a constant stays one, so that it has no r."""
+    if period is None:
+        return np.asarray(courses[rows], dtype=np.float64)
+    left = high_pass(courses, rows=rows, t_r=t_r, period=period)
+    varies = np.ptp(courses[rows], axis=0) > 0  # what filtering leaves of a constant is rounding
+    return np.where(varies, left, np.nan)
+
+
+def share_of_ceiling(scores, ceiling):
+    """Set a model's r beside the ceiling.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        ``region`` and ``r`` of a model: of the region's mean time course, on the volumes of the ceiling.
+    ceiling : DataFrame
+        From `intersubject_ceiling`.
+
+    Returns
+    -------
+    DataFrame
+        ``region``, ``r``, ``share`` (r / ceiling; NaN where the ceiling is not above 0, because then people have
+        nothing in common that a model could reach), and all columns of ``ceiling``.
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"region": ["LPTL"], "r": [0.1]})
+    >>> known = pd.DataFrame({"region": ["LPTL", "LIFG"], "ceiling": [0.4, 0.0], "n_people": 12})
+    >>> share_of_ceiling(scores, known)
+      region    r  share  ceiling  n_people
+    0   LPTL  0.1   0.25      0.4        12
+    """
+    both = scores[["region", "r"]].merge(ceiling, on="region")
+    both.insert(2, "share", both["r"] / both["ceiling"].where(both["ceiling"] > 0))
+    return both
+
+
+def region_r(measured, predicted, regions, *, t_r, period=HIGH_PASS_PERIOD):
+    """Pearson r of each region's mean time course with the mean of its predictions: what a ceiling is comparable with.
+
+    Parameters
+    ----------
+    measured, predicted : arrays of shape (n_rows, n_voxels)
+        Consecutive volumes.
+    regions : dict of str to array of bool, shape (n_voxels,)
+    t_r : float
+        Repetition time, in seconds.
+    period : float, optional
+        As for `intersubject_ceiling`; drift is taken off both.
+
+    Returns
+    -------
+    DataFrame
+        ``region`` and ``r``.
+    """
+    rows = np.arange(len(measured))
+    both = (_cleaned(contrast.region_courses(one, regions), rows, t_r, period) for one in (measured, predicted))
+    return pd.DataFrame({"region": list(regions), "r": pearson_r(*both)})
+
+
+def read_people(params, *, regions_of=None, voxels=False):
+    """Read the people of a dataset whose scans are there and have the clock of ``params.subject``'s.
+
+    Parameters
+    ----------
+    params : Params
+        Of one subject; the others' are those of their files, and what was passed for this one.
+    regions_of : function, optional
+        ``Subject`` → dict of str to array of bool, shape (n_voxels,). The regions of the run without it.
+    voxels : bool
+        Read every voxel in place of region means: only where ``space`` is a template, in the voxels that everybody's
+        mask has.
+
+    Returns
+    -------
+    People
+        Nobody is fetched: people whose scan is not there are left out, by name and reason.
+
+    Raises
+    ------
+    DataError
+        If ``voxels`` are asked for in a space that is not a template's.
+    """
+    if voxels and params.space is None:
+        raise DataError("voxels of different people can be compared in a template's space only - set space, or regions")
+    reference = runs.locate_runs(params)
+    labels = dict.fromkeys([params.subject, *bids.known_subjects(params)])
+    people, left_out = {}, {}
+    for label in labels:
+        try:
+            theirs = params_of(params, label)
+            other_clock = clock_difference(reference, runs.locate_runs(theirs))
+            if other_clock:
+                left_out[label] = other_clock
+                continue
+            people[label] = prepare.open_subject(theirs)
+        except BoldAudioError as error:
+            left_out[label] = str(error)
+    rows = [one.whole_run for one in people.values()]
+    rows = np.array(sorted(set.intersection(*(set(map(int, one)) for one in rows))), int) if rows else np.zeros(0, int)
+    if voxels:
+        return _voxels_of(people, rows, left_out, reference.t_r)
+    regions = {label: (regions_of or (lambda one: one.run.regions))(one) for label, one in people.items()}
+    names = tuple(dict.fromkeys(name for mine in regions.values() for name in mine))
+    courses = {}
+    for label, one in people.items():
+        nothing = np.zeros(one.run.n_voxels, bool)
+        mine = {name: regions[label].get(name, nothing) for name in names}
+        courses[label] = contrast.region_courses(one.Y, mine)
+    return People(courses, names, rows, left_out, reference.t_r)
+
+
+def params_of(params, label):
+    """Another person's parameters: those of the files, and over them what the caller passed for this one."""
+    in_files = load_params(params.subject, params.dataset, data_dir=params.data_dir).model_dump()
+    passed = {name: value for name, value in params.model_dump().items() if value != in_files[name]}
+    return load_params(label, params.dataset, **({"data_dir": params.data_dir} | passed))
+
+
+def _voxels_of(people, rows, left_out, t_r):
+    """Every voxel that all masks have; who has another grid is left out."""
+    first = next(iter(people.values())).run if people else None
+    alike = {}
+    for label, one in people.items():
+        if one.run.mask.shape != first.mask.shape or not np.allclose(one.run.affine, first.affine, atol=1e-2):
+            left_out[label] = f"grid {one.run.mask.shape} or its place differs from {first.mask.shape}"
+        else:
+            alike[label] = one
+    common = np.logical_and.reduce([one.run.mask for one in alike.values()]) if alike else None
+    courses = {label: one.Y[:, common[one.run.mask]] for label, one in alike.items()}
+    return People(courses, (), rows, left_out, t_r)
+
+
+def clock_difference(reference, other):
+    """In what two people's runs differ so that volume k is not the same moment of the film; empty where in nothing.
+
+    Parameters
+    ----------
+    reference, other : runs.RunFiles or runs.SeveralRuns
+
+    Returns
+    -------
+    str
+    """
+    if other.n_volumes != reference.n_volumes:
+        return f"{other.n_volumes} volumes in place of {reference.n_volumes}"
+    if abs(other.t_r - reference.t_r) * reference.n_volumes > SAME_CLOCK * reference.t_r:
+        return f"a repetition time of {other.t_r:g} s in place of {reference.t_r:g} s"
+    apart = np.abs(np.asarray(other.sound_times) - np.asarray(reference.sound_times)).max()
+    if apart > SAME_CLOCK * reference.t_r:
+        return f"the sound begins {apart:g} s apart (onset {other.onset:g} s in place of {reference.onset:g} s)"
+    return ""
