@@ -166,7 +166,7 @@ def _warped(head, place, onward, points):
     box = tuple(slice(max(at.min() - 3, 0), at.max() + 4) for at in np.nonzero(head))
     moved = place.copy()
     moved[:3, 3] += place[:3, :3] @ [part.start for part in box]
-    search = SymmetricDiffeomorphicRegistration(metric=CCMetric(3, radius=3), level_iters=[10, 10, 5])
+    search = SymmetricDiffeomorphicRegistration(metric=CCMetric(3, sigma_diff=4.0, radius=3), level_iters=[10, 10, 5])
     search.verbosity = VerbosityLevels.NONE
     warp = search.optimize(
         reference.astype(np.float32),
@@ -265,7 +265,7 @@ def _affine(static, static_place, moving, moving_place, *, kind, starts, mask):
         return cost, found.affine
 
     if len(starts) > 1:
-        starts = [min((search(levels[:1], start) for start in starts), key=lambda pair: pair[0])[1]]
+        starts = [min((search([(*levels[0][:2], 10)], start) for start in starts), key=lambda pair: pair[0])[1]]
     return search(levels, starts[0])[1]
 
 

@@ -19,10 +19,11 @@ from bold_audio.simulated_anatomy import (
     FULL_SHAPE,
     REGIONS,
     VOXEL_SIZE,
+    draw_pose,
+    epi_grid,
     rotation,
     simulated_head,
     simulated_t1w,
-    write_t1w,
 )
 
 RUN = "ses-mri3t_task-film_run-1"
@@ -208,7 +209,11 @@ def simulate_subject(
         ]
 
     rng_head, rng_tuning, *rngs = np.random.default_rng([seed, *subject.encode()]).spawn(4)
-    image, brain, distances, affine = simulated_head(rng_head, shape=shape)
+    pose = draw_pose(rng_head, size=epi_grid(shape)[1])
+    image, brain, distances, affine = simulated_head(shape=shape, pose=pose)
+    moved = write_t1w(
+        data_dir, f"sub-{subject}", rng=np.random.default_rng([seed, *subject.encode(), 1000]), shape=shape, pose=pose
+    )
     amplitude = image * (0.0125 + 0.0025 * np.sin(np.indices(shape).sum(axis=0) / 5)).astype(np.float32)
     # Both sides answer to much the same sound, or no single delay would fit both; people share most of their tuning.
     tuning, both = np.random.default_rng([film_seed, 6]), (MFCC["n_mfcc"], 1)
@@ -232,7 +237,9 @@ def simulate_subject(
             folder = data_dir / f"sub-{subject}" / "ses-mri3t/func"
             name = f"sub-{subject}_{RUN.replace('run-1', f'run-{k + 1}')}"
             write_run(folder / name, volumes, affine, duration=films[k]["duration"])
+    head = {"shift": pose.shift, "scale": pose.scale.ravel(), "turn": pose.turn, "epi_to_t1w": moved}
     facts = {"settings": settings, "film": films[0], "n_voxels_brain": int(brain.sum())}
+    facts |= {"head": {name: array.tolist() for name, array in head.items()}}
     return write_subject(data_dir, volumes, planted, affine=affine, brain=brain, moves=moves, facts=facts)
 
 
@@ -329,6 +336,16 @@ def write_subject(data_dir, volumes, planted, *, affine, brain, moves, facts):
         write_table(truth / files["motion"], pd.DataFrame(moves, columns=columns))
     write_json(truth / "truth.json", truth_facts(planted, facts) | {"files": files})
     return write_run(bids, volumes, affine, duration=facts["film"]["duration"])
+
+
+def write_t1w(data_dir, label, *, rng, shape, pose):
+    """Write a T1w image of the head and its sidecar; return where the head went meanwhile, mm in the EPI → in the T1w."""
+    image, affine, moved = simulated_t1w(rng, shape=shape, pose=pose)
+    path = data_dir / label / "ses-mri3t/anat" / f"{label}_ses-mri3t_run-1_T1w.nii.gz"
+    made = "SIMULATED by bold_audio from the template's tissues: nobody was scanned"
+    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"Manufacturer": made, "SequenceName": made})
+    write_nifti(path, image, affine)
+    return moved
 
 
 def write_run(bids, volumes, affine, *, duration):

@@ -107,18 +107,17 @@ def epi_grid(shape):
     return affine, size
 
 
-def simulated_head(rng, *, shape=FULL_SHAPE, pose=None):
+def simulated_head(rng=None, *, shape=FULL_SHAPE, pose=None):
     """Place a head in the scanner, a little off centre, turned and of its own size.
 
     The head fills the grid of ``shape``, in voxels of 4 mm, so that a small grid holds a small head.
 
     Parameters
     ----------
-    rng : numpy Generator
-        Draws the pose.
+    rng : numpy Generator, optional
+        Draws the pose where none is given.
     shape : (int, int, int)
     pose : HeadPose, optional
-        Drawn without it.
 
     Returns
     -------
