@@ -339,7 +339,7 @@ def write_subject(data_dir, volumes, planted, *, affine, brain, moves, facts):
 
 
 def write_t1w(data_dir, label, *, rng, shape, pose):
-    """Write a T1w image of the head and its sidecar; return where the head went meanwhile, mm in the EPI → in the T1w."""
+    """Write a T1w of the head and its sidecar; return where the head went meanwhile: mm in the EPI → mm in the T1w."""
     image, affine, moved = simulated_t1w(rng, shape=shape, pose=pose)
     path = data_dir / label / "ses-mri3t/anat" / f"{label}_ses-mri3t_run-1_T1w.nii.gz"
     made = "SIMULATED by bold_audio from the template's tissues: nobody was scanned"
