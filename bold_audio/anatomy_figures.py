@@ -29,7 +29,7 @@ def plot_placed_regions(mean_image, affine, regions, *, brain=None, title, note=
     shown = {name: np.asarray(roi, bool) for name, roi in regions.items() if np.any(roi)}
     if not shown:
         raise ValueError("there is no region with a voxel to draw.")
-    fig = make_subplots(len(shown), 3, horizontal_spacing=0.04, vertical_spacing=0.22 / len(shown))
+    fig = make_subplots(len(shown), 3, horizontal_spacing=0.1, vertical_spacing=0.22 / len(shown))
     cuts = [Cut(mean_image.shape, affine, view) for view in VIEWS]
     image = np.asarray(mean_image, np.float32)
     low, high = style.limits(image[brain] if brain is not None else image)
@@ -48,7 +48,7 @@ def plot_placed_regions(mean_image, affine, regions, *, brain=None, title, note=
                 edge = cut.line(cut.turn(other.astype(np.float32)), k, window)
                 fig.add_trace(edge.update(line=dict(color=PALETTE[(1, 4, 2, 3)[n % 4]], width=2)), **place)
             cut.dress(fig, 3 * row + column + 1, cut.where(k), at=place)
-            tallest.append(cut.height(window, 0.3))
+            tallest.append(cut.height(window, 0.27))
     names = list(shown)
     for row, name in enumerate(names):
         top = fig.layout[f"yaxis{3 * row + 1}" if row else "yaxis"].domain[1]
@@ -57,8 +57,8 @@ def plot_placed_regions(mean_image, affine, regions, *, brain=None, title, note=
         text = f"<b>{name}</b>, {int(shown[name].sum())} voxels"
         fig.add_annotation(text=text, x=0, y=top, font_color=colour, **look)
     fig.update_layout(coloraxis=style.colour_scale(GREYS, (min(low, 0), high), "mean") | {"showscale": False})
-    height = len(names) * (max(tallest) + 95) + 120
-    return style.figure(title, fig=fig, height=height, note=note, top=105 if note else 80)
+    height = len(names) * (max(tallest) + 95) + 140
+    return style.figure(title, fig=fig, height=height, note=note, top=125 if note else 100)
 
 
 def _middle(inside, axis):
