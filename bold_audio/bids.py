@@ -121,6 +121,16 @@ def files_beside(path):
     return {"mask": next(iter(masks), None), "confounds": next(iter(tables), None)}
 
 
+def find_t1w(params, bold):
+    """Paths of a subject's T1w images, those of the scan's session first; scans made from others are left out."""
+    subject, session = params.data_path / f"sub-{params.subject}", entities_of(bold).get("ses")
+    folders = [subject / f"ses-{session}" / "anat"] if session else []
+    folders += [folder for folder in (subject / "anat", *sorted(subject.glob("ses-*/anat"))) if folder not in folders]
+    there = [path for folder in folders for path in sorted(folder.glob("*_T1w.nii*")) if path.is_file()]
+    raw = [path for path in there if not MADE_ENTITIES & set(entities_of(path))]
+    return [path for path in raw if path.suffix == ".gz" or path.with_name(f"{path.name}.gz") not in raw]
+
+
 def _missing_run(params, wanted, run=None):
     there = known_subjects(params)
     if params.dataset == DEFAULT_DATASET:

@@ -102,4 +102,4 @@ def write_dataset_description(params, version):
             "DatasetLinks": {"raw": params.data_path.as_uri()},
         },
     )
-    write_text(folder / ".bidsignore", "**/*_statmap.*\n**/*.html\n**/*.ipynb\n")
+    write_text(folder / ".bidsignore", "**/*_statmap.*\n**/*_xfm.*\n**/*.html\n**/*.ipynb\n")

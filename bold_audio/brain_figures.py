@@ -37,7 +37,7 @@ def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None,
     grid = _as_grid(volume, mask)
     if sorted(grid.shape)[1] == 1:
         return plot_regions(_listed(grid, names), names, title=title, unit=unit, symmetric=symmetric)
-    cut = _Cut(grid.shape, affine, view)
+    cut = Cut(grid.shape, affine, view)
     grid, under = cut.turn(grid), None if background is None else cut.turn(np.asarray(background, np.float32))
     edge = None if outline is None else cut.turn(np.asarray(outline, np.float32))
     inside = np.isfinite(grid)
@@ -99,7 +99,7 @@ def slice_player(
             fig.update_yaxes(title_text="Region (name)" if n == 1 else "", showticklabels=n == 1, col=n)
         fig.update_yaxes(autorange="reversed")
     else:
-        cut = _Cut(movie[0][0].shape, affine, view)
+        cut = Cut(movie[0][0].shape, affine, view)
         movie = [[cut.turn(g) for g in grids] for grids in movie]
         window = cut.box(np.isfinite(movie[0][0]))
         k = sum(window[0]) // 2
@@ -142,7 +142,7 @@ def plot_regions(values, names=None, *, title, unit, symmetric=False):
     return fig.update_yaxes(autorange="reversed", showgrid=False)
 
 
-class _Cut:
+class Cut:
     """Slices of a grid, turned to run left to right, back to front and bottom to top where the affine is known."""
 
     def __init__(self, shape, affine, view):
@@ -187,18 +187,18 @@ class _Cut:
         look = dict(line=dict(color="#E69F00", width=1.5, smoothing=0), hoverinfo="skip", showlegend=False)
         return go.Contour(z=cut.z, x=cut.x, y=cut.y, contours=level, **look)
 
-    def dress(self, fig, n, text):
-        """Name the axes of picture n, and its sides where they are known."""
+    def dress(self, fig, n, text, *, at=None):
+        """Name the axes of picture n, and its sides where they are known; ``at`` is its row and column, both named."""
         _, right, up = self.axes
         x, y = (f"{a}{n}" if n > 1 else a for a in "xy")
-        look = dict(constrain="domain", showgrid=False, col=n)
+        look = dict(constrain="domain", showgrid=False) | (at or dict(col=n))
         fig.update_xaxes(title_text=self.labels[right], nticks=4, **look)
-        first = dict(title_text=self.labels[up]) if n == 1 else dict(showticklabels=False, ticks="")
+        first = dict(title_text=self.labels[up]) if n == 1 or at else dict(showticklabels=False, ticks="")
         fig.update_yaxes(scaleanchor=x, constraintoward="top", **first, **look)
         place = dict(xref=f"{x} domain", yref=f"{y} domain", showarrow=False)
         fig.add_annotation(text=text, x=0.5, y=1, yanchor="bottom", **place)
-        for side, at in zip("PA" if right == 1 else "LR", (0, 1), strict=True) if self.sided else ():
-            fig.add_annotation(text=f"<b>{side}</b>", x=at, y=0, font_color="#D55E00", **place)
+        for side, end in zip("PA" if right == 1 else "LR", (0, 1), strict=True) if self.sided else ():
+            fig.add_annotation(text=f"<b>{side}</b>", x=end, y=0, font_color="#D55E00", **place)
 
 
 def _as_grid(values, mask):

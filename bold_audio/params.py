@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bold_audio.files import ParameterError, project_root, without_credentials
+from bold_audio.region_specs import check_regions
 
 SIMULATED = "sim"
 DEFAULT_DATASET = "ds003688"
@@ -81,6 +82,7 @@ class Params(BaseModel):
     realign: bool
     confounds: list[str]
     skip_initial: Seconds
+    regions: Annotated[dict[str, dict[str, Any]], BeforeValidator(check_regions)]
     # pairing
     delays: Annotated[list[Seconds], Field(min_length=1, max_length=2000)]
     delay_region: str
@@ -332,7 +334,8 @@ def _one_line(error):
         return f"parameter {name} is missing - set it in params/"
     what = first["msg"].removeprefix("Value error, ")
     got = without_credentials(str(first["input"]))[:80]
-    value = "" if first["type"] == "value_error" and not first["loc"] else f", got {got!r}"
+    whole = first["type"] == "value_error" and (not first["loc"] or " - " in what)  # it says what to do itself
+    value = "" if whole else f", got {got!r}"
     return f"{name}: {what[0].lower() + what[1:]}{value}"
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from bold_audio import (
     __version__,
     adopt,
+    anatomy,
+    atlases,
     bids,
     brain,
     confounds,
@@ -18,6 +20,8 @@ from bold_audio import (
     images,
     motion,
     pairing,
+    region_specs,
+    register,
     runs,
     sound,
     truth,
@@ -51,6 +55,8 @@ class Subject:
         Blocked folds inside train.
     designs : dict of str to pairing.SoundDesign
         ``sound``, ``zero`` (one window, for Δt = 0) and, with blocks, ``blocks``.
+    anatomy : anatomy.Anatomy
+        How the regions of the parameter ``regions`` were found, or why there are none.
     """
 
     params: object
@@ -60,6 +66,7 @@ class Subject:
     split: pairing.Split
     folds: list
     designs: dict
+    anatomy: anatomy.Anatomy
 
     @property
     def Y(self):
@@ -126,11 +133,11 @@ class Subject:
 
     @cached_property
     def input_md5(self):
-        """MD5 of the scan and of what the sound features were made from."""
+        """MD5 of the scan, of what the sound features were made from, and of what regions were found by."""
         params = self.params
         sources = [params.audio_files] if params.feature_source == "audio" else annotation_paths(params)
         paths = [path for part in self.run.files.parts for path in (part.bold, part.mask, part.confounds)]
-        paths = [path for path in (*paths, *itertools.chain(*sources)) if path is not None]
+        paths = [path for path in (*paths, *itertools.chain(*sources), *self.anatomy.files) if path is not None]
         names = [path.name for path in dict.fromkeys(paths)]
         return {
             path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)
@@ -141,13 +148,15 @@ class Subject:
         import bold_audio.prepare as this
 
         kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
-        read = (bids, confounds, data, features, images, motion, pairing, runs, sound, truth, this)
+        read = (anatomy, atlases, bids, confounds, data, features, images, motion, pairing, region_specs, register)
+        read = (*read, runs, sound, truth, this)
         return fingerprint(kept, self.input_md5, code_fingerprint(*read, *modules))
 
     def record(self, step, **facts):
         """Write what a step did into ``provenance.json``."""
         parameters = self.params.model_dump()
-        record_step(self.path("provenance.json"), step, parameters=parameters, input_md5=self.input_md5, **facts)
+        known = {"parameters": parameters, "input_md5": self.input_md5, "anatomy": self.anatomy.facts}
+        record_step(self.path("provenance.json"), step, **known, **facts)
 
     def path(self, name):
         """Path of one of this subject's result files."""
@@ -276,7 +285,9 @@ def open_subject(params):
     )
     run = data.load_run(files, params, train=split.train, level_on=level_volumes(files, split, params))
     brain.write_dataset_description(params, __version__)
-    return Subject(params, run, first_sound(sounds), blocks and blocks[0], split, folds, designs)
+    found = anatomy.find_anatomy(run, params)
+    run.regions.update(found.regions)
+    return Subject(params, run, first_sound(sounds), blocks and blocks[0], split, folds, designs, found)
 
 
 def level_volumes(files, split, params):

@@ -15,16 +15,21 @@ from scipy import ndimage
 from bold_audio.features import mfcc_features, read_table
 from bold_audio.files import DataError, ParameterError, file_md5, lock, read_json, write_json, write_table, write_whole
 from bold_audio.film import SAMPLE_RATE, T_R, add_signal, film_blocks, film_sound, plant
+from bold_audio.simulated_anatomy import (
+    FULL_SHAPE,
+    REGIONS,
+    VOXEL_SIZE,
+    draw_pose,
+    epi_grid,
+    rotation,
+    simulated_head,
+    simulated_t1w,
+)
 
-VOXEL_SIZE = 4.0  # mm
-FULL_SHAPE = (40, 64, 64)  # left-right, back-front, down-up
 RUN = "ses-mri3t_task-film_run-1"
 DATASET_NAME = "SIMULATED film fMRI with a known answer (bold_audio)"
 FILM_VERSION = 1  # count up when the same seed gives another sound
 MFCC = {"sample_rate": SAMPLE_RATE, "n_mfcc": 13, "n_fft": 2048, "hop_length": 512}
-# Centre in template (MNI) mm and radius in mm. Left is the larger, so that the pooled delay leans to one side.
-REGIONS = {"auditory_left": ((-54.0, -20.0, 6.0), 16.0), "auditory_right": ((54.0, -20.0, 6.0), 12.0)}
-HEAD_SCALE, HEAD_CENTRE = 0.92, ((0.0,), (-18.0,), (6.0,))  # size against the template's; template mm at its centre
 README = """This dataset is SIMULATED. Nobody was scanned, and no film exists.
 
 bold_audio made the sound (stimuli/film.wav) and the scans, with a known answer planted in them: two auditory regions
@@ -38,67 +43,6 @@ NOTES = {
     "noise": "ar_share of it autoregressive (ar_rho), the rest white; on top drift of `drift` times its deviation, "
     "cosines of 1 to 3 half-cycles over the run; all together with the sound 1 to 1.5 % of the voxel's mean",
 }
-
-
-@functools.cache
-def _template(resolution=2):
-    """Return the MNI head's intensity and brain (0 to 1) on its own grid, and that grid's affine."""
-    from nilearn import datasets
-
-    grey = datasets.load_mni152_gm_template(resolution=resolution)
-    white = datasets.load_mni152_wm_template(resolution=resolution)
-    mask = datasets.load_mni152_brain_mask(resolution=resolution)
-    gm, wm, brain = (np.pad(image.get_fdata(dtype=np.float32), 8) for image in (grey, white, mask))
-    away = ndimage.distance_transform_edt(brain < 0.5) * resolution  # mm outside the brain
-    skull, scalp = (away > 0) & (away <= 6), (away > 6) & (away <= 13)
-    tissue = 1040 * gm + 870 * wm + 640 * np.clip(brain - gm - wm, 0, 1)
-    affine = grey.affine.copy()
-    affine[:3, 3] -= 8 * resolution
-    return np.where(brain > 0.5, tissue, 60 * skull + 150 * scalp).astype(np.float32), brain, affine
-
-
-def simulated_head(rng, *, shape=FULL_SHAPE):
-    """Place a head in the scanner, a little off centre, turned and of its own size.
-
-    The head fills the grid of ``shape``, in voxels of 4 mm, so that a small grid holds a small head.
-
-    Returns
-    -------
-    image : array of ``shape``
-        Mean intensity, float32; 0 is air.
-    brain : bool array of ``shape``
-    distances : array of shape (n_regions, *shape)
-        Distance to each region's centre, relative to its radius.
-    affine : array of shape (4, 4)
-        Voxel to scanner mm, RAS+.
-    """
-    size = np.array(shape) / FULL_SHAPE  # of this head against a full-size one
-    affine = np.diag([VOXEL_SIZE] * 3 + [1.0])
-    affine[:3, 3] = np.round(-VOXEL_SIZE * (np.array(shape) - 1) / 2 + (1.5, -9.0, 6.0) * size, 2)
-    indices = np.indices(shape).reshape(3, -1)
-    grid = indices * VOXEL_SIZE + affine[:3, 3:] - (rng.normal(0, 3, 3) * size)[:, None]
-    scale = HEAD_SCALE * rng.uniform(0.97, 1.03) * size[:, None]
-    mni = rotation(rng.normal(0, 0.03, 3)) @ grid / scale + HEAD_CENTRE
-    *maps, template = _template()
-    at = np.linalg.inv(template)[:3] @ np.vstack([mni, np.ones(mni.shape[1])])
-    blur = 0.7 / scale[:, 0]  # template voxels: one of ours averages over itself
-    image, inside = (ndimage.map_coordinates(ndimage.gaussian_filter(a, blur), at, order=1) for a in maps)
-    image *= 1 + 0.06 * np.sin(mni[1] / 70)  # sensitivity of the coil
-    image[image < 20] = 0
-    distances = []
-    for centre, radius in REGIONS.values():
-        near = np.linalg.norm(mni - np.array(centre)[:, None], axis=0)
-        middle = indices[:, [np.where(inside > 0.5, near, np.inf).argmin()]]
-        mm = VOXEL_SIZE * np.linalg.norm(indices - middle, axis=0)
-        distances.append(mm.reshape(shape) / max(radius * size.mean(), 1.8 * VOXEL_SIZE))
-    return image.reshape(shape).astype(np.float32), inside.reshape(shape) > 0.5, np.array(distances), affine
-
-
-def rotation(angles):
-    """Return the matrix that turns about x, then y, then z, by ``angles`` in radians."""
-    (a, b, c), (x, y, z) = np.cos(angles), np.sin(angles)
-    about_z, about_y = np.array([[c, -z, 0], [z, c, 0], [0, 0, 1]]), np.array([[b, 0, y], [0, 1, 0], [-y, 0, b]])
-    return about_z @ about_y @ np.array([[1, 0, 0], [0, a, -x], [0, x, a]])
 
 
 def smooth(field, fwhm):
@@ -265,7 +209,11 @@ def simulate_subject(
         ]
 
     rng_head, rng_tuning, *rngs = np.random.default_rng([seed, *subject.encode()]).spawn(4)
-    image, brain, distances, affine = simulated_head(rng_head, shape=shape)
+    pose = draw_pose(rng_head, size=epi_grid(shape)[1])
+    image, brain, distances, affine = simulated_head(shape=shape, pose=pose)
+    moved = write_t1w(
+        data_dir, f"sub-{subject}", rng=np.random.default_rng([seed, *subject.encode(), 1000]), shape=shape, pose=pose
+    )
     amplitude = image * (0.0125 + 0.0025 * np.sin(np.indices(shape).sum(axis=0) / 5)).astype(np.float32)
     # Both sides answer to much the same sound, or no single delay would fit both; people share most of their tuning.
     tuning, both = np.random.default_rng([film_seed, 6]), (MFCC["n_mfcc"], 1)
@@ -289,7 +237,9 @@ def simulate_subject(
             folder = data_dir / f"sub-{subject}" / "ses-mri3t/func"
             name = f"sub-{subject}_{RUN.replace('run-1', f'run-{k + 1}')}"
             write_run(folder / name, volumes, affine, duration=films[k]["duration"])
+    head = {"shift": pose.shift, "scale": pose.scale.ravel(), "turn": pose.turn, "epi_to_t1w": moved}
     facts = {"settings": settings, "film": films[0], "n_voxels_brain": int(brain.sum())}
+    facts |= {"head": {name: array.tolist() for name, array in head.items()}}
     return write_subject(data_dir, volumes, planted, affine=affine, brain=brain, moves=moves, facts=facts)
 
 
@@ -386,6 +336,16 @@ def write_subject(data_dir, volumes, planted, *, affine, brain, moves, facts):
         write_table(truth / files["motion"], pd.DataFrame(moves, columns=columns))
     write_json(truth / "truth.json", truth_facts(planted, facts) | {"files": files})
     return write_run(bids, volumes, affine, duration=facts["film"]["duration"])
+
+
+def write_t1w(data_dir, label, *, rng, shape, pose):
+    """Write a T1w of the head and its sidecar; return where the head went meanwhile: mm in the EPI → mm in the T1w."""
+    image, affine, moved = simulated_t1w(rng, shape=shape, pose=pose)
+    path = data_dir / label / "ses-mri3t/anat" / f"{label}_ses-mri3t_run-1_T1w.nii.gz"
+    made = "SIMULATED by bold_audio from the template's tissues: nobody was scanned"
+    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"Manufacturer": made, "SequenceName": made})
+    write_nifti(path, image, affine)
+    return moved
 
 
 def write_run(bids, volumes, affine, *, duration):
