@@ -1,12 +1,14 @@
 """What stands beside a subject's answer: controls, the other people, and the map in the template's space."""
 
 import numpy as np
+import pandas as pd
 
-from bold_audio import anatomy, brain, ceiling, control_sentences, controls, hemispheres, inferred, pairing
+from bold_audio import anatomy, ceiling, controls, hemispheres, inferred, pairing
 from bold_audio.delays import MLP_ONLY
 from bold_audio.files import DataError, read_json, write_table, write_text
 from bold_audio.inference_sentences import OVER_PAST, WITHIN
-from bold_audio.outcomes import _read, study_region
+from bold_audio.outcomes import study_region
+from bold_audio.sentences import scan_note
 
 WHITE = 0.9  # share of white matter that a voxel of the template must have
 
@@ -41,7 +43,7 @@ def ensure_controls(subject, found):
         )
         write_table(path, table)
         subject.record(step, key=key)
-    return _read(subject, "controls.tsv")
+    return pd.read_csv(path, sep="\t")
 
 
 def test_sound(subject, features, regions):
@@ -77,6 +79,41 @@ def white_matter(subject):
     template = load_mni152_wm_template(resolution=2)
     points = subject.anatomy.template_mm[subject.run.mask]
     return anatomy.nearest_values(template.get_fdata() > WHITE, template.affine, points)
+
+
+def write_views(subject, z, sure):
+    """Write the map as a page to scroll through, over the subject's mean volume, in the report's folder.
+
+    Parameters
+    ----------
+    z : array of shape (i, j, k)
+        NaN outside the mask.
+    sure : bool array of shape (i, j, k)
+        Where the map is significant: the page opens there.
+
+    Returns
+    -------
+    Path or None
+        ``report/map_of_the_sound.html``; None where the scan has no grid to look at.
+    """
+    run = subject.run
+    if min(z.shape) < 2:
+        return None
+    import nibabel as nib
+    from nilearn.image import coord_transform
+    from nilearn.plotting import view_img
+
+    images = [nib.Nifti1Image(np.asarray(one, np.float32), run.affine) for one in (np.nan_to_num(z), run.mean_image)]
+    shown = np.where(sure, z, -np.inf) if sure.any() else np.where(np.isfinite(z), z, -np.inf)
+    at = coord_transform(*np.unravel_index(np.argmax(shown), z.shape), run.affine)
+    title = f"{scan_note(subject.params) or ''} evidence of the sound beyond the past, not thresholded".strip()
+    look = {"cut_coords": at, "title": title, "threshold": None, "opacity": 0.7, "cmap": "RdBu_r"}
+    page = view_img(
+        images[0], bg_img=images[1], black_bg=True, vmax=float(np.percentile(np.abs(z[np.isfinite(z)]), 99.9)), **look
+    )
+    path = subject.path("report/map_of_the_sound.html")
+    write_text(path, page.get_standalone())
+    return path
 
 
 def find_ceiling(subject, scores):
