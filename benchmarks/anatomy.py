@@ -2,9 +2,9 @@
 
     python benchmarks/anatomy.py [--quick] [--heads 5] [--seed0 3000]
 
-Heads differ from the template by shift, turn and size, and by a bend of 0, 1.5 or 3 mm (root mean square) that no affine
-transform undoes; between EPI and T1w they have moved, and both have noise. EPI distortions and signal loss are not
-simulated. Truth: the voxels of the brain whose template mm lie in the default spheres. Ends with one line of JSON.
+Heads differ from the template by shift, turn and size, and by a bend of 0, 1.5 or 3 mm (root mean square) that no
+affine transform undoes; between EPI and T1w they have moved, and both have noise. EPI distortions and signal loss are
+not simulated. Truth: the voxels of the brain whose template mm lie in the default spheres. Ends with a line of JSON.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import pandas as pd
 
 from bold_audio import register
 from bold_audio.params import load_params
-from bold_audio.simulated_anatomy import draw_pose, epi_grid, simulated_head, simulated_t1w
+from bold_audio.simulated_anatomy import draw_pose, simulated_head, simulated_t1w
 
 
 def measure(seed, bend):

@@ -329,7 +329,7 @@ def test_the_picture_draws_every_region_in_three_cuts_with_its_sides(make_run, s
     fig = anatomy_figures.plot_placed_regions(run.mean_image, run.affine, grids, title="SIMULATED")
     assert [trace.type for trace in fig.data].count("heatmap") == 6
     assert [trace.type for trace in fig.data].count("contour") == 12
-    axial = [trace for trace in fig.data if trace.type == "contour"][0]
+    axial = next(trace for trace in fig.data if trace.type == "contour")
     at = np.argwhere(np.asarray(axial.z) > 0.5)
     left = np.asarray(axial.x)[at[:, 1]]
     assert len(left) and (left + SHIFT[0] < 0).all() and np.all(np.diff(axial.x) > 0)
