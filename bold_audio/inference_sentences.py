@@ -136,7 +136,10 @@ def about_calibration(table):
 def calibration_rows(table):
     """The benchmark's rates as a table to show: one row per kind of scan, one column per figure."""
     kept = table[table["kind"].isin(RATES)]
-    shown = kept.pivot_table(index="kind", columns="figure", values="value", sort=False, observed=True)
-    n = kept.groupby("kind", sort=False)["n"].max()
-    shown = shown.reindex([kind for kind in RATES if kind in shown.index]).rename(index=RATES)
-    return pd.concat([n.rename(index=RATES).reindex(shown.index).rename("scans"), shown], axis=1)
+    rows = []
+    for kind, name in RATES.items():
+        mine = kept[kept["kind"] == kind]
+        if len(mine):
+            figures = dict(zip(mine["figure"], mine["value"], strict=True))
+            rows.append({"where nothing is there": name, "scans": int(mine["n"].max())} | figures)
+    return pd.DataFrame(rows)

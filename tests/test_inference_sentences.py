@@ -109,7 +109,10 @@ def test_calibration_says_each_rate_and_its_limit():
     assert "REAL one-back scan, which heard nothing: a map with any voxel in 5% (of 40)" in text
     assert "61 s, near the blocks' cycle: a map with any voxel in 30%" in text and "known limit" in text
     rows = inference_sentences.calibration_rows(calibration())
-    assert len(rows) == 3 and rows["scans"].tolist() == [40, 40, 40]
+    assert rows["where nothing is there"].tolist()[-1].startswith("the REAL one-back scan")
+    assert rows["scans"].tolist() == [40, 40, 40] and rows[inference_sentences.ANY].tolist() == [0.06, 0.3, 0.05]
+    one_kind = inference_sentences.calibration_rows(calibration().iloc[:2])
+    assert len(one_kind) == 1
 
 
 def test_gains_are_drawn_beside_their_surrogates():
