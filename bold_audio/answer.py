@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from bold_audio import anatomy, ceiling, controls, hemispheres, inferred, pairing
+from bold_audio import anatomy, brain, ceiling, contrast, controls, hemispheres, inferred, pairing
 from bold_audio.delays import MLP_ONLY
 from bold_audio.files import DataError, read_json, write_table, write_text
 from bold_audio.inference_sentences import OVER_PAST, WITHIN
@@ -44,6 +44,31 @@ def ensure_controls(subject, found):
         write_table(path, table)
         subject.record(step, key=key)
     return pd.read_csv(path, sep="\t")
+
+
+def find_contrast(subject, found):
+    """Speech against music blocks over the whole run, as a map; None where the film has no blocks.
+
+    Writes the map of t.
+
+    Returns
+    -------
+    contrast.ContrastMap or None
+    """
+    if subject.blocks is None:
+        return None
+    params, run = subject.params, subject.run
+    made = contrast.contrast_map(
+        subject.Y,
+        subject.designs["blocks"].at(found.delay),
+        rows=subject.whole_run,
+        t_r=run.files.t_r,
+        order=params.history_order,
+        chunk_voxels=params.chunk_voxels,
+    )
+    text = f"t of speech above music at {found.delay:g} s, whole run; |t| > {made.threshold:.2f} is 5 % family-wise"
+    brain.write_map(run, params, made.t, model="speechMusic", stat="t", description=text)
+    return made
 
 
 def test_sound(subject, features, regions):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from bold_audio.sentences import heard
 from bold_audio.significance import LEVEL
 
 WITHIN, OVER_PAST = "history_blocks_sound", "history_sound"
@@ -17,11 +18,6 @@ RATES = {  # kind in calibration.tsv → what it is called
 }
 ANY, REGION = "maps with any voxel at family-wise p <= .05", "one region, over past and blocks: p <= 0.05"
 REGION_OVER_PAST = "one region, over the past: p <= 0.05"
-
-
-def heard(feature_source):
-    """What the features are called: annotations are never called the sound."""
-    return "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
 
 
 def primary_region(table):
@@ -96,9 +92,9 @@ def about_map(found, *, fwhm, feature_source="audio"):
     text = (
         f"{by_q:,} of {len(voxels):,} voxels follow {heard(feature_source)} beyond their past at q ≤ {LEVEL:g} (false "
         f"discovery rate), {by_fwe:,} at family-wise p ≤ {LEVEL:g}; {found.n_shifts} circular shifts and "
-        f"{found.n_randomised} shifts of phase-randomised sound, each with its own best delay"
+        f"{found.n_randomised} shifts of phase-randomised sound, averaged over the delays like the sound itself"
     )
-    text += f", voxels averaged over {fwhm:g} mm." if fwhm else "."
+    text += f"; voxels are averaged over {fwhm:g} mm." if fwhm else "."
     sure = voxels[voxels["q"] <= LEVEL]
     if len(sure):
         low, middle, high = sure["delay"].quantile([0.25, 0.5, 0.75])

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bold_audio import brain, data, gram, region_inference, significance, sweep, voxel_inference
+from bold_audio import brain, contrast, data, gram, region_inference, significance, sweep, voxel_inference
 from bold_audio.delays import MLP_ONLY
 from bold_audio.files import read_json, write_arrays, write_table
 from bold_audio.pairing import scale_on
 
 QUESTIONS = {"history_sound": "the past", "history_blocks_sound": "the past and the film's blocks"}
-PICKED = "responsive"  # found by the sound itself: a p value of it would be a circle
+PICKED = "speech_music"  # found by the film's blocks, which the sound tells: over the past alone its p is a circle
 BLOCK_DELAYS = 3  # the blocks are in the past at the first, middle and last delay of the window
 COLUMNS = ["region", "model", "over", "gain", "partial_r", "p", "n_surrogates", "delay", "first_delay", "last_delay"]
 COLUMNS += ["n_voxels", "null_low", "null_high"]
@@ -68,11 +68,13 @@ def ensure_regions(subject):
     DataFrame
         ``region, model, over, gain, partial_r, p, n_surrogates, delay, first_delay, last_delay, n_voxels``: ``model``
         is history_sound or, where the film has blocks, history_blocks_sound too; delays (s) are those of the outer
-        folds; ``null_low, null_high`` hold the middle 95 % of the surrogates' gains.
+        folds; ``null_low, null_high`` hold the middle 95 % of the surrogates' gains. p is missing for `PICKED` over the
+        past alone.
     """
     import bold_audio.inferred as this
 
-    key = subject.result_key(gram, significance, region_inference, voxel_inference, sweep, this, without=MLP_ONLY)
+    read = (contrast, gram, significance, region_inference, voxel_inference, sweep, this)
+    key = subject.result_key(*read, without=MLP_ONLY)
     path = subject.path("inference_regions.tsv")
     done = read_json(subject.path("provenance.json"), default={}).get(STEP[1], {})
     if done.get("key") == key and path.is_file():
@@ -84,9 +86,18 @@ def ensure_regions(subject):
 
 
 def asked_regions(subject):
-    """Regions that are asked about: all but the whole brain, which is the map's, and what the sound itself picked."""
-    whole = subject.run.whole
-    return {name: roi for name, roi in subject.run.regions.items() if name not in (whole, PICKED) and roi.any()}
+    """Regions that are asked about: all but the whole brain, which is the map's, and `speech_music` where there is one.
+
+    The voxels that answer to speech and music blocks are found inside train alone.
+    """
+    whole, params = subject.run.whole, subject.params
+    asked = {name: roi for name, roi in subject.run.regions.items() if name != whole and roi.any()}
+    if subject.blocks is not None:
+        how = {"t_r": subject.run.files.t_r, "order": params.history_order, "chunk_voxels": params.chunk_voxels}
+        boxcar = subject.designs["blocks"].at(float(np.median(params.delays)))
+        found = contrast.blocks_region(subject.Y, boxcar, train=subject.split.train, **how)
+        asked |= {PICKED: found} if found.any() else {}
+    return asked
 
 
 def infer_subject_regions(subject, regions, *, features=None, questions=None, n_randomised=None, seed=None):
@@ -118,11 +129,10 @@ def infer_subject_regions(subject, regions, *, features=None, questions=None, n_
     }
     lines = []
     for model in questions:
-        if ("blocks" in model and subject.blocks is None) or not members:
+        with_blocks = "blocks" in model
+        if not members or (with_blocks and subject.blocks is None):
             continue
-        folds = [
-            _fold(subject, members, design, grid, fit, held, "blocks" in model) for fit, held in subject.outer_folds()
-        ]
+        folds = [_fold(subject, members, design, grid, fit, held, with_blocks) for fit, held in subject.outer_folds()]
         for name, one in region_inference.infer_regions(folds, grid, **options).items():
             lines.append(
                 {
@@ -131,7 +141,7 @@ def infer_subject_regions(subject, regions, *, features=None, questions=None, n_
                     "over": QUESTIONS[model],
                     "gain": one.gain,
                     "partial_r": one.partial_r,
-                    "p": one.p,
+                    "p": np.nan if name == PICKED and not with_blocks else one.p,
                     "n_surrogates": one.n_surrogates,
                     "delay": float(np.median(one.delays)),
                     "first_delay": float(one.delays.min()),
@@ -198,7 +208,9 @@ def _shifts(subject, grid):
 
 def calibration():
     """How often the procedure is wrong where nothing is there, by the benchmark: ``kind, figure, value, n, asked``."""
-    return pd.read_csv(Path(__file__).with_name("calibration.tsv"), sep="\t")
+    # One kind of scan is called "null", which pandas would take for a missing value.
+    path = Path(__file__).with_name("calibration.tsv")
+    return pd.read_csv(path, sep="\t", keep_default_na=False, na_values={"value": ["n/a"]})
 
 
 def write_voxel_maps(subject, found):

@@ -2,13 +2,10 @@
 
 import numpy as np
 
+from bold_audio.sentences import heard
+
 NEAR = 0.01  # skill below which a model predicts no better than the mean, for the eye
 CLEAR = 2.0  # standard errors over folds that a number must be away from 0 to be called more than nothing
-
-
-def _heard(feature_source):
-    """What is heard: annotations are never called the sound."""
-    return "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
 
 
 def _sure(value, spread):
@@ -27,7 +24,7 @@ def _row(table, **wanted):
 
 def about_out_of_fold(table, region, *, feature_source="audio"):
     """What the sound adds in a region over the whole run, each volume predicted by a model that never saw it."""
-    lines, heard = [], _heard(feature_source)
+    lines, name = [], heard(feature_source)
     for model, past in (
         ("history_sound", "own history"),
         ("history_blocks_sound", "own history and the film's blocks"),
@@ -41,7 +38,7 @@ def about_out_of_fold(table, region, *, feature_source="audio"):
         partial = f", partial r {row['partial_r_median']:.3f} in the median voxel that has it"
         partial = partial if np.isfinite(row["partial_r_median"]) else ", no voxel was given it"
         lines.append(
-            f"In `{region}` {heard} {verdict} what {past} predict{'s' if model == 'history_sound' else ''}: gain "
+            f"In `{region}` {name} {verdict} what {past} predict{'s' if model == 'history_sound' else ''}: gain "
             f"{_with_spread(row['skill'], row['fold_spread'])} (standard error over folds{partial})."
         )
     first = _row(table, region=region)
@@ -57,7 +54,7 @@ def about_partition(table, region, *, feature_source="audio"):
     whole, sound = table[table["kind"] == "model"].iloc[-1], _row(table, kind="unique", bands="sound")
     text = (
         f"All bands together reach an out-of-fold skill of {whole['skill']:.3f} in `{region}` "
-        f"({_voxels(whole)}). Unique to {_heard(feature_source)} is "
+        f"({_voxels(whole)}). Unique to {heard(feature_source)} is "
         f"{_with_spread(sound['skill'], sound['fold_spread'])}"
     )
     parts = []
@@ -111,7 +108,7 @@ def about_responses(table, region, *, feature_source="audio"):
     if not len(done) or single["features"] not in set(done["features"]):
         return f"The responses could not be compared in `{region}`: {single['note']}."
     parts = [f"{row.features} {row.skill:+.4f} ± {row.fold_spread:.4f}" for row in done.itertuples()]
-    text = f"Out-of-fold skill of {_heard(feature_source)} alone in `{region}` ({_voxels(single)}): {', '.join(parts)}."
+    text = f"Out-of-fold skill of {heard(feature_source)} alone in `{region}` ({_voxels(single)}): {', '.join(parts)}."
     best = done.loc[done["skill"].idxmax()]
     if not np.isfinite(best["ratio"]):
         return f"{text} None is clearly above 0, so what a single delay loses cannot be said."
@@ -147,7 +144,7 @@ def about_learning_curve(table, region, *, feature_source="audio"):
     change = last["skill"] - before["skill"]
     verdict = "is still rising" if change > spread else "is falling" if change < -spread else "does not clearly change"
     return (
-        f"In `{region}` the out-of-fold skill of {_heard(feature_source)} {verdict} from {before['n_fit']:.0f} to "
+        f"In `{region}` the out-of-fold skill of {heard(feature_source)} {verdict} from {before['n_fit']:.0f} to "
         f"{last['n_fit']:.0f} volumes fitted on ({before['skill']:+.4f} to "
         f"{_with_spread(last['skill'], last['fold_spread'])}); its gain over own history goes from "
         f"{before['gain']:+.4f} to {_with_spread(last['gain'], last['gain_spread'])}."

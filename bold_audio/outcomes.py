@@ -165,8 +165,9 @@ def study_region(subject):
 
 def _study(subject, kind, region, modules, make, *settings):
     """The table of one study of one region, made from its outer folds where it is not there yet."""
+    step = kind if region is None else f"{kind}_{region}"
     region = region or study_region(subject)
-    step, key = f"{kind}_{region}", _key(subject, modules, region, *settings)
+    key = _key(subject, modules, region, *settings)
     if not _done(subject, step, key, f"{step}.tsv"):
         folds = nested.region_folds(subject, ensure_outer_folds(subject), region, _smooth(subject))
         write_table(subject.path(f"{step}.tsv"), make(folds).assign(region=region))
@@ -182,7 +183,7 @@ def _read(subject, name):
 def ensure_partition(subject, region=None):
     """What sound, blocks and own history predict alone and in common in a region; see `partition.partition_region`.
 
-    Writes ``partition_<region>.tsv``.
+    Writes ``partition.tsv``, for another region than `study_region` ``partition_<region>.tsv``.
     """
 
     def make(folds):
@@ -195,7 +196,7 @@ def ensure_partition(subject, region=None):
 def ensure_ablations(subject, region=None):
     """Loudness, MFCCs without it, all of them, envelope, blocks, annotations; see `ablations.compare_sets`.
 
-    Writes ``ablations_<region>.tsv``.
+    Writes ``ablations.tsv``, for another region than `study_region` ``ablations_<region>.tsv``.
     """
     tables = []
     if subject.params.annotation_tables:
@@ -211,7 +212,7 @@ def ensure_ablations(subject, region=None):
 def ensure_responses(subject, region=None):
     """What a single delay loses against windows over 0 to 12 s and the canonical response: `ablations.compare_sets`.
 
-    Writes ``responses_<region>.tsv``.
+    Writes ``responses.tsv``, for another region than `study_region` ``responses_<region>.tsv``.
     """
 
     def make(folds):
@@ -223,7 +224,7 @@ def ensure_responses(subject, region=None):
 def ensure_horizon(subject, region=None):
     """Open-loop skill by how far ahead, from many starting points; see `horizon.skill_by_horizon`.
 
-    Writes ``horizon_<region>.tsv``.
+    Writes ``horizon.tsv``, for another region than `study_region` ``horizon_<region>.tsv``.
     """
 
     def make(folds):
@@ -236,7 +237,7 @@ def ensure_horizon(subject, region=None):
 def ensure_learning_curve(subject, region=None):
     """Skill and gain in a region by the share of volumes fitted on; see `learning_curve.learning_curve`.
 
-    Writes ``learning_curve_<region>.tsv``.
+    Writes ``learning_curve.tsv``, for another region than `study_region` ``learning_curve_<region>.tsv``.
     """
     params = subject.params
 
@@ -253,7 +254,7 @@ def ensure_effective_samples(subject, region=None):
     """How many independent samples a feature's correlation with a region's voxels is worth; see `effective`.
 
     Over the whole run, at the median delay of the outer folds; a description of the data, nothing is chosen by it.
-    Writes ``effective_samples_<region>.tsv``.
+    Writes ``effective_samples.tsv``, for another region than `study_region` ``effective_samples_<region>.tsv``.
     """
 
     def make(folds):

@@ -187,14 +187,18 @@ def about_expectations(table, region):
     )
 
 
+def heard(feature_source):
+    """What the features are called: annotations are never called the sound."""
+    return "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
+
+
 def headline(table, region, delay, *, feature_source="audio"):
     """The sentence at the top of a subject's report; annotations are never called the sound."""
     name = "history_blocks_sound" if row_of(table, "history_blocks_sound", region) is not None else "history_sound"
     row, alone = row_of(table, name, region), row_of(table, "sound", region)
     alone_r = f"r = {alone['r_median']:.2f}" if np.isfinite(alone["r_median"]) else "no r (its strength vanished)"
     change = "lowers" if row["skill"] >= 0 else "raises"
-    heard = "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
     return (
-        f"In `{region}` {heard} alone reaches {alone_r} in the median voxel at Δt = {delay:g} s; added to "
+        f"In `{region}` {heard(feature_source)} alone reaches {alone_r} in the median voxel at Δt = {delay:g} s; added to "
         f"`{row['reference']}`, it {change} the one-step squared error by {abs(row['skill']):.2%}."
     )

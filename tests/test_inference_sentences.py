@@ -89,7 +89,7 @@ def test_other_regions_are_counted_against_chance():
 def test_map_is_told_by_both_corrections(q, fwe, careful):
     text = inference_sentences.about_map(voxels(q, fwe), fwhm=8)
     assert f"{q} of 1,000 voxels follow the sound beyond their past" in text and f"{fwe} at family-wise" in text
-    assert "averaged over 8 mm" in text and ("with care" in text) == careful
+    assert "are averaged over 8 mm" in text and ("with care" in text) == careful
     assert ("delays lie" in text) == (q > 0)
 
 
