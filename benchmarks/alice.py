@@ -1,4 +1,5 @@
-"""Twelve people listening to Alice: the delay curve of each region and what the sound adds to the past.
+"""Twelve people listening to Alice: the delay curve of each region, what the sound adds to the past, and whether chance
+does as much, for each person and for all together.
 
     python benchmarks/alice.py [--quick] [--features audio annotations]
 
@@ -11,9 +12,12 @@ import argparse
 import json
 import sys
 
+import numpy as np
 import pandas as pd
 
-from bold_audio import bids, workflow
+from scipy.stats import permutation_test
+
+from bold_audio import bids, inferred, workflow
 from bold_audio.params import load_params
 
 
@@ -27,7 +31,24 @@ def measure(subject_label, feature_source):
         subject, rows, subject.split.test, subject.run.regions, fitted_on=subject.split.train
     )
     known = {"subject": subject_label, "delay": found.delay, "identifiable": bool(found.chosen["identifiable"])}
-    return found.table.assign(subject=subject_label), table.assign(**known)
+    inference = inferred.ensure_regions(subject).assign(subject=subject_label)
+    return found.table.assign(subject=subject_label), table.assign(**known), inference
+
+
+def together(inference):
+    """One row per region: mean out-of-fold gain, its sign-flip p (one-sided), and in how many people p is at most .05.
+
+    2 to the power of the number of people are all sign flips there are; the p is exact.
+    """
+    lines = []
+    for region, rows in inference.groupby("region", sort=False):
+        gains = rows["gain"].to_numpy()
+        flipped = permutation_test(
+            (gains,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
+        )
+        alone = {"people_p_05": int((rows["p"] <= 0.05).sum()), "smallest_p": rows["p"].min()}
+        lines.append({"region": region, "gain": gains.mean(), "p_sign_flip": flipped.pvalue} | alone)
+    return pd.DataFrame(lines).set_index("region")
 
 
 def main():
@@ -41,7 +62,8 @@ def main():
         sys.exit("alice is not there - set data_dir in params/alice.yaml")
     result = {"people": len(people)}
     for source in options.features:
-        curves, tables = (pd.concat(parts) for parts in zip(*(measure(p, source) for p in people), strict=True))
+        made = zip(*(measure(p, source) for p in people), strict=True)
+        curves, tables, inference = (pd.concat(parts) for parts in made)
         curve = curves.pivot_table(index="region", columns="delay", values="skill", sort=False)
         print(f"\n{source}: skill of the sound on held-out volumes of train by delay (s), mean of {len(people)} people")
         print(curve.round(4).to_string())
@@ -51,6 +73,12 @@ def main():
         print(f"\n{source}: r on the test part, one-step, and the gain of history_sound over history, mean of people")
         shown = r[["sound", "history", "history_sound"]].assign(gain=gain)
         print(shown.round(4).to_string())
+        group = together(inference)
+        print(f"\n{source}: over the whole run, out of fold: gain over the past, its p by sign-flips over people,")
+        print("and in how many people the person's own p (surrogates) is at most .05, not corrected for regions")
+        print(group.round(4).to_string())
+        print(f"\n{source}: p of the gain among surrogates, person by person")
+        print(inference.pivot_table(index="subject", columns="region", values="p", sort=False).round(3).to_string())
         sure = tables.groupby("subject")["identifiable"].first()
         print(f"\n{source}: the delay is identifiable in {sure.sum()} of {len(sure)} people")
         result[source] = {
@@ -60,6 +88,8 @@ def main():
             "lptl_history_sound_r": round(float(r.loc["LPTL", "history_sound"]), 4),
             "lptl_sound_r": round(float(r.loc["LPTL", "sound"]), 4),
             "lptl_gain": round(float(gain["LPTL"]), 5),
+            "lptl_gain_whole_run": round(float(group.loc["LPTL", "gain"]), 5),
+            "lptl_p_sign_flip": round(float(group.loc["LPTL", "p_sign_flip"]), 4),
         }
     print(json.dumps(result))
 

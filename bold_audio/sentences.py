@@ -199,6 +199,6 @@ def headline(table, region, delay, *, feature_source="audio"):
     alone_r = f"r = {alone['r_median']:.2f}" if np.isfinite(alone["r_median"]) else "no r (its strength vanished)"
     change = "lowers" if row["skill"] >= 0 else "raises"
     return (
-        f"In `{region}` {heard(feature_source)} alone reaches {alone_r} in the median voxel at Δt = {delay:g} s; added to "
-        f"`{row['reference']}`, it {change} the one-step squared error by {abs(row['skill']):.2%}."
+        f"In `{region}` {heard(feature_source)} alone reaches {alone_r} in the median voxel at Δt = {delay:g} s; added "
+        f"to `{row['reference']}`, it {change} the one-step squared error by {abs(row['skill']):.2%}."
     )

