@@ -14,7 +14,6 @@ import sys
 
 import numpy as np
 import pandas as pd
-
 from scipy.stats import permutation_test
 
 from bold_audio import bids, inferred, workflow

@@ -75,3 +75,31 @@ def test_nothing_fitted_knows_the_test_part(small_params, spoilt_dir, response):
         torch.manual_seed(99)
     differ = [name for name in fitted[0] if not np.array_equal(fitted[0][name], fitted[1][name])]
     assert differ == ["test (must differ)"]
+
+
+def test_other_air_changes_no_headline(small_params, sim_dir, tmp_path):
+    """Canary (vi): voxels outside the head with their volumes in another order, so that their mean is the same."""
+    root = tmp_path / "air"
+    shutil.copytree(sim_dir, root)
+    path = next(root.glob("sub-sim/ses-mri3t/func/*_bold.nii.gz"))
+    image = nib.load(path)
+    data = np.asanyarray(image.dataobj).copy()
+    order = np.random.default_rng(1).permutation(448)  # inside train, so that the mask is made from the same mean
+    found = []
+    for changed in (False, True):
+        if changed:
+            outside = ~found[0]["mask"]
+            data[outside, :448] = data[outside][:, order]
+            with gzip.open(path, "wb", compresslevel=1) as handle:
+                handle.write(nib.Nifti1Image(data, image.affine, image.header).to_bytes())
+        params = small_params(data_dir=str(root), delays=[5.0, 6.0, 7.0], mlp_delays=[5.0])
+        subject = workflow.open_subject(params)
+        sweep = workflow.ensure_sweep(subject)
+        rows = workflow.fit_linear_rows(subject, sweep.delay, follows=sweep.follows)
+        table, _ = workflow.score_rows(
+            subject, rows, subject.split.test, workflow.score_regions(subject, sweep), fitted_on=subject.split.train
+        )
+        found.append({"mask": subject.run.mask, "table": table, "delay": sweep.delay})
+    assert np.array_equal(found[0]["mask"], found[1]["mask"]) and found[0]["delay"] == found[1]["delay"]
+    kept = ["r_median", "r_best", "r2", "skill", "partial_r_median"]
+    np.testing.assert_array_equal(found[0]["table"][kept], found[1]["table"][kept])

@@ -54,3 +54,17 @@ def test_index_lists_every_notebook():
 
 def test_no_number_was_left_to_be_filled_in():
     assert not re.search(r"@[A-Z0-9]+@", README)
+
+
+def test_every_pitfall_is_answered_by_a_test_or_a_program_that_exists():
+    text = (ROOT / "docs/pitfalls.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", text, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 29))
+    for number, answers in rows:
+        named = re.findall(r"`([^`]+)`", answers)
+        assert named, number
+        for one in named:
+            path, _, test = one.partition("::")
+            file = ROOT / path if path.startswith("benchmarks/") else ROOT / "tests" / path
+            assert file.is_file(), one
+            assert not test or f"def {test}(" in file.read_text(), one

@@ -104,6 +104,17 @@ def test_planted_voxels_are_found_and_silent_ones_are_not():
     assert abs(found["delay"][:20].median() - 4) <= 1
 
 
+def test_the_future_is_not_followed():
+    """Canary (iii): sound that is heard after the volume explains it no better than surrogates do."""
+    rng = np.random.default_rng(10)
+    n = 400
+    X, y = slow(rng, n, 3), rng.standard_normal((n, 60))
+    y += 0.6 * np.roll(X, 3, axis=0)[:, :1]
+    away = {"shifts": np.arange(60, 300), "n_randomised": 1}
+    assert (infer(y, X[None], **away).voxels["q"] <= 0.05).mean() > 0.9
+    assert (infer(y, np.roll(X, -30, axis=0)[None], **away).voxels["q"] <= 0.05).mean() < 0.1
+
+
 def test_nuisance_is_taken_off_both():
     rng = np.random.default_rng(3)
     n = 300
