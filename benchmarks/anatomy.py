@@ -8,6 +8,7 @@ not simulated. Truth: the voxels of the brain whose template mm lie in the defau
 """
 
 import argparse
+import itertools
 import json
 import time
 
@@ -54,7 +55,10 @@ def main():
     parser.add_argument("--seed0", type=int, default=3000)
     options = parser.parse_args()
     bends, n = ((1.5,), 1) if options.quick else ((0.0, 1.5, 3.0), options.heads)
-    rows = [row for bend in bends for k in range(n) for row in measure(options.seed0 + k, bend)]
+    rows = []
+    for bend, k in itertools.product(bends, range(n)):
+        rows += measure(options.seed0 + k, bend)
+        print({name: v if isinstance(v, str) else round(float(v), 2) for name, v in rows[-2].items()}, flush=True)
     table = pd.DataFrame(rows)
     print(table.round(2).to_string(index=False))
     dice, mm = table[["dice_left", "dice_right"]], table[["mm_left", "mm_right"]]
