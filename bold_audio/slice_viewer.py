@@ -20,6 +20,13 @@ PARTS = ("planes.js", "timeline.js", "player.js", "slice_viewer.js")  # one modu
 KEPT_TIMINGS = 2000
 
 
+class _Open:
+    """``SliceViewer.open(path)``, which leaves alone the ``open()`` that ipywidgets calls on each widget it makes."""
+
+    def __get__(self, widget, cls):
+        return cls.of_image if widget is None else super(SliceViewer, widget).open
+
+
 class SliceViewer(anywidget.AnyWidget):
     """Three planes of a run and of what models predict, over time, with the sound.
 
@@ -72,8 +79,10 @@ class SliceViewer(anywidget.AnyWidget):
         super().__init__(about=describe(shown, self.asked, sound=self._sound is not None), **options)
         self.on_msg(self._on_question)
 
+    open = _Open()
+
     @classmethod
-    def open(cls, path, *, cache=None, title=None):
+    def of_image(cls, path, *, cache=None, title=None):
         """Show an image on disk, 3-D or 4-D: see `viewable.scene_of_image`."""
         return cls(viewable.scene_of_image(path, cache=cache, title=title))
 
@@ -169,33 +178,44 @@ class SliceViewer(anywidget.AnyWidget):
     def _play(self, question):
         """Read and compress the sound beside the other answers, since that takes seconds."""
 
+        to = {"view": question.get("view")}
+
         def work():
             try:
-                about, parts = self._sound.get(question.get("plays", []))
-                self.send({"type": "sound", "view": question.get("view")} | about, parts)
-            except BoldAudioError as error:
-                self.send({"type": "error", "view": question.get("view"), "text": f"no sound: {error}"})
+                kind = soundtrack.playable(question.get("plays", []))
+                track = self._sound.track
+                loud = soundtrack.envelope(track, end=self._sound.end)
+                self.send({"type": "loudness"} | to, [loud.data])
+                about = {"start": track.start, "duration": track.duration, "mime": kind}
+                self.send({"type": "sound"} | to | about, [self._sound.packed(kind)])
+            except Exception as error:  # nobody else would notice in a thread
+                self.send({"type": "error", "text": f"no sound: {error}"} | to)
 
         if self._sound is not None:
             threading.Thread(target=work, daemon=True).start()
 
 
 class _LazySound:
-    """A soundtrack, read and compressed when it is first asked for."""
+    """A soundtrack, read and compressed when it is first asked for, once for all views."""
 
     def __init__(self, paths, onsets, *, end):
         self.paths, self.onsets, self.end = paths, onsets, end
-        self.made, self.turn = {}, threading.Lock()
+        self._turn, self._made = threading.RLock(), {}
 
-    def get(self, plays):
-        kind = soundtrack.playable(plays)
-        with self.turn:
-            if kind not in self.made:
-                track = soundtrack.open_soundtrack(self.paths, self.onsets, end=self.end)
-                loud = soundtrack.envelope(track, end=self.end)
-                about = {"start": track.start, "duration": track.duration, "mime": kind}
-                self.made[kind] = about, [loud.tobytes(), soundtrack.compressed(track, kind)]
-            return self.made[kind]
+    @property
+    def track(self):
+        """Read it."""
+        with self._turn:
+            if "track" not in self._made:
+                self._made["track"] = soundtrack.open_soundtrack(self.paths, self.onsets, end=self.end)
+            return self._made["track"]
+
+    def packed(self, kind):
+        """A compressed copy: bytes."""
+        with self._turn:
+            if kind not in self._made:
+                self._made[kind] = soundtrack.compressed(self.track, kind)
+            return self._made[kind]
 
 
 def _first_volume(shown):

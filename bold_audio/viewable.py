@@ -52,7 +52,7 @@ def scene_of_run(run, predictions=None, *, volumes=None, null=None, maps=None, t
         starts=tuple(int(start) for start in files.starts),
         blocks=timecourse.film_blocks(files),
         maps=maps,
-        regions=run.regions,
+        regions={name: inside for name, inside in run.regions.items() if name != run.whole},
         given_mean=np.asarray(run.mean_image)[run.mask],
         title=title or files.entities,
         note="; ".join([SIMULATED] * simulated + list(files.warnings)),

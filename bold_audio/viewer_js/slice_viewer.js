@@ -265,7 +265,7 @@ class Viewer {
     if (message.type === "go") return this.go(message);
     if (message.view !== this.view) return;
     const bytes = buffers && buffers.length ? buffers.map((b) => new Uint8Array(b.buffer || b, b.byteOffset || 0, b.byteLength)) : [];
-    const answers = { planes: () => this.onPlanes(message, bytes[0]), course: () => this.onCourse(message, bytes[0]), compare: () => this.onCompared(message, bytes[0]), sound: () => this.onSound(message, bytes), error: () => this.onError(message) };
+    const answers = { planes: () => this.onPlanes(message, bytes[0]), course: () => this.onCourse(message, bytes[0]), compare: () => this.onCompared(message, bytes[0]), loudness: () => this.timeline.setLoudness(bytes[0]), sound: () => this.onSound(message, bytes[0]), error: () => this.onError(message) };
     answers[message.type]?.();
   }
 
@@ -325,12 +325,11 @@ class Viewer {
   }
 
   playable() {
-    const audio = new Audio(), types = { "audio/ogg": 'audio/ogg; codecs="opus"', "audio/mpeg": "audio/mpeg" };
+    const audio = new Audio(), types = { "audio/ogg": 'audio/ogg; codecs="vorbis"', "audio/mpeg": "audio/mpeg" };
     return Object.keys(types).filter((kind) => audio.canPlayType(types[kind]) !== "");
   }
 
-  onSound({ start, duration, mime }, [loud, bytes]) {
-    this.timeline.setLoudness(loud);
+  onSound({ start, duration, mime }, bytes) {
     this.player.setSound(new Blob([bytes], { type: mime }), start, duration);
     this.soundBox.disabled = false;
     this.soundText.textContent = "sound";

@@ -159,6 +159,7 @@ class Timeline {
 
   renderLegend() {
     const names = [...new Set(this.rows.flatMap((row) => row.series.map((s) => s.name)))];
+    names.sort((a, b) => (b === "measured") - (a === "measured"));
     const key = names.join() + (this.rows[0]?.series || []).map((s) => s.label || "").join();
     if (key === this.key) return;
     this.key = key;
