@@ -118,7 +118,7 @@ class Scene:
             if of_kind == kind:
                 diff = self._difference_of(prediction)
                 found.append(slices.sampled_limits(diff, prediction.volumes, self.n_voxels, symmetric=True)[1])
-        top = float(np.median(found))
+        top = float(np.median(found or [1.0]))
         return -top, top
 
     def _difference_of(self, prediction):

@@ -67,6 +67,7 @@ class SliceViewer(anywidget.AnyWidget):
             shown = run
         self.scene = shown
         self.timings = deque(maxlen=KEPT_TIMINGS)  # s, each from a question to its answer on its way
+        self.threads = []  # that read and compress sound
         self._sound = None
         if sound is not None:
             paths = [sound] if isinstance(sound, str | Path) else list(sound)
@@ -192,7 +193,9 @@ class SliceViewer(anywidget.AnyWidget):
                 self.send({"type": "error", "text": f"no sound: {error}"} | to)
 
         if self._sound is not None:
-            threading.Thread(target=work, daemon=True).start()
+            self.threads = [thread for thread in self.threads if thread.is_alive()]
+            self.threads.append(threading.Thread(target=work, daemon=True))
+            self.threads[-1].start()
 
 
 class _LazySound:

@@ -188,15 +188,10 @@ def image_volumes(image, frame):
 
 def give_back(values):
     """Give pages of a memory-mapped array back to the machine; they are read again when they are needed."""
-    while values is not None:
-        if isinstance(values, mmap.mmap):
-            if hasattr(mmap, "MADV_DONTNEED"):
-                values.madvise(mmap.MADV_DONTNEED)
-            return
-        if isinstance(values, np.memmap) and values._mmap is not None and values.mode == "r":
-            values = values._mmap
-        else:
-            values = getattr(values, "base", None)
+    # Only of a file that cannot be written to through this array: what was written would be lost.
+    mapped = values._mmap if isinstance(values, np.memmap) and values.mode == "r" else None
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def plane_shapes(shape):

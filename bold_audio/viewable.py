@@ -7,6 +7,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from bold_audio import slices, timecourse
@@ -90,7 +91,9 @@ def scene_of_image(path, *, cache=None, title=None):
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no scan at {path} - check the path")
-    image = open_image(_unpacked(path, cache))
+    plain = _unpacked(path, cache)
+    open_image(plain)  # says what is wrong with it
+    image = nib.load(plain, mmap="r")
     if len(image.shape) not in (3, 4):
         raise DataError(f"{path.name} has {len(image.shape)} axes - a viewer shows images of 3 or 4")
     header = image.header
