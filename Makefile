@@ -47,7 +47,8 @@ lab: .venv/installed  ## JupyterLab on this machine only
 	.venv/bin/jupyter lab --ip=127.0.0.1
 
 app: .venv/installed  ## the slice viewer as a page, on this machine only (the address with its token is shown)
-	.venv/bin/voila notebooks/app/viewer.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True $(ARGS)
+	JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/app/viewer.ipynb --template=bold_audio \
+	  --Voila.ip=127.0.0.1 --Voila.auto_token=True $(ARGS)
 
 lock:  ## after a change in pyproject.toml: write uv.lock and constraints.txt (ARGS=--upgrade for newer versions)
 	$(UV) lock --no-config --python 3.11 $(ARGS)

@@ -10,15 +10,17 @@ by two models and a film's sound. Chromium runs on this machine, without a scree
 - kernel: from the question's arrival to its answer on its way, all questions of the session;
 - open: from running the cell to the first planes, the package being imported already;
 - play: volumes painted in a second at the speed "fastest", without sound;
-- sound lag: how far the sound is outside the volume that is shown, when it is painted, played at 1 x;
+- sound lag: from the end of a volume to what is heard when the next one is painted, the largest of all, at 1 x;
 - memory: what the kernel's own memory grew by from the imports on; and with the pages of the run that it maps, which
   the machine takes back when it needs them.
 
 Ends with one line of JSON, and with 1 where a limit is not kept: 60 ms from slider to redraw, 10 ms in the kernel, 2 s
-to open, 500 MB, 10 volumes per second, 0.3 s between picture and sound.
+to open, 500 MB, 10 volumes per second, 0.3 s between picture and sound (with --quick, the memory alone), or where the
+browser's console holds an error or the page asked another host.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -160,9 +162,12 @@ def play(page, seconds, *, speed, sound, start):
 
 
 def sound_lags(painted, t_r=0.608):
-    """How far the sound lies outside the volume shown, s, for each painting while it was heard."""
-    heard = [(one["heard"], one["volume"] * t_r) for one in painted if one["heard"] is not None]
-    return [max(0.0, now - (start + t_r), start - now) for now, start in heard]
+    """How far picture and sound are apart, s: each time a volume was replaced, from its end to what is heard then.
+
+    Below 0, the picture is early.
+    """
+    heard = [one for one in painted if one["heard"] is not None]
+    return [new["heard"] - (old["volume"] + 1) * t_r for old, new in itertools.pairwise(heard)]
 
 
 def measure(folder, quick):
@@ -172,7 +177,7 @@ def measure(folder, quick):
     os.environ["PYTHONPATH"] = str(ROOT)
     with ExitStack() as stack:
         stack.enter_context(lab.start())
-        page = stack.enter_context(browser.chromium())
+        page = browser.new_page(stack.enter_context(browser.chromium()))
         lab.open(page, "viewer.ipynb")
         lab.run_cell(page, 0)
         started = time.perf_counter()
@@ -187,7 +192,8 @@ def measure(folder, quick):
         painted = play(page, seconds, speed="fastest", sound=False, start=10)
         result["play_fps"] = round((len(painted) - 1) / (painted[-1]["at"] - painted[0]["at"]) * 1000, 1)
         lags = sound_lags(play(page, 6 if quick else 62, speed="1", sound=True, start=50))
-        result |= {"sound_lag_s": round(max(lags), 3), "volumes_with_sound": len(lags)}
+        result |= {"sound_lag_s": round(float(np.abs(lags).max()), 3), "volumes_with_sound": len(lags)}
+        result["sound_lag_s_median"] = round(float(np.median(lags)), 3)
         said = lab.ask_kernel(ASK)
         result["kernel_ms_median"] = round(1000 * float(np.median(said["timings"])), 2)
         result |= {"kernel_mb": round(said["RssAnon"]), "kernel_mb_with_pages": round(said["VmRSS"])}
@@ -208,8 +214,9 @@ def main():
         result = measure(Path(base), options.quick)
     result["load"] = round(os.getloadavg()[0], 1)
     print(json.dumps(result))
-    missed = [name for name, most in LIMITS.items() if result[name] > most]
-    missed += ["play_fps"] * (result["play_fps"] < SLOWEST_PLAY) + ["faults"] * bool(result["faults"])
+    timed = not options.quick  # that one runs beside other work, where times say little
+    missed = [name for name, most in LIMITS.items() if result[name] > most and (timed or name.endswith("_mb"))]
+    missed += ["play_fps"] * (timed and result["play_fps"] < SLOWEST_PLAY) + ["faults"] * bool(result["faults"])
     if missed:
         sys.exit(f"over the limit: {', '.join(missed)}")
 

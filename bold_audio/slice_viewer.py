@@ -160,9 +160,9 @@ class SliceViewer(anywidget.AnyWidget):
         self.asked = asked
         options = {name: question[name] for name in ("quantity", "name", "threshold") if question.get(name) is not None}
         header, planes = self.scene.planes(**asked, **options)
-        back = {"type": "planes", "view": question.get("view"), "seq": question.get("seq")}
+        back = {name: question.get(name) for name in ("view", "seq", "model", "kind", "quantity")}
         header["ms"] = round(1000 * (time.perf_counter() - started), 3)
-        self.send(back | header, [planes.data])
+        self.send({"type": "planes"} | back | header, [planes.data])
 
     def _course(self, question):
         facts, values = self.scene.courses(question["voxel"], question.get("kind"))

@@ -133,7 +133,10 @@ def voxel_r(row, prediction, n_voxels, *, shift=0):
 
 
 def null_shift(n_rows, t_r, *, block_length=None):
-    """The admissible circular shift nearest to half of a part; None where there is none.
+    """A circular shift of about half of a part that breaks the pairing; None where no shift is admissible.
+
+    Of a film with blocks it ends half-way between two multiples of their length, where shifted blocks and blocks have
+    nothing in common.
 
     Examples
     --------
@@ -141,7 +144,12 @@ def null_shift(n_rows, t_r, *, block_length=None):
     45
     """
     shifts = significance.admissible_shifts(n_rows, t_r, longest_delay=0.0, block_length=block_length)
-    return int(shifts[np.argmin(np.abs(shifts - n_rows / 2))]) if len(shifts) else None
+    if not len(shifts):
+        return None
+    if block_length:
+        off = np.abs(shifts * t_r % block_length - block_length / 2)
+        shifts = shifts[off < off.min() + t_r]
+    return int(shifts[np.argmin(np.abs(shifts - n_rows / 2))])
 
 
 def best_voxel(r):

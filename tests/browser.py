@@ -154,21 +154,26 @@ class Lab:
 
 
 @contextlib.contextmanager
-def chromium(*, size=SIZE):
-    """A page in Debian's Chromium; ``page.faults`` are errors of its console and requests to other hosts."""
+def chromium():
+    """Debian's Chromium, without a screen."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         try:
-            page = browser.new_context(viewport=size).new_page()
-            page.faults = []
-            page.on("console", lambda said: _note(page, said) if said.type == "error" else None)
-            page.on("pageerror", lambda error: page.faults.append(f"error: {error}"))
-            page.on("request", lambda request: _note_request(page, request.url))
-            yield page
+            yield browser
         finally:
             browser.close()
+
+
+def new_page(browser, size=SIZE):
+    """A page; its ``faults`` are errors of its console and requests to other hosts."""
+    page = browser.new_context(viewport=size).new_page()
+    page.faults = []
+    page.on("console", lambda said: _note(page, said) if said.type == "error" else None)
+    page.on("pageerror", lambda error: page.faults.append(f"error: {error}"))
+    page.on("request", lambda request: _note_request(page, request.url))
+    return page
 
 
 def _note(page, said):

@@ -2,9 +2,13 @@
 
 const TITLES = { measured: "measured", predicted: "predicted", difference: "predicted − measured", mean: "mean volume", map: "map over the mean" };
 
+const FOCUSED = ["button", "input", "select", "summary"];
+
 /** An element with attributes (text, class, on…) and children. */
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
+  // JupyterLab's own keys (x cuts a cell) are off where this stands on the focused element itself.
+  if (FOCUSED.includes(tag) || "tabindex" in attributes) element.setAttribute("data-lm-suppress-shortcuts", "true");
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "text") element.textContent = value;
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);

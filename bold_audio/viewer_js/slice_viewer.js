@@ -19,7 +19,7 @@ class Viewer {
     this.planes = new Planes(this.about, (voxel, done) => this.move(voxel, done));
     this.timeline = this.about.n_volumes > 1 ? new Timeline(this.about, (s) => this.seek(s)) : null;
     this.player = new Player(this.about, (k, s) => this.show(k, s), (playing) => this.showPlaying(playing));
-    this.root = make("div", { class: "ba-viewer", role: "region", "aria-label": `Slice viewer: ${this.about.title}`, "data-lm-suppress-shortcuts": "true", "data-p-suppress-shortcuts": "true" });
+    this.root = make("div", { class: "ba-viewer", role: "region", "aria-label": `Slice viewer: ${this.about.title}` });
     this.build(models, kinds, maps, quantities);
     element.append(this.root);
     this.root.addEventListener("keydown", (event) => this.onKey(event));
@@ -44,7 +44,7 @@ class Viewer {
     this.error = make("div", { class: "ba-error", role: "alert" });
     const choices = make("div", { class: "ba-row-of" });
     const select = (label, options, value, change) => {
-      const box = make("select", { onchange: (event) => change(event.target.value) }, ...options.map(([v, text]) => make("option", { value: v, text })));
+      const box = make("select", { "aria-label": label, onchange: (event) => change(event.target.value) }, ...options.map(([v, text]) => make("option", { value: v, text })));
       box.value = value;
       choices.append(make("label", {}, `${label} `, box));
       return box;
@@ -281,7 +281,7 @@ class Viewer {
     this.error.textContent = "";
     this.planes.paint(answer, bytes);
     this.showReadout(answer);
-    Object.assign(this.root.dataset, { volume: answer.volume, voxel: answer.voxel.join(), seq: answer.seq, model: this.state.model ?? "", kind: this.state.kind ?? "" });
+    Object.assign(this.root.dataset, { volume: answer.volume, voxel: answer.voxel.join(), seq: answer.seq, model: answer.model ?? "", kind: answer.kind ?? "", quantity: answer.quantity });
     const heard = this.player.heard ? this.player.soundSeconds : null;
     this.root.dispatchEvent(new CustomEvent("painted", { bubbles: true, detail: { volume: answer.volume, ms: answer.ms, heard, seq: answer.seq } }));
     if (!this.first) {
