@@ -11,7 +11,7 @@ import numpy as np
 from bold_audio import scores, slices, timecourse
 
 RAW = "raw intensity (a.u.)"
-QUANTITIES = {"intensity": "intensity", "change": "change from the mean volume"}
+QUANTITIES = {"intensity": RAW, "change": "change from the mean volume (a.u.)"}
 NO_PREDICTION = "no prediction of this volume"
 
 
@@ -163,8 +163,6 @@ class Scene:
         if row is not None:
             predicted = self._taken(prediction.values[row], where)
             values |= {"predicted": predicted - base, "difference": predicted - measured}
-            if volume % slices.KEPT_ROWS == 0:
-                slices.give_back(prediction.values)
         about, parts = [], []
         for panel in self.panels:
             if panel == "map":
@@ -182,7 +180,15 @@ class Scene:
         header["place"] = self.frame.place(voxel)
         header["index"] = list(self.frame.index_of(voxel))
         header["regions"] = [region for region, inside in self.regions.items() if here >= 0 and inside[here]]
+        self._kept["looks"] = self._kept.get("looks", 0) + 1
+        if self._kept["looks"] % slices.KEPT_ROWS == 0:
+            self._give_back()
         return header, np.concatenate(parts)
+
+    def _give_back(self):
+        """What was read of the run and its predictions need not stay in memory."""
+        for one in (self.measured, *self.predictions.values(), *self.null.values()):
+            slices.give_back(one.values)
 
     @staticmethod
     def _taken(row, where):
@@ -202,6 +208,8 @@ class Scene:
     def courses(self, voxel, kind):
         """One voxel over time, measured and by every model.
 
+        Each r is over the volumes that all models of this kind predict.
+
         Returns
         -------
         (dict, array of shape (n_courses, n_volumes), float32)
@@ -214,8 +222,14 @@ class Scene:
         made = timecourse.courses(measured, self.predictions, kind, column, starts=self.starts)
         if not self.predictions:
             made.pop("copy_previous", None)
-        r = {name: _r(measured, course) for name, course in made.items() if name != "measured"}
+        # All over the same volumes, those that every model predicts: else no r could be held against another.
+        known = np.isfinite([course for name, course in made.items() if name in self._models(kind)]).all(axis=0)
+        r = {name: _r(measured[known], course[known]) for name, course in made.items() if name != "measured"}
+        self._give_back()
         return {"names": list(made), "r": r, "voxel": list(map(int, voxel))}, np.stack(list(made.values()))
+
+    def _models(self, kind):
+        return {model for model, of_kind in self.predictions if of_kind == kind} or {"measured"}
 
     def r_map(self, model, kind, *, shift=0):
         """Correlation of each voxel with a prediction over its volumes, made once: array of shape (n_values,)."""
@@ -256,6 +270,7 @@ class Scene:
             about = {"role": role, "voxel": voxel, "place": self.frame.place(voxel), "r": value, "note": note}
             parts.append(about)
             rows.append(course)
+        self._give_back()
         return parts, np.concatenate(rows) if rows else np.empty((0, self.n_volumes), np.float32)
 
     def _null(self, model, kind):

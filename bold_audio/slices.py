@@ -15,7 +15,7 @@ SIDES = ("LR", "PA", "IS")
 LOOKS = {"grey": GREYS, "diverging": DIVERGING, "overlay": OVERLAY}
 STEPS = 254  # of colour; the byte 0 is for what has no value
 SAMPLED_VOLUMES, SAMPLED_VOXELS = 16, 20_000  # that a colour range is made from
-KEPT_ROWS = 64  # volumes read from disk before their pages are given back
+KEPT_ROWS = 64  # volumes looked at before their pages are given back
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,6 @@ class Volumes:
         else:
             found = row.take(where, mode="clip").astype(np.float32)
             found[where < 0] = np.nan
-        if k % KEPT_ROWS == KEPT_ROWS - 1:
-            give_back(self.values)
         return found if (self.slope, self.inter) == (1, 0) else found * np.float32(self.slope) + np.float32(self.inter)
 
     def course(self, column):

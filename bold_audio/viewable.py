@@ -17,7 +17,7 @@ from bold_audio.runs import SECONDS_OF_CODE
 from bold_audio.scene import Scene
 
 SIMULATED = "SIMULATED: nobody was scanned"
-UNKNOWN = "orientation unknown (sform and qform are 0), so there are no mm and no sides"
+UNKNOWN = "orientation unknown (sform and qform are 0)"
 SAME_PLACE = 1e-2  # mm
 
 
@@ -43,6 +43,7 @@ def scene_of_run(run, predictions=None, *, volumes=None, null=None, maps=None, t
     size = {"volumes": volumes, "n_volumes": len(run.volumes), "n_voxels": run.n_voxels}
     maps = {name: _one_per_voxel(name, values, run.mask) for name, values in (maps or {}).items()}
     simulated = "SIMULATED" in str(files.sidecar)
+    said = [text for text in files.warnings if "orientation unknown" not in text]  # which the frame says
     return Scene(
         frame=frame,
         measured=slices.Volumes(run.volumes, slices.masked_index(run.mask, frame)),
@@ -56,7 +57,7 @@ def scene_of_run(run, predictions=None, *, volumes=None, null=None, maps=None, t
         regions={name: inside for name, inside in run.regions.items() if name != run.whole},
         given_mean=np.asarray(run.mean_image)[run.mask],
         title=title or files.entities,
-        note="; ".join([SIMULATED] * simulated + list(files.warnings)),
+        note="; ".join([SIMULATED] * simulated + said),
     )
 
 

@@ -139,6 +139,9 @@ def test_course_of_a_voxel_and_its_r(run, heard):
     assert np.array_equal(values[1][TEST], given["sound", "one_step"][:, 11])
     assert np.isnan(values[1][:30]).all()
     assert answer["r"]["sound"] == pytest.approx(stats.pearsonr(run.volumes[TEST, 11], values[1][TEST])[0], abs=1e-5)
+    # Copying is held against the models on their volumes, not on the whole run.
+    copied = stats.pearsonr(run.volumes[TEST, 11], run.volumes[TEST - 1, 11])[0]
+    assert answer["r"]["copy_previous"] == pytest.approx(copied, abs=1e-5)
     outside = np.argwhere(~run.mask)[0]
     answer, raw = ask(
         type="course", voxel=list(slices.make_frame(SHAPE, run.affine).voxel_of(outside)), kind="one_step"

@@ -10,6 +10,7 @@ from plotly import colors
 
 from bold_audio import slices
 from bold_audio.files import DataError
+from bold_audio.scene import Scene
 
 SHAPE = (3, 4, 5)
 
@@ -134,14 +135,21 @@ def mapped_mb():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the size of mapped files is read from /proc")
 def test_a_run_that_is_looked_through_does_not_fill_the_memory(tmp_path):
-    values = np.random.default_rng(0).random((256, 40_000), dtype=np.float32)  # 41 MB
+    shape = (32, 35, 36)
+    values = np.random.default_rng(0).random((256, np.prod(shape)), dtype=np.float32)  # 41 MB
     np.save(tmp_path / "run.npy", values)
     rows = np.load(tmp_path / "run.npy", mmap_mode="r")
-    volumes = slices.Volumes(rows, np.arange(60, dtype=np.int32).reshape(SHAPE))
+    index = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    frame = slices.make_frame(shape, np.eye(4))
+    shown = Scene(frame, slices.Volumes(rows, index), np.arange(256.0), 1.0, given_mean=values[0])
+    shown.limits("measured")
+    slices.give_back(rows)
     before = mapped_mb()
     for k in range(256):
-        assert np.array_equal(volumes.row(k), values[k])
+        assert shown.planes(k, (3, 4, 5))[0]["panels"][0]["value"] == values[k, index[3, 4, 5]]
     assert mapped_mb() - before < 15  # of 41
+    shown.courses((3, 4, 5), "one_step")
+    assert mapped_mb() - before < 5
     assert np.array_equal(rows, values)  # read again
     assert mapped_mb() - before > 30
     slices.give_back(rows[3:].T)

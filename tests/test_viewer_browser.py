@@ -380,7 +380,7 @@ def test_left_and_right_are_named_only_where_they_are_known(page, lab):
     page.locator(".ba-viewer").nth(1).locator(".ba-readout", has_text="voxel").wait_for()
     unknown = page.locator(".ba-viewer").nth(1)
     assert unknown.locator(".ba-side").count() == 0
-    assert "left and right are not labelled: orientation unknown" in unknown.inner_text()
+    assert "left and right are not labelled: orientation unknown (sform and qform are 0)." in unknown.inner_text()
     assert " mm" not in unknown.locator(".ba-readout").inner_text()
     shoot(page, "unknown", viewer=1)
 

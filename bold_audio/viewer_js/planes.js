@@ -126,8 +126,8 @@ class Planes {
         plane.element.style.width = `${(plane.width * sizes[plane.right] * scale).toFixed(2)}px`;
         plane.element.style.height = `${(plane.height * sizes[plane.up] * scale).toFixed(2)}px`;
       }
-      panel.bar.style.width = `${Math.max(40, widest * scale - 110)}px`;
-      panel.element.style.width = `${Math.max(widest * scale, 120)}px`;
+      panel.bar.style.width = `${Math.max(16, widest * scale - 100)}px`;
+      panel.element.style.width = `${Math.max(widest * scale, 100)}px`;
     }
   }
 
