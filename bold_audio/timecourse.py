@@ -140,7 +140,7 @@ def null_shift(n_rows, t_r, *, block_length=None):
 
     Examples
     --------
-    >>> null_shift(100, 1.0, block_length=30)
+    >>> null_shift(120, 1.0, block_length=30)
     45
     """
     shifts = significance.admissible_shifts(n_rows, t_r, longest_delay=0.0, block_length=block_length)
