@@ -3,6 +3,7 @@
 const SPEEDS = [["0.5", 0.5], ["1", 1], ["2", 2], ["4", 4], ["8", 8], ["16", 16], [FASTEST, FASTEST]];
 const ROLES = { best: "Best voxel", random: "Random voxel", null: "Null voxel" };
 const SETTLED = 120; // ms without a move before a voxel's course is asked for
+const NEAR = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname); // the kernel is on this machine
 const PATIENCE = 4000; // ms after which a question that was not answered is asked again
 
 class Viewer {
@@ -247,7 +248,7 @@ class Viewer {
     }
     this.waiting = now;
     this.stale = false;
-    this.send({ type: "planes", seq: ++this.seq, ...this.state });
+    this.send({ type: "planes", seq: ++this.seq, near: NEAR, ...this.state });
   }
 
   askCourse() {
