@@ -4,6 +4,7 @@ const SPEEDS = [["0.5", 0.5], ["1", 1], ["2", 2], ["4", 4], ["8", 8], ["16", 16]
 const ROLES = { best: "Best voxel", random: "Random voxel", null: "Null voxel" };
 const SETTLED = 120; // ms without a move before a voxel's course is asked for
 const NEAR = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname); // the kernel is on this machine
+const AHEAD = 4; // times real time up to which the next volume is fetched before it is due
 const PATIENCE = 4000; // ms after which a question that was not answered is asked again
 
 class Viewer {
@@ -17,6 +18,8 @@ class Viewer {
     this.state.name = Object.keys(maps)[0] ?? null;
     this.state.threshold = 0;
     this.seq = 0;
+    this.fetched = 0;
+    this.ahead = null;
     this.planes = new Planes(this.about, (voxel, done) => this.move(voxel, done));
     this.timeline = this.about.n_volumes > 1 ? new Timeline(this.about, (s) => this.seek(s)) : null;
     this.player = new Player(this.about, (k, s) => this.show(k, s), (playing) => this.showPlaying(playing));
@@ -157,7 +160,8 @@ class Viewer {
     if (volume === this.state.volume) return;
     this.state.volume = volume;
     this.apply();
-    this.ask();
+    if (this.ahead?.answer && this.ahead.key === this.key()) this.onNext();
+    else this.ask();
   }
 
   move(voxel, done) {
@@ -251,6 +255,29 @@ class Viewer {
     this.send({ type: "planes", seq: ++this.seq, near: NEAR, ...this.state });
   }
 
+  /** What planes depend on. */
+  key(volume = this.state.volume) {
+    return JSON.stringify({ ...this.state, volume });
+  }
+
+  /** While it plays with the clock, the next volume is fetched before it is due: a late answer is not seen. */
+  askAhead() {
+    const volume = this.state.volume + 1, { playing, speed } = this.player;
+    if (!playing || !(speed <= AHEAD) || volume >= this.about.n_volumes) return;
+    this.ahead = { key: this.key(volume), seq: `ahead ${++this.fetched}` };
+    this.send({ type: "planes", near: NEAR, ...this.state, volume, seq: this.ahead.seq });
+  }
+
+  /** The volume that was fetched ahead is due. */
+  onNext() {
+    const { answer, bytes } = this.ahead;
+    this.ahead = null;
+    this.stale = false;
+    this.waiting = 0;
+    this.seq += 1; // what was asked for before is not wanted any more
+    this.paint(answer, bytes);
+  }
+
   askCourse() {
     if (this.timeline && !(this.compareBox && this.compareBox.checked)) this.send({ type: "course", voxel: this.state.voxel, kind: this.state.kind });
   }
@@ -277,8 +304,17 @@ class Viewer {
   }
 
   onPlanes(answer, bytes) {
+    if (this.ahead && answer.seq === this.ahead.seq) {
+      Object.assign(this.ahead, { answer, bytes });
+      if (this.ahead.key === this.key()) this.onNext(); // late: it is due already
+      return;
+    }
     if (answer.seq !== this.seq) return;
     this.waiting = 0;
+    this.paint(answer, bytes);
+  }
+
+  paint(answer, bytes) {
     this.error.textContent = "";
     this.planes.paint(answer, bytes);
     this.showReadout(answer);
@@ -291,6 +327,7 @@ class Viewer {
     }
     if (this.stale) this.ask();
     this.player.next();
+    this.askAhead();
   }
 
   showReadout(answer) {
