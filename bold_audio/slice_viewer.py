@@ -18,8 +18,8 @@ from bold_audio.files import BoldAudioError, DataError
 SCRIPTS = Path(__file__).parent / "viewer_js"
 PARTS = ("planes.js", "timeline.js", "player.js", "slice_viewer.js")  # one module in the browser
 KEPT_TIMINGS = 2000
-# Jupyter's server leaves Nagle's algorithm on: a message that is smaller than a segment (64 KiB on one machine) waits up
-# to 40 ms until the browser's system has acknowledged the kernel's "busy" before it. A larger one does not wait.
+# Jupyter's server leaves Nagle's algorithm on: a message smaller than a segment (64 KiB on one machine) waits up to 40 ms
+# until the browser's system has acknowledged the kernel's "busy" before it. A larger one does not wait.
 LOOPBACK_SEGMENT = 70_000  # bytes
 
 
@@ -164,7 +164,9 @@ class SliceViewer(anywidget.AnyWidget):
         options = {name: question[name] for name in ("quantity", "name", "threshold") if question.get(name) is not None}
         header, planes = self.scene.planes(**asked, **options)
         back = {name: question.get(name) for name in ("view", "seq", "model", "kind", "quantity")}
-        padding = [bytes(LOOPBACK_SEGMENT - len(planes))] if question.get("near") and len(planes) < LOOPBACK_SEGMENT else []
+        padding = (
+            [bytes(LOOPBACK_SEGMENT - len(planes))] if question.get("near") and len(planes) < LOOPBACK_SEGMENT else []
+        )
         header["ms"] = round(1000 * (time.perf_counter() - started), 3)
         self.send({"type": "planes"} | back | header, [planes.data, *padding])
 

@@ -54,7 +54,7 @@ def keep_predictions(subject, rows, *, shifted=None, names=SHOWN, kinds=timecour
 
 
 def kept_predictions(subject):
-    """What `keep_predictions` kept, as it returned it.
+    """What `keep_predictions` kept, as it returned it; else the one prediction that notebook 06 always writes.
 
     Raises
     ------
@@ -63,14 +63,31 @@ def kept_predictions(subject):
     """
     folder = kept_folder(subject.params)
     about = read_json(folder / ABOUT)
-    if about is None or about["made_of"] != _made_of(subject):
-        why = "no predictions are kept" if about is None else "the predictions kept are of another scan or parameters"
-        raise DataError(f"sub-{subject.params.subject}: {why} - run notebook 06")
+    if about is None:
+        return _written(subject)
+    if about["made_of"] != _made_of(subject):
+        _stale(subject, "the predictions kept are of another scan or parameters")
     groups = {
         group: {tuple(key): np.load(folder / f"{group}-{key[0]}-{key[1]}.npy", mmap_mode="r") for key in about[group]}
         for group in ("predictions", "null")
     }
     return groups | {"volumes": np.array(about["volumes"], int)}
+
+
+def _written(subject):
+    """The predictions of notebook 06's own file."""
+    path, done = subject.path("y_test_pred.npy"), read_json(subject.path("provenance.json"), default={})
+    if not path.is_file() or "inference" not in done:
+        _stale(subject, "no predictions are kept")
+    made, test = np.load(path, mmap_mode="r"), subject.split.test
+    if made.shape != (len(test), subject.run.n_voxels):
+        _stale(subject, "y_test_pred.npy is of another scan or parameters")
+    name = (done["inference"]["kind"], done["inference"]["prediction"])
+    return {"predictions": {name: made}, "null": {}, "volumes": test}
+
+
+def _stale(subject, why):
+    raise DataError(f"sub-{subject.params.subject}: {why} - run notebook 06")
 
 
 def _made_of(subject):
@@ -80,9 +97,18 @@ def _made_of(subject):
 
 
 def kept_subjects(params):
-    """Subjects that predictions are kept of: list of dict with ``subject``, ``dataset`` and ``given``."""
-    found = sorted((params.cache_path / "viewer").glob(f"*/{ABOUT}"))
-    return [{name: read_json(path)[name] for name in ("subject", "dataset", "given")} for path in found]
+    """Subjects that have predictions: list of dict with ``subject``, ``dataset`` and the parameters ``given``."""
+    found = {}
+    for path in sorted(params.resolve(params.outputs_dir).glob("*/sub-*/y_test_pred.npy")):
+        given = read_json(path.with_name("provenance.json"), default={}).get("inference", {}).get("parameters")
+        if given is not None:
+            subject, dataset = given.pop("subject"), given.pop("dataset")
+            found[path.parent.parent.name, subject] = {"subject": subject, "dataset": dataset, "given": given}
+    for path in sorted((params.cache_path / "viewer").glob(f"*/{ABOUT}")):
+        about = read_json(path)
+        label, subject = path.parent.name.rsplit("-sub-", 1)
+        found[label, subject] = {name: about[name] for name in ("subject", "dataset", "given")}
+    return list(found.values())
 
 
 def shifted_rows(subject, delay, *, names=SHIFTED):

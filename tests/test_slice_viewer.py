@@ -118,6 +118,17 @@ def test_change_is_from_the_mean_and_nothing_is_predicted_before_the_test_part(r
     assert not np.split(planes, 5)[1].any() and not np.split(planes, 5)[2].any()
 
 
+def test_on_one_machine_an_answer_fills_a_segment(heard):
+    viewer, _ = heard
+    sent = []
+    viewer.send = lambda content, buffers: sent.append([len(bytes(one)) for one in buffers])
+    question = {"type": "planes", "voxel": [1, 2, 3], "volume": 40, "name": "r"}
+    for near in (False, True):
+        viewer._on_question(viewer, question | {"near": near}, [])
+    (alone,), (planes, padding) = sent
+    assert alone == planes and planes + padding > 65_536
+
+
 def test_map_under_the_threshold_is_not_drawn(run, heard):
     _, ask = heard
     options = {"type": "planes", "voxel": (2, 3, 3), "volume": 3, "name": "r"}

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from bold_audio import files, prepare, scores, viewed, viewer, workflow
 from bold_audio import params as params_module
-from bold_audio import prepare, scores, viewed, viewer, workflow
 from bold_audio.files import DataError
 
 NAMES = ("copy_previous", "sound", "history", "history_sound")
@@ -90,6 +90,29 @@ def test_predictions_of_another_scan_are_refused(subject, kept):
             viewed.kept_predictions(subject)
     finally:
         path.write_text(about)
+
+
+def test_what_notebook_06_always_writes_can_be_looked_at(subject, kept, monkeypatch, tmp_path):
+    moved = viewed.kept_folder(subject.params)
+    monkeypatch.setattr(viewed, "kept_folder", lambda params: moved / "nowhere")
+    made = np.asarray(kept["predictions"]["history_sound", "open_loop"])
+    facts = {"kind": "history_sound", "prediction": "open_loop", "parameters": subject.params.model_dump()}
+    files.write_json(subject.path("provenance.json"), {"inference": facts})
+    path = subject.path("y_test_pred.npy")
+    try:
+        np.save(path, made)
+        found = viewed.kept_predictions(subject)
+        assert list(found["predictions"]) == [("history_sound", "open_loop")]
+        assert np.array_equal(found["predictions"]["history_sound", "open_loop"], made)
+        assert np.array_equal(found["volumes"], subject.split.test)
+        (one,) = viewed.kept_subjects(subject.params)
+        assert params_module.load_params(one["subject"], one["dataset"], **one["given"]) == subject.params
+        np.save(path, made[1:])
+        with pytest.raises(DataError, match="y_test_pred.npy is of another scan"):
+            viewed.kept_predictions(subject)
+    finally:
+        path.unlink()
+        subject.path("provenance.json").unlink()
 
 
 def test_a_run_too_short_for_a_shift_is_refused(subject, monkeypatch):
