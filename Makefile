@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := $(or $(wildcard .venv/bin/uv),uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format triton lab lock clean
+.PHONY: help demo test check format triton lab app lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/' | expand -t 14
@@ -45,6 +45,10 @@ triton: .venv/installed  ## serve triton_models on this machine by a Triton serv
 
 lab: .venv/installed  ## JupyterLab on this machine only
 	.venv/bin/jupyter lab --ip=127.0.0.1
+
+app: .venv/installed  ## the slice viewer as a page, on this machine only (the address with its token is shown)
+	JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/app/viewer.ipynb --template=bold_audio \
+	  --Voila.ip=127.0.0.1 --Voila.auto_token=True $(ARGS)
 
 lock:  ## after a change in pyproject.toml: write uv.lock and constraints.txt (ARGS=--upgrade for newer versions)
 	$(UV) lock --no-config --python 3.11 $(ARGS)

@@ -1,4 +1,7 @@
-"""Live widgets on top of the figures: they need a kernel, and each has a twin in `figures` that does not."""
+"""Live widgets, which need a kernel: the delay curve under one's hands, and a subject in the slice viewer.
+
+Each has a twin in a module of figures that needs none.
+"""
 
 import time
 
@@ -7,7 +10,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from bold_audio import delay_figures
+from bold_audio import delay_figures, prepare, sentences, viewed
+from bold_audio.files import BoldAudioError
+from bold_audio.params import SIMULATED, load_params
+from bold_audio.slice_viewer import SliceViewer
 
 
 def delay_explorer(grid, *, region, alphas, alpha):
@@ -68,3 +74,52 @@ def _as_table(grid, knobs):
     skill = grid.curve(**chosen)
     seconds = time.perf_counter() - started
     return pd.DataFrame({"delay": grid.delays, "region": chosen["region"], "skill": skill}), seconds
+
+
+def subject_viewer(subject, kept, *, maps=None):
+    """The slice viewer of a subject's run, with its sound where it has one.
+
+    Parameters
+    ----------
+    subject : prepare.Subject
+    kept : dict
+        From `viewed.keep_predictions` or `viewed.kept_predictions`.
+    maps : dict of str to array of shape (n_voxels,), optional
+
+    Returns
+    -------
+    slice_viewer.SliceViewer
+    """
+    sound = subject.params.audio_files if subject.params.feature_source == "audio" else None
+    about = sentences.about_data(subject.params, subject.sound)
+    return SliceViewer(subject.run, **kept, sound=sound or None, maps=maps, title=about)
+
+
+def app():
+    """A page: choose one of the subjects that notebook 06 has predicted, and look at it.
+
+    Returns
+    -------
+    ipywidgets.VBox
+    """
+    found = viewed.kept_subjects(load_params(SIMULATED))
+    if not found:
+        return widgets.HTML("No subject has been predicted yet - run <code>make demo</code>, or notebook 06.")
+    names = [f"{one['dataset']}, sub-{one['subject']}" for one in found]
+    choice = widgets.Dropdown(options=list(zip(names, found, strict=True)), index=None, description="subject")
+    shown, said = widgets.VBox([]), widgets.Label("Choose a subject.")
+
+    def show(change):
+        said.value, shown.children = "Opening …", ()
+        try:
+            one = change["new"]
+            subject = prepare.open_subject(load_params(one["subject"], one["dataset"], **one["given"]))
+            shown.children = (subject_viewer(subject, viewed.kept_predictions(subject)),)
+            said.value = ""
+        except BoldAudioError as error:
+            said.value = str(error)
+
+    choice.observe(show, names="value")
+    if len(found) == 1:
+        choice.index = 0
+    return widgets.VBox([choice, said, shown])

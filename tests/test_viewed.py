@@ -1,0 +1,159 @@
+"""A subject's predictions kept for viewers, those of a shifted sound, and the page that opens them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bold_audio import files, prepare, scores, viewed, viewer, workflow
+from bold_audio import params as params_module
+from bold_audio.files import DataError
+
+NAMES = ("copy_previous", "sound", "history", "history_sound")
+DELAY = 5.75  # s; between the two that were planted
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def subject(sim_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outputs")
+    given = {"data_dir": str(sim_dir), "outputs_dir": str(folder), "models_dir": str(folder / "models")}
+    return prepare.open_subject(params_module.load_params("sim", **given))
+
+
+@pytest.fixture(scope="module")
+def rows(subject):
+    return workflow.fit_linear_rows(subject, DELAY, names=NAMES)
+
+
+@pytest.fixture(scope="module")
+def shifted(subject):
+    return viewed.shifted_rows(subject, DELAY, names=("sound",))
+
+
+@pytest.fixture(scope="module")
+def kept(subject, rows, shifted):
+    return viewed.keep_predictions(subject, rows, shifted=shifted[0])
+
+
+def test_kept_predictions_are_those_of_the_rows(subject, rows, kept):
+    assert list(kept["predictions"]) == [(name, kind) for name in NAMES for kind in ("one_step", "open_loop")]
+    assert list(kept["null"]) == [("sound", "one_step"), ("sound", "open_loop")]
+    assert np.array_equal(kept["volumes"], subject.split.test)
+    for (name, kind), values in kept["predictions"].items():
+        made = workflow.predict_row(subject, rows[name], subject.split.test, kind, fitted_on=subject.split.train)
+        assert isinstance(values, np.memmap)
+        assert np.array_equal(values, made.astype(np.float32))
+    copied = kept["predictions"]["copy_previous", "one_step"]
+    assert np.array_equal(copied, subject.Y[subject.split.test - 1])
+    again = viewed.kept_predictions(subject)
+    assert np.array_equal(again["predictions"]["sound", "one_step"], kept["predictions"]["sound", "one_step"])
+
+
+def test_nothing_follows_the_shifted_sound_where_the_sound_was_followed(subject, kept, shifted):
+    _, seconds = shifted
+    assert 5 < seconds % 30 < 25  # not where the blocks fall on blocks
+    Y = subject.Y[subject.split.test]
+    planted = subject.run.regions["planted_r2_over_0.2"]
+    real, null = (scores.pearson_r(Y, kept[of]["sound", "one_step"])[planted] for of in ("predictions", "null"))
+    assert np.nanmedian(real) > 0.35
+    assert abs(np.nanmedian(null)) < 0.15
+
+
+def test_the_design_moves_in_a_circle(subject, monkeypatch):
+    seen = {}
+
+    def fit_rows(Y, *, sound, blocks, rows, names, **_):
+        seen.update(sound=sound, blocks=blocks, rows=rows)
+        return {}
+
+    monkeypatch.setattr(viewed.models, "fit_rows", fit_rows)
+    _, seconds = viewed.shifted_rows(subject, DELAY)
+    shift, used = round(seconds / subject.run.files.t_r), subject.whole_run
+    for kind in ("sound", "blocks"):
+        X = subject.scaled(kind, DELAY)[0]
+        assert np.array_equal(seen[kind][used[shift:]], X[used[:-shift]])
+        assert np.array_equal(seen[kind][used[:shift]], X[used[-shift:]])
+    assert np.array_equal(seen["rows"], subject.split.train)
+
+
+def test_predictions_of_another_scan_are_refused(subject, kept):
+    path = viewed.kept_folder(subject.params) / viewed.ABOUT
+    about = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(about) | {"made_of": "other"}))
+        with pytest.raises(DataError, match="of another scan or parameters - run notebook 06"):
+            viewed.kept_predictions(subject)
+        path.unlink()
+        with pytest.raises(DataError, match="no predictions are kept - run notebook 06"):
+            viewed.kept_predictions(subject)
+    finally:
+        path.write_text(about)
+
+
+def test_what_notebook_06_always_writes_can_be_looked_at(subject, kept, monkeypatch, tmp_path):
+    moved = viewed.kept_folder(subject.params)
+    monkeypatch.setattr(viewed, "kept_folder", lambda params: moved / "nowhere")
+    made = np.asarray(kept["predictions"]["history_sound", "open_loop"])
+    facts = {"kind": "history_sound", "prediction": "open_loop", "parameters": subject.params.model_dump()}
+    files.write_json(subject.path("provenance.json"), {"inference": facts})
+    path = subject.path("y_test_pred.npy")
+    try:
+        np.save(path, made)
+        found = viewed.kept_predictions(subject)
+        assert list(found["predictions"]) == [("history_sound", "open_loop")]
+        assert np.array_equal(found["predictions"]["history_sound", "open_loop"], made)
+        assert np.array_equal(found["volumes"], subject.split.test)
+        (one,) = viewed.kept_subjects(subject.params)
+        assert params_module.load_params(one["subject"], one["dataset"], **one["given"]) == subject.params
+        np.save(path, made[1:])
+        with pytest.raises(DataError, match="y_test_pred.npy is of another scan"):
+            viewed.kept_predictions(subject)
+    finally:
+        path.unlink()
+        subject.path("provenance.json").unlink()
+
+
+def test_a_run_too_short_for_a_shift_is_refused(subject, monkeypatch):
+    monkeypatch.setattr(viewed.timecourse, "null_shift", lambda *_, **__: None)
+    with pytest.raises(DataError, match="too short to shift"):
+        viewed.shifted_rows(subject, DELAY)
+
+
+def test_the_viewer_of_a_subject_has_its_sound_and_says_simulated(subject, kept):
+    shown = viewer.subject_viewer(subject, kept)
+    assert shown.about["sound"] is True
+    assert "SIMULATED" in shown.about["title"] + shown.about["note"]
+    assert shown.about["models"] == list(NAMES)
+    track = shown._sound.track
+    assert (track.start, track.duration) == (subject.run.files.onset, pytest.approx(389.7, abs=0.1))
+    assert shown.scene.null.keys() == kept["null"].keys()
+
+
+def test_the_page_opens_what_was_kept(subject, kept, monkeypatch):
+    monkeypatch.setattr(viewer, "load_params", lambda *given, **more: subject.params)
+    page = viewer.app()
+    choice, said, shown = page.children
+    assert [name for name, _ in choice.options] == ["sim, sub-sim"]
+    assert said.value == ""
+    assert shown.children[0].about["models"] == list(NAMES)
+    # What was not in the parameter files is kept, so that the same subject is opened.
+    (one,) = viewed.kept_subjects(subject.params)
+    assert params_module.load_params(one["subject"], one["dataset"], **one["given"]) == subject.params
+
+
+def test_the_page_says_what_to_do_where_nothing_was_kept(monkeypatch, tmp_path, small_params):
+    monkeypatch.setattr(viewer, "load_params", lambda *_: small_params())
+    assert "run <code>make demo</code>" in viewer.app().value
+
+
+def test_the_page_says_why_a_subject_cannot_be_opened(subject, kept, monkeypatch):
+    monkeypatch.setattr(viewer, "load_params", lambda *_, **__: subject.params)
+
+    def broken(_):
+        raise DataError("the scan is gone - fetch it")
+
+    monkeypatch.setattr(viewer.viewed, "kept_predictions", broken)
+    _, said, shown = viewer.app().children
+    assert said.value == "the scan is gone - fetch it" and not shown.children
