@@ -127,14 +127,7 @@ class Subject:
     @cached_property
     def input_md5(self):
         """MD5 of the scan and of what the sound features were made from."""
-        params = self.params
-        sources = [params.audio_files] if params.feature_source == "audio" else annotation_paths(params)
-        paths = [path for part in self.run.files.parts for path in (part.bold, part.mask, part.confounds)]
-        paths = [path for path in (*paths, *itertools.chain(*sources)) if path is not None]
-        names = [path.name for path in dict.fromkeys(paths)]
-        return {
-            path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)
-        }
+        return input_md5(self.params, self.run.files)
 
     def result_key(self, *modules, without=frozenset()):
         """Hash of inputs, parameters and code that a result depends on."""
@@ -152,6 +145,15 @@ class Subject:
     def path(self, name):
         """Path of one of this subject's result files."""
         return self.params.subject_path / name
+
+
+def input_md5(params, files):
+    """MD5 of the scan's files and of what the sound features were made from, by name."""
+    sources = [params.audio_files] if params.feature_source == "audio" else annotation_paths(params)
+    paths = [path for part in files.parts for path in (part.bold, part.mask, part.confounds)]
+    paths = [path for path in (*paths, *itertools.chain(*sources)) if path is not None]
+    names = [path.name for path in dict.fromkeys(paths)]
+    return {path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)}
 
 
 def annotation_paths(params):
