@@ -21,6 +21,7 @@ from bold_audio import execution, report
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
+PATIENCE = 180_000  # ms: other work may hold the machine up
 LOCAL = ("file:", "data:", "blob:", "about:")
 SERIOUS = ("serious", "critical")
 DRAWN = """() => [...document.querySelectorAll("figure.plot .plot-area")].map((area) => {
@@ -58,6 +59,7 @@ def browser(*, width=1280, height=1000):
         try:
             context = opened.new_context(viewport={"width": width, "height": height}, offline=True)
             page = context.new_page()
+            page.set_default_timeout(PATIENCE)
             page.requests, page.errors = [], []
             page.on("request", lambda asked: page.requests.append(asked.url) if not asked.url.startswith(LOCAL) else 0)
             page.on("console", lambda said: page.errors.append(said.text) if said.type == "error" else None)
@@ -72,7 +74,7 @@ def open_page(page, path):
     """Open an HTML file from disk and wait until its figures are drawn."""
     page.goto(Path(path).resolve().as_uri(), wait_until="load")
     if page.locator("figure.plot").count():
-        page.wait_for_function("() => document.documentElement.dataset.drawn === 'yes'", timeout=60_000)
+        page.wait_for_function("() => document.documentElement.dataset.drawn === 'yes'")
 
 
 def violations(page, impacts=SERIOUS):
@@ -104,8 +106,10 @@ def measure(folder, *, pages=None):
     made = {"report_pages": len(paths), "report_requests": 0, "report_console_errors": 0, "report_figures": 0}
     made |= {"report_figures_missing": 0, "report_violations": 0}
     found = []
-    for path in paths:
-        with browser() as page:
+    with browser() as page:
+        for path in paths:
+            page.requests.clear()
+            page.errors.clear()
             open_page(page, path)
             drawn, broken = page.evaluate(DRAWN), violations(page)
             made["report_figures"] += len(drawn)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 MOST = 6  # traces whose numbers are told; more would not be listened to
-KINDS = {"scatter": "line", "bar": "bar chart", "heatmap": "picture", "histogram": "histogram", "box": "box plot"}
+KINDS = {"scatter": "line", "bar": "bar chart", "histogram": "histogram", "box": "box plot"}
 
 
 def describe_figure(figure):
@@ -36,7 +36,8 @@ def describe_figure(figure):
         axes = [_text((layout.get(key) or {}).get("title") or {}) for key in sorted(layout) if _is_axis(key, letter)]
         named = list(dict.fromkeys(text for text in axes if text))
         parts.append(f"{word}: {', '.join(named)}" if named else "")
-    told = [text for text in (_describe_trace(trace) for trace in traces) if text]
+    told = [text for text in (_describe_trace(trace) for trace in traces if trace.get("type") != "heatmap") if text]
+    told += _describe_pictures(traces, layout)
     parts += list(dict.fromkeys(told))[:MOST]
     if len(set(told)) > MOST:
         parts.append(f"and {len(set(told)) - MOST} more")
@@ -60,17 +61,35 @@ def _text(title):
 def _describe_trace(trace):
     """One trace in words; empty where it has no numbers to tell."""
     kind = trace.get("type", "scatter")
-    values = numbers(trace.get("z") if kind == "heatmap" else trace.get("x" if _lies(trace) else "y"))
+    values = numbers(trace.get("x" if _lies(trace) else "y"))
     if values is None or values.size == 0 or not np.isfinite(values).any():
         return ""
     finite = values[np.isfinite(values)]
     name = _text(trace.get("name") or "") or KINDS.get(kind, kind)
     span = f"{finite.min():.3g} to {finite.max():.3g}" if finite.min() < finite.max() else f"{finite.min():.3g}"
     across = trace.get("y" if _lies(trace) else "x")
-    if kind == "heatmap" or finite.min() == finite.max() or values.ndim != 1:
+    if finite.min() == finite.max() or values.ndim != 1:
         return f"{name}: {span}"
     place = _at(across, int(np.nanargmax(values)))
     return f"{name}: {span}" + (f", highest at {place}" if place else "")
+
+
+def _describe_pictures(traces, layout):
+    """Heatmaps in words: those that share a colour scale together, by what the scale measures."""
+    groups = {}
+    for trace in traces:
+        if trace.get("type") == "heatmap":
+            axis = trace.get("coloraxis")
+            bar = (layout.get(axis) if axis else trace) or {}
+            what = _text((bar.get("colorbar") or {}).get("title") or {}) or _text(trace.get("name") or "")
+            groups.setdefault((axis, what), []).append(numbers(trace.get("z")))
+    said = []
+    for (_, what), values in groups.items():
+        finite = np.concatenate([[], *(z[np.isfinite(z)] for z in values if z is not None)])
+        if finite.size:
+            count = "a picture" if len(values) == 1 else f"{len(values)} pictures"
+            said.append(f"{count}, {what or 'without a unit'}: {finite.min():.3g} to {finite.max():.3g}")
+    return said
 
 
 def _lies(trace):

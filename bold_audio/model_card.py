@@ -148,7 +148,7 @@ def _tables(scores, kind, region):
         rows = _rows(scores, kind, prediction, region)
         if len(rows):
             size = f"{rows['n_volumes'].iloc[0]} test volumes, {rows['n_voxels'].iloc[0]} voxels"
-            made.append((f"Scores, {words}, {region}, {size}", rows[[c for c in SHOWN if c in rows]]))
+            made.append((f"{words}, {region}, {size}", rows[[c for c in SHOWN if c in rows]]))
     return made
 
 

@@ -270,6 +270,7 @@ def write_dataset_index(folder, *, title, note=""):
         note=note,
         counts=subjects.counted(rows),
         columns=subjects.COLUMNS,
+        words=subjects.WORDS,
         rows=shown,
         foot="Each row is read from the subject's scores.tsv, summary.json, provenance.json and status.json.",
     )

@@ -44,7 +44,8 @@ def _known(path):
     row = {"subject": path.name, "failed": status.get("state") in ("failed", "stopped")}
     row["state"] = status.get("state", "done" if summary else "not finished")
     row["where it stopped"] = ": ".join(filter(None, (status.get("step"), status.get("error"))))
-    row["finished"] = status.get("finished") or max((entry["finished"] for entry in done.values()), default="")
+    finished = status.get("finished") or max((entry["finished"] for entry in done.values()), default="")
+    row["finished"] = finished[:16].replace("T", " ")
     row["data"] = summary.get("about", "").partition("; ")[2]
     row["region"], scores = summary.get("region"), path / "scores.tsv"
     if row["region"] and scores.is_file():

@@ -68,12 +68,15 @@ def map_thumbnail(path, model, stat):
 
 
 def _montage(values):
-    """Evenly spaced axial slices of the part of the grid that has values, side by side, front up."""
+    """Evenly spaced axial slices of the part of the grid that has values, in two rows, front up."""
     box = tuple(slice(*_ends(np.isfinite(values).any(axis=tuple({0, 1, 2} - {n})))) for n in range(3))
     inside = values[box]
-    picks = np.unique(np.linspace(0, inside.shape[2] - 1, N_SLICES + 2).round().astype(int)[1:-1])
+    n = min(N_SLICES, inside.shape[2])
+    picks = np.unique(np.linspace(0, inside.shape[2] - 1, n + 2).round().astype(int)[1:-1])
     slices = [np.pad(np.rot90(inside[:, :, k]), 1, constant_values=np.nan) for k in picks]
-    return np.concatenate(slices, axis=1)
+    slices += [np.full_like(slices[0], np.nan)] * (len(slices) % 2)
+    half = len(slices) // 2
+    return np.concatenate([np.concatenate(row, axis=1) for row in (slices[:half], slices[half:])])
 
 
 def _ends(used):

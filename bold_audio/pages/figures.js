@@ -76,11 +76,21 @@
     });
   }
 
+  // The words belong to the drawing alone: plotly puts buttons beside it, and a picture may hold none.
+  function nameDrawing(plot) {
+    const [first, ...others] = plot.querySelectorAll("svg.main-svg");
+    first.setAttribute("role", "img");
+    first.setAttribute("aria-label", plot.getAttribute("aria-label"));
+    for (const other of others) other.setAttribute("aria-hidden", "true");
+    plot.removeAttribute("role");
+    plot.removeAttribute("aria-label");
+  }
+
   function draw(figure) {
     const area = figure.querySelector(".plot-area");
     const { data, layout, frames, config } = JSON.parse(figure.querySelector("script").textContent);
     if (!window.Plotly) {
-      area.textContent = `plotly.min.js, which draws this figure, is not beside this page. ${area.ariaLabel}`;
+      area.textContent = `plotly.min.js, which draws this figure, is not beside this page. ${area.getAttribute("aria-label")}`;
       return null;
     }
     const meta = layout.meta || {}, sliders = layout.sliders || [], menus = layout.updatemenus || [];
@@ -92,6 +102,7 @@
       if (layout.height) layout.height -= spare;
     }
     return Plotly.newPlot(area, { data, layout, frames, config }).then((plot) => {
+      nameDrawing(plot);
       const made = meta.knobs ? knobs(plot, meta) : sliders.map((one) => plotlySlider(plot, one));
       made.push(...menus.flatMap((menu) => plotlyMenu(plot, menu)));
       if (made.length) {
