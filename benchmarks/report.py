@@ -87,7 +87,7 @@ def violations(page, impacts=SERIOUS):
     return [f"{one['id']}: {node['html'][:160]}" for one in found if one["impact"] in impacts for node in one["nodes"]]
 
 
-def measure(folder, *, pages=None):
+def measure(folder, *, pages=None, page=None):
     """Open every page of a report and count what a careful page has none of.
 
     Parameters
@@ -96,6 +96,8 @@ def measure(folder, *, pages=None):
         The report's folder.
     pages : list of path, optional
         By default every HTML file in the folder.
+    page : optional
+        From `browser`, when one is open already.
 
     Returns
     -------
@@ -106,7 +108,7 @@ def measure(folder, *, pages=None):
     made = {"report_pages": len(paths), "report_requests": 0, "report_console_errors": 0, "report_figures": 0}
     made |= {"report_figures_missing": 0, "report_violations": 0}
     found = []
-    with browser() as page:
+    with contextlib.nullcontext(page) if page else browser() as page:
         for path in paths:
             page.requests.clear()
             page.errors.clear()

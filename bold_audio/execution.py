@@ -166,7 +166,7 @@ def execute(step, folder, given):
 
 
 def execute_file(source, target, given, *, cwd):
-    """Execute the notebook ``source`` with the parameters ``given`` in the folder ``cwd``, and keep it as ``target``."""
+    """Execute the notebook ``source`` in the folder ``cwd`` with the parameters ``given``; keep it as ``target``."""
     import papermill
 
     # A parameter that a notebook's own cell does not list is fine: the schema has checked them all.

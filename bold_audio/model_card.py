@@ -1,4 +1,4 @@
-"""What the exported models of a subject are, from what a run left: bundles, scores beside what they must beat, limits."""
+"""What a subject's exported models are, from what a run left: bundles, scores beside what they must beat, limits."""
 
 import pandas as pd
 

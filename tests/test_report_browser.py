@@ -65,21 +65,21 @@ def page():
         yield opened
 
 
-def test_report_opens_from_disk_without_a_request_an_error_or_a_violation(folder):
+def test_report_opens_from_disk_without_a_request_an_error_or_a_violation(folder, page):
     pages = [*sorted(folder.glob("*.html")), folder.parents[1] / "index.html"]
-    found = benchmark.measure(folder, pages=pages)
+    found = benchmark.measure(folder, pages=pages, page=page)
     assert found["found"] == []
     assert (found["report_pages"], found["report_figures"], found["report_figures_missing"]) == (4, 3, 0)
     assert found["report_requests"] == found["report_console_errors"] == 0
     assert not found["report_violations"]
 
 
-def test_measure_sees_requests_errors_empty_figures_and_violations(folder, tmp_path):
+def test_measure_sees_requests_errors_empty_figures_and_violations(page, tmp_path):
     bad = """<!DOCTYPE html><html><body><img src="http://127.0.0.1:9/a.png"><script>throw new Error("broken")</script>
     <figure class="plot"><div class="plot-area"></div></figure>
     <script>document.documentElement.dataset.drawn = "yes"</script></body></html>"""
     (tmp_path / "bad.html").write_text(bad)
-    found = benchmark.measure(tmp_path)
+    found = benchmark.measure(tmp_path, page=page)
     assert found["report_requests"] == 1 and found["report_console_errors"] >= 1
     assert found["report_figures_missing"] == 1
     assert found["report_violations"] is None or found["report_violations"] >= 1
@@ -143,7 +143,7 @@ def test_play_moves_the_slider_to_the_end(folder, page):
     assert page.get_by_role("slider", name="Time").get_attribute("aria-valuetext") == "3.0 s"
 
 
-CURVE = "() => [...document.querySelectorAll('figure.plot')[2].querySelector('.plot-area').data[0].y]"
+CURVE = """() => Array.from(document.querySelectorAll("figure.plot")[2].querySelector(".plot-area")._fullData[0].y)"""
 
 
 def test_every_setting_of_the_delay_curve_can_be_chosen(folder, page):
@@ -165,12 +165,16 @@ def test_page_whose_library_is_missing_says_so_and_keeps_its_words(folder, page,
     assert "plotly.min.js, which draws this figure, is not beside this page" in said and "A line" in said
 
 
-def test_narrow_page_does_not_scroll_sideways(folder):
-    with benchmark.browser(width=390) as narrow:
+def test_narrow_page_does_not_scroll_sideways(folder, page):
+    wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    size = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 800})
+    try:
         for path in (folder / "00_small.html", folder / "index.html", folder.parents[1] / "index.html"):
-            benchmark.open_page(narrow, path)
-            wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            assert narrow.evaluate(wide) <= 0, path.name
+            benchmark.open_page(page, path)
+            assert page.evaluate(wide) <= 0, path.name
+    finally:
+        page.set_viewport_size(size)
 
 
 def first_column(page):
