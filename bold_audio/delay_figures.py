@@ -152,6 +152,44 @@ def curve_player(curves, delays, *, prefix, title):
     return fig.update_layout(sliders=[slider], height=500, margin_b=130)
 
 
+def delay_chooser(tables, *, title="Skill by delay, for each way to describe the sound"):
+    """Choose features, further windows and blocks, and see the whole Δt curve, in a page that needs no kernel.
+
+    On a report's page every setting has a control of its own. Elsewhere plotly's slider moves the number of features,
+    with one window and without the blocks.
+
+    Parameters
+    ----------
+    tables : dict of str to DataFrame
+        Region → `feature_grid.FeatureGrid.settings`: each setting at each delay, at its best ridge strength.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        ``layout.meta`` holds ``knobs`` (name, values, active) and ``curves``: a list over all combinations, the last
+        knob fastest, of a list over regions of skills.
+    """
+    heard = {region: table[table["n_features"] > 0] for region, table in tables.items()}
+    first = next(iter(heard.values()))
+    levels = {name: sorted(first[name].unique()) for name in ("n_features", "n_lags", "blocks")}
+    knobs = [
+        dict(name="Features", values=[f"{n:.0f}" for n in levels["n_features"]], active=len(levels["n_features"]) - 1),
+        dict(name="Further windows", values=[f"{n:.0f}" for n in levels["n_lags"]], active=0),
+        dict(name="Blocks", values=["with" if with_them else "without" for with_them in levels["blocks"]], active=0),
+    ]
+    by = [*levels, "delay"]
+    arrays = [
+        table.sort_values(by)["skill"].to_numpy().reshape(*map(len, levels.values()), -1) for table in heard.values()
+    ]
+    curves = np.round(np.stack(arrays, axis=-2), 5)  # features, windows, blocks, regions, delays
+    shown = {n: dict(zip(tables, curves[k, 0, 0], strict=True)) for k, n in enumerate(knobs[0]["values"])}
+    delays = np.sort(first["delay"].unique())
+    fig = curve_player(shown, delays, prefix="Features: ", title=title)
+    room = 0.05 * (curves.max() - curves.min() or 1)
+    fig.update_yaxes(range=[curves.min() - room, curves.max() + room])
+    return fig.update_layout(meta=dict(knobs=knobs, curves=curves.reshape(-1, *curves.shape[3:]).tolist()))
+
+
 def _delay_axes(title, y, block_period):
     note = block_period and f"blocks repeat every {block_period:g} s, so Δt and Δt ± {block_period:g} s look alike"
     return style.figure(title, x="Δt, from sound to scan (s)", y=y, top=90 if note else 60, note=note)

@@ -134,14 +134,7 @@ class Subject:
     @cached_property
     def input_md5(self):
         """MD5 of the scan, of what the sound features were made from, and of what regions were found by."""
-        params = self.params
-        sources = [params.audio_files] if params.feature_source == "audio" else annotation_paths(params)
-        paths = [path for part in self.run.files.parts for path in (part.bold, part.mask, part.confounds)]
-        paths = [path for path in (*paths, *itertools.chain(*sources), *self.anatomy.files) if path is not None]
-        names = [path.name for path in dict.fromkeys(paths)]
-        return {
-            path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)
-        }
+        return input_md5(self.params, self.run.files, others=self.anatomy.files)
 
     def result_key(self, *modules, without=frozenset()):
         """Hash of inputs, parameters and code that a result depends on."""
@@ -161,6 +154,15 @@ class Subject:
     def path(self, name):
         """Path of one of this subject's result files."""
         return self.params.subject_path / name
+
+
+def input_md5(params, files, *, others=()):
+    """MD5 of the scan's files, of what the sound features were made from and of ``others``, by name."""
+    sources = [params.audio_files] if params.feature_source == "audio" else annotation_paths(params)
+    paths = [path for part in files.parts for path in (part.bold, part.mask, part.confounds)]
+    paths = [path for path in (*paths, *itertools.chain(*sources), *others) if path is not None]
+    names = [path.name for path in dict.fromkeys(paths)]
+    return {path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)}
 
 
 def annotation_paths(params):

@@ -1,131 +1,151 @@
-"""Executed notebooks and tables → HTML pages that open without a network."""
+"""Executed notebooks, tables and maps → a folder of HTML pages that open without a network."""
 
-import re
-from html.parser import HTMLParser
+import os
 from pathlib import Path
 
 import nbformat
 import pandas as pd
-from jinja2 import Environment
+from plotly.offline import get_plotlyjs
 
-from bold_audio.files import read_json, write_text
+from bold_audio import model_card, subjects, thumbnails
+from bold_audio.files import DataError, read_json, write_text
+from bold_audio.notebook_page import Failure, notebook_parts, read_failure, read_title
+from bold_audio.templates import plain, render
 
-# Scripts that nbconvert's template asks other hosts for; plotly's own are embedded by the notebooks.
-REMOTE_SCRIPT = re.compile(r'<script[^>]*\bsrc="(?:https?:)?//[^"]*"[^>]*>\s*</script>')
-REMOTE = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
-REMOTE_STYLE = re.compile(r"""(?:@import\s+(?:url\()?|url\()\s*["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
-MATHJAX_CONFIG = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.DOTALL)
-
-INDEX = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
- body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
- h1 { font-size: 1.6rem; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
- .note { background: #fff4d6; border-left: .3rem solid #b35c00; padding: .5rem .8rem; }
- .alarm { background: #fbe3e4; border-left: .3rem solid #b00020; color: #b00020; padding: .5rem .8rem; }
- .lead { font-size: 1.08rem; }
- table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
- th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
- th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
- .wide { overflow-x: auto; } footer { margin-top: 2.5rem; font-size: .85rem; color: #555; }
- a { color: #00558c; }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p class="note">{{ note }}</p>
-{% for alarm in alarms %}<p class="alarm">{{ alarm }}</p>
-{% endfor %}{% for sentence in sentences %}<p class="{{ 'lead' if loop.first else '' }}">{{ sentence }}</p>
-{% endfor %}
-{% for caption, columns, rows in tables %}<h2>{{ caption }}</h2>
-<div class="wide"><table><thead><tr>{% for c in columns %}<th scope="col">{{ c }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
-{% endfor %}
-<h2>Notebooks</h2>
-<ol start="0">{% for page, name in pages %}<li><a href="{{ page }}">{{ name }}</a></li>
-{% endfor %}</ol>
-<footer>{{ foot }}</footer>
-</body></html>
-"""
+PLOTLY, CARD, INDEX = "plotly.min.js", "model_card.html", "index.html"
+STAMP = "bold_audio"  # metadata of a notebook that `bold-audio run` executed: commit, packages, MD5 of inputs
+MAP_PAGES = {"sweep": "03_dt_sweep.html"}  # maps of all other models are drawn in the last notebook
+LAST_PAGE = "06_inference.html"
 
 
-def write_page(executed, page):
-    """Render an executed notebook as one HTML file that asks no other host for anything.
+def write_page(executed, page, *, who="", failure=None):
+    """Write an executed notebook as one HTML page; its figures need only the ``plotly.min.js`` beside it.
 
-    Cells tagged ``live`` (widgets, which need a kernel) are left out.
-
-    Raises
-    ------
-    ValueError
-        If a remote script or style remains: the page would not be whole offline.
-    """
-    from nbconvert import HTMLExporter
-
-    notebook = nbformat.read(executed, as_version=4)
-    notebook.cells = [c for c in notebook.cells if "live" not in c.metadata.get("tags", [])]
-    notebook.metadata.pop("widgets", None)  # their state, megabytes of it with the program that would draw them
-    exporter = HTMLExporter(
-        template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True, require_js_url="", mathjax_url=""
-    )
-    html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": Path(executed).stem}})
-    html = REMOTE_SCRIPT.sub("", MATHJAX_CONFIG.sub("", html))
-    if remote := remote_references(html):
-        raise ValueError(f"{Path(executed).name} refers to {remote[0]}, so its page would not be whole offline.")
-    write_text(page, html)
-
-
-class _Remote(HTMLParser):
-    """Collect what tags and styles would fetch from another host."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.in_style = [], False
-
-    def handle_starttag(self, tag, attributes):
-        self.in_style = tag == "style"
-        if tag != "a":
-            self.found += [v for k, v in attributes if k in ("src", "href", "poster", "data") and REMOTE.match(v or "")]
-
-    def handle_endtag(self, tag):
-        self.in_style = False
-
-    def handle_data(self, text):
-        if self.in_style:
-            self.found += REMOTE_STYLE.findall(text)
-
-
-def remote_references(html):
-    """What a page would fetch from another host: scripts, styles and pictures, not links to follow."""
-    parser = _Remote()
-    parser.feed(html)
-    return parser.found
-
-
-def write_index(folder, *, title, note, sentences, tables, pages, foot, alarms=()):
-    """Write ``index.html``: headline sentences, score tables and links to the pages.
+    The page is made of the notebook alone: the same notebook gives the same page. Cells tagged ``live`` (widgets, which
+    need a kernel) are left out. A notebook that failed says so at its top, with what to do.
 
     Parameters
     ----------
-    folder : path
-        The report's folder.
-    title, note, foot : str
-        Heading, what must be known of the data, and provenance. All text is escaped.
-    sentences : list of str
-        The first is the headline.
-    alarms : list of str
-        What makes every number doubtful, in red.
-    tables : list of (str, DataFrame)
-        Caption and table.
-    pages : list of (str, str)
-        File and name of each page.
+    executed : path
+        The notebook.
+    page : path
+        The HTML file.
+    who : str
+        Whose page it is, such as ``sub-09 · ds003688``.
+    failure : Failure, optional
+        Why the notebook stopped, where it does not say so itself, as when its kernel died.
     """
-    template = Environment(autoescape=True).from_string(INDEX)
-    made = [(caption, list(t.columns), t.map(_cell).to_numpy().tolist()) for caption, t in tables]
-    sentences = [s.replace("**", "").replace("`", "") for s in sentences]
-    html = template.render(
-        title=title, note=note, sentences=sentences, tables=made, pages=pages, foot=foot, alarms=alarms
+    executed, page = Path(executed), Path(page)
+    notebook = _read(executed)
+    parts = notebook_parts(notebook)
+    seen = set()
+    for part in parts:
+        part["first"] = part["cell"] not in seen
+        seen.add(part["cell"])
+    figures = any(part["kind"] == "figure" for part in parts)
+    html = render(
+        "page.html.j2",
+        scripts=("figures.js",) if figures else (),
+        title=read_title(notebook, executed.stem),
+        who=who or executed.parent.name,
+        parts=parts,
+        figures=figures,
+        failure=_as_facts(read_failure(notebook) or failure),
+        provenance=_provenance(notebook, executed.name),
     )
-    write_text(Path(folder) / "index.html", html)
+    write_text(page, html)
+    if figures:
+        write_plotly(page.parent)
+
+
+def _read(executed):
+    try:
+        return nbformat.read(executed, as_version=4)
+    except Exception as error:  # whatever nbformat and JSON make of a damaged file
+        raise DataError(f"{executed} is no notebook ({type(error).__name__}) - run its step again") from error
+
+
+def _as_facts(failure, step=""):
+    return failure and {"step": step, **vars(failure)}
+
+
+def write_plotly(folder):
+    """Put plotly.js, which draws the figures of all pages, into a report's folder, once."""
+    path, wanted = Path(folder) / PLOTLY, get_plotlyjs()
+    if not (path.is_file() and path.read_text(encoding="utf-8") == wanted):
+        write_text(path, wanted)
+
+
+def _provenance(notebook, name):
+    """How a notebook was executed, as (name, text)."""
+    stamp, ran = notebook.metadata.get(STAMP, {}), notebook.metadata.get("papermill", {})
+    given = ", ".join(f"{key} = {value}" for key, value in (ran.get("parameters") or {}).items())
+    made = [("Notebook", name), ("Parameters given", given or "none, all as in params/")]
+    if ran.get("end_time"):
+        made.append(("Executed", f"{ran['end_time'][:19]} UTC, in {ran.get('duration') or 0:.0f} s"))
+    if not stamp:
+        return [*made, ("Commit", "not recorded: executed without bold-audio run")]
+    made.append(("bold_audio", f"{stamp['version']}, commit {stamp.get('git_commit') or 'unknown'}"))
+    made += [(f"MD5 of {file}", md5) for file, md5 in stamp.get("input_md5", {}).items()]
+    packages = ", ".join(f"{package} {version}" for package, version in stamp["packages"].items())
+    return [*made, ("Python and packages", f"{stamp['python']}; {packages}")]
+
+
+def write_report(params, *, anew=False):
+    """Write a subject's report: pages that are missing, the model card, the index, and the index of all subjects.
+
+    Parameters
+    ----------
+    params : Params
+    anew : bool
+        Whether to write every page again.
+
+    Returns
+    -------
+    Path
+        The subject's index.
+
+    Raises
+    ------
+    DataError
+        With ``anew``, if the subject has no executed notebook.
+    """
+    folder, who = params.subject_path, f"sub-{params.subject} · {params.label}"
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if anew and not notebooks:
+        raise DataError(f"no executed notebook in {folder} - run 'bold-audio run --subject {params.subject}' first")
+    status = read_json(folder / subjects.STATUS, default={})
+    pages = []
+    for executed in notebooks:
+        page = folder / "report" / f"{executed.stem}.html"
+        failed_here = status.get("state") == "failed" and status.get("step") == executed.stem
+        failure = Failure.of(status.get("error", "")) if failed_here else None
+        if anew or not page.is_file() or page.stat().st_mtime < executed.stat().st_mtime:
+            write_page(executed, page, who=who, failure=failure)
+        pages.append((page.name, *_listed(executed, failed_here)))
+    facts = model_card.card_facts(params)
+    if facts:
+        for model in facts["models"]:
+            model["tables"] = [_as_table(*one) for one in model["tables"]]
+        write_text(
+            folder / "report" / CARD, render("model_card.html.j2", title=f"Model card · {who}", who=who, **facts)
+        )
+    index = write_subject_index(params, pages, status=status, card=CARD if facts else None)
+    write_dataset_index(folder.parent, title=f"Subjects of {params.label}", note=params.data_note or "")
+    return index
+
+
+def _listed(executed, failed):
+    """Title of an executed notebook, and how its execution ended."""
+    notebook = _read(executed)
+    seconds = notebook.metadata.get("papermill", {}).get("duration")
+    if failed or read_failure(notebook):
+        return read_title(notebook, executed.stem), "failed"
+    return read_title(notebook, executed.stem), "" if seconds is None else f"{seconds:.0f} s"
+
+
+def _as_table(caption, table):
+    return caption, list(table.columns), table.map(_cell).to_numpy().tolist()
 
 
 def _cell(value):
@@ -134,31 +154,125 @@ def _cell(value):
     return "n/a" if pd.isna(value) else str(value)
 
 
-def write_subject_index(params, pages):
-    """Write a subject's index from what its notebooks left: scores, sentences, provenance."""
-    folder = params.subject_path
+def write_index(
+    folder, *, title, note, sentences, tables, pages, provenance, alarms=(), maps=(), failure=None, **links
+):
+    """Write ``index.html``: headline sentences, score tables, maps and links to the pages; all text is escaped.
+
+    Parameters
+    ----------
+    folder : path
+        The report's folder.
+    title, note : str
+        Heading, and what must be known of the data.
+    sentences : list of str
+        The first is the headline.
+    tables : list of (str, DataFrame)
+        Caption and table.
+    pages : list of (str, str, str)
+        File, name and state of each page.
+    provenance : list of (str, str)
+    alarms : list of str
+        What makes every number doubtful, in red.
+    maps : list of dict
+        `thumbnails.subject_thumbnails`.
+    failure : dict, optional
+        What stopped the run: ``step``, ``what``, ``fix``, ``name``, ``cell``.
+    links : str
+        ``up``: the index of all subjects; ``card``: the model card.
+    """
+    linked = {"up": None, "card": None} | links
+    html = render(
+        "index.html.j2",
+        title=title,
+        note=note,
+        sentences=[plain(sentence) for sentence in sentences],
+        tables=[_as_table(*one) for one in tables],
+        pages=pages,
+        provenance=provenance,
+        alarms=alarms,
+        maps=maps,
+        failure=failure,
+        **linked,
+    )
+    write_text(Path(folder) / INDEX, html)
+
+
+def write_subject_index(params, pages, *, status=None, card=None):
+    """Write a subject's index from what its notebooks left: scores, sentences, maps, provenance."""
+    folder, status = params.subject_path, status or {}
     done = read_json(folder / "provenance.json", default={})
     summary = read_json(folder / "summary.json", default={})
-    tables = []
-    if (folder / "scores.tsv").is_file() and "region" in summary:
-        table = pd.read_csv(folder / "scores.tsv", sep="\t")
-        kept = [c for c in table.columns if c not in ("prediction", "region", "n_volumes", "n_voxels")]
-        for prediction, words in (("one_step", "One-step: previous volumes measured"), ("open_loop", "Open-loop")):
-            rows = table[(table["prediction"] == prediction) & (table["region"] == summary["region"])]
-            if len(rows):
-                size = f"{rows['n_volumes'].iloc[0]} test volumes, {rows['n_voxels'].iloc[0]} voxels"
-                tables.append((f"{words} ({summary['region']}, {size})", rows[kept]))
-    last = max((entry["finished"] for entry in done.values()), default="")
-    commit = next((entry["git_commit"] for entry in done.values() if entry.get("git_commit")), None)
+    failure = None
+    if status.get("state") == "failed":
+        failure = _as_facts(Failure.of(status.get("error", "")), status.get("step") or "The run")
+    there = {name for name, *_ in pages}
+    maps = thumbnails.subject_thumbnails(folder)
+    for one in maps:
+        page = MAP_PAGES.get(one["model"], LAST_PAGE)
+        one["page"] = page if page in there else None
+    last = max((entry["finished"] for entry in done.values()), default="not yet")
+    commit = next((entry["git_commit"] for entry in done.values() if entry.get("git_commit")), "unknown")
+    inputs = next((entry["input_md5"] for entry in done.values() if entry.get("input_md5")), {})
     write_index(
         folder / "report",
         title=f"sub-{params.subject} · {params.label}",
         note=summary.get("about", params.data_note or ""),
         alarms=summary.get("alarms", []),
         sentences=summary.get("sentences", ["Not all notebooks have run yet."]),
-        tables=tables,
+        tables=_score_tables(folder, summary.get("region")),
         pages=pages,
-        foot=f"bold_audio, commit {commit or 'unknown'}, finished {last}; parameters, input MD5s and package versions "
-        "are in provenance.json.",
+        maps=maps,
+        failure=failure,
+        up=f"../../{INDEX}",
+        card=card,
+        provenance=[
+            ("bold_audio", f"commit {commit}"),
+            ("Finished", last),
+            *((f"MD5 of {name}", md5) for name, md5 in inputs.items()),
+            ("More", "parameters, seeds and package versions of every step are in provenance.json"),
+        ],
     )
-    return folder / "report" / "index.html"
+    return folder / "report" / INDEX
+
+
+def _score_tables(folder, region):
+    """The score tables of the region that the sentences speak of, each kind of prediction apart."""
+    if not (folder / "scores.tsv").is_file() or region is None:
+        return []
+    table, tables = pd.read_csv(folder / "scores.tsv", sep="\t"), []
+    kept = [c for c in table.columns if c not in ("prediction", "region", "n_volumes", "n_voxels")]
+    for prediction, words in (("one_step", "One-step: previous volumes measured"), ("open_loop", "Open-loop")):
+        rows = table[(table["prediction"] == prediction) & (table["region"] == region)]
+        if len(rows):
+            size = f"{rows['n_volumes'].iloc[0]} test volumes, {rows['n_voxels'].iloc[0]} voxels"
+            tables.append((f"{words} ({region}, {size})", rows[kept]))
+    return tables
+
+
+def write_dataset_index(folder, *, title, note=""):
+    """Write ``index.html`` of a dataset's outputs: a row per subject, sortable, those that failed with their error.
+
+    Returns
+    -------
+    Path
+    """
+    folder, rows = Path(folder), subjects.subject_rows(Path(folder))
+    shown = []
+    for row in rows:
+        report = folder / row["subject"] / "report" / INDEX
+        link = os.path.relpath(report, folder).replace(os.sep, "/") if report.is_file() else None
+        shown.append({"cells": subjects.cells(row), "failed": row["failed"], "link": link})
+    html = render(
+        "subjects.html.j2",
+        scripts=("sort.js",),
+        title=title,
+        note=note,
+        counts=subjects.counted(rows),
+        columns=subjects.COLUMNS,
+        words=subjects.WORDS,
+        rows=shown,
+        foot="Each row is read from the subject's scores.tsv, summary.json, provenance.json and status.json.",
+    )
+    write_text(folder / INDEX, html)
+    return folder / INDEX

@@ -12,31 +12,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from bold_audio.access import token_hidden
-from bold_audio.files import (
-    AccessError,
-    BoldAudioError,
-    DataError,
-    MachineError,
-    ModelError,
-    ParameterError,
-    lock,
-    project_root,
-)
+from bold_audio.execution import STEPS, chosen_steps, run_subject  # noqa: F401
+from bold_audio.files import BoldAudioError, DataError, ParameterError, lock, project_root
 from bold_audio.params import DEFAULT_DATASET, load_params, normalise_subject
 from bold_audio.registry import fmri_subjects
-
-STEPS = (
-    "00_data_download",
-    "01_mfcc_exploration",
-    "02_baselines",
-    "03_dt_sweep",
-    "04_train",
-    "05_export",
-    "06_inference",
-)
-EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, AccessError, MachineError, ModelError)}
-EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5}
 
 
 def main(arguments=None):
@@ -129,6 +108,11 @@ def _parser():
     run.add_argument("--steps", default="00-06", help="such as 00-06, 03 or 02,03 (default 00-06)")
     run.set_defaults(work=_run)
 
+    report = commands.add_parser("report", help="write the report's pages again, from the executed notebooks")
+    report.add_argument("--subject", action="append", required=True)
+    report.add_argument("--dataset")
+    report.set_defaults(work=_report)
+
     predict = commands.add_parser("predict", help="predict the volumes that a new sound would make, without a scan")
     predict.add_argument("--subject", required=True, help="whose model")
     predict.add_argument("--dataset")
@@ -144,9 +128,9 @@ def _parser():
     serve.add_argument("--metrics-port", type=int, default=8002)
     serve.set_defaults(work=_serve)
 
-    for command in (fetch, publish, adopt, track, run, predict):
+    for command in (fetch, publish, adopt, track, run, report, predict):
         command.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    for command in (simulate, fetch, publish, adopt, track, token, run, predict, serve):
+    for command in (simulate, fetch, publish, adopt, track, token, run, report, predict, serve):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -275,29 +259,6 @@ def _serve(options):
         return running.process.wait()
 
 
-def chosen_steps(text):
-    """Notebook names that ``00-06``, ``03`` or ``02,03`` mean.
-
-    Examples
-    --------
-    >>> chosen_steps("02-03,06")
-    ['02_baselines', '03_dt_sweep', '06_inference']
-    """
-    wanted = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
-        if not match:
-            raise ParameterError(f"steps must look like 00-06 or 02,03, got {text!r}")
-        part_of = range(int(match[1]), int(match[2] or match[1]) + 1)
-        if not part_of:
-            raise ParameterError(f"steps must run from the lower to the higher, got {text!r}")
-        wanted |= set(part_of)
-    steps = [name for name in STEPS if int(name[:2]) in wanted]
-    if len(steps) < len(wanted):
-        raise ParameterError(f"steps must be between 00 and {STEPS[-1][:2]}, got {text!r}")
-    return steps
-
-
 def parse_given(pairs):
     """``-p NAME VALUE`` pairs as a dictionary; values are read as YAML."""
     given = {}
@@ -321,7 +282,10 @@ def _run(options):
         params.subject_path.mkdir(parents=True, exist_ok=True)
         try:
             with lock(params.subject_path / ".lock", doing=f"sub-{params.subject} of {params.label}"):
-                status = max(status, _run_subject(options, params, steps, given))
+                started = time.perf_counter()
+                index = run_subject(params, steps, given | _whose(params), say=_say)
+            seconds = time.perf_counter() - started
+            _say(f"sub-{params.subject}: done in {seconds:.0f} s, report: {os.path.relpath(index)}")
         except BoldAudioError as error:
             if options.debug:
                 raise
@@ -329,65 +293,23 @@ def _run(options):
     return status
 
 
-def _run_subject(options, params, steps, given):
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
+def _whose(params):
+    return {"subject": params.subject, "dataset": params.dataset}
 
-    from bold_audio.fetch import fetch_missing
-    from bold_audio.report import write_page, write_subject_index
 
-    fetch_missing(params)
-    given = {**given, "subject": params.subject, "dataset": params.dataset}
-    started = time.perf_counter()
-    for step in steps:
-        begun = time.perf_counter()
-        where = params.subject_path / f"{step}.ipynb"
+def _report(options):
+    """Write the pages of executed notebooks again, and the indexes."""
+    from bold_audio.report import write_report
+
+    given, status = parse_given(options.given), 0
+    for subject in options.subject:
+        params = load_params(subject, options.dataset, **given)
+        options.current = params.subject
         try:
-            executed = execute(step, params.subject_path, given)
-        except DeadKernelError:
+            with lock(params.subject_path / ".lock", doing=f"sub-{params.subject} of {params.label}"):
+                _say(f"sub-{params.subject}: report: {os.path.relpath(write_report(params, anew=True))}")
+        except BoldAudioError as error:
             if options.debug:
                 raise
-            return _fail(options, f"{step}: its kernel died - check the memory; what it had done is in {where}", 5)
-        except PapermillExecutionError as error:
-            if options.debug:
-                raise
-            message = " ".join(str(error.evalue).split()) or error.ename
-            if error.ename not in EXIT_CODES:
-                message = f"{step} failed with {error.ename}: {message[:300]} - the traceback is in {where}"
-            return _fail(options, message, EXIT_CODES.get(error.ename, 1))
-        write_page(executed, params.subject_path / "report" / f"{step}.html")
-        _say(f"sub-{params.subject}: {step} {time.perf_counter() - begun:6.1f} s")
-    pages = [(f"{s}.html", s) for s in STEPS if (params.subject_path / "report" / f"{s}.html").is_file()]
-    index = write_subject_index(params, pages)
-    _say(f"sub-{params.subject}: done in {time.perf_counter() - started:.0f} s, report: {os.path.relpath(index)}")
-    return 0
-
-
-def execute(step, folder, given):
-    """Execute a notebook headlessly into ``folder``; the source in ``notebooks/`` is never written.
-
-    Returns
-    -------
-    Path
-        The executed copy. One that failed is kept too, with its traceback.
-    """
-    import papermill
-
-    # A parameter that a notebook's own cell does not list is fine: the schema has checked them all.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    root = project_root()
-    target = Path(folder) / f"{step}.ipynb"
-    # Papermill fills {names} in paths from the parameters, unless braces are doubled.
-    source, out = (str(p).replace("{", "{{").replace("}", "}}") for p in (root / "notebooks" / f"{step}.ipynb", target))
-    with token_hidden():  # what a notebook prints is kept
-        papermill.execute_notebook(
-            source,
-            out,
-            parameters=given,
-            cwd=str(root),
-            kernel_name="python3",
-            progress_bar=False,
-            log_output=False,
-            extra_arguments=["--log-level=CRITICAL"],  # ipykernel warns about loopback TCP at every start
-        )
-    return target
+            status = max(status, _fail(options, str(error), error.exit_code))
+    return status

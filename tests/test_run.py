@@ -16,13 +16,13 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from filelock import FileLock
 
 from bold_audio import run, workflow
 from bold_audio.files import ParameterError, file_md5
 from bold_audio.models import LINEAR_NAMES
 from bold_audio.params import load_params
-from bold_audio.report import remote_references
 from bold_audio.run import STEPS, chosen_steps, parse_given
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +71,14 @@ def in_process(capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
         run.main([str(a) for a in arguments])
     return stopped.value.code, capsys.readouterr().err
+
+
+def visible(path):
+    """Text that a page shows."""
+    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    for hidden in soup(["script", "style"]):
+        hidden.decompose()
+    return " ".join(soup.get_text(" ").split())
 
 
 # --- words of the command line ------------------------------------------------------------
@@ -204,9 +212,15 @@ def test_subject_that_was_not_fetched_is_one_line_with_the_way_to_get_it(project
     assert str(project / "data/ds003688/sub-09") in line
     assert "Traceback" not in done.stderr
     assert not (project / "data").exists()
-    # The notebook that failed is kept, with its traceback, and no report claims to be one.
-    assert "DataError" in (project / "outputs/ds003688/sub-09/00_data_download.ipynb").read_text()
-    assert not (project / "outputs/ds003688/sub-09/report").exists()
+    # The notebook that failed is kept, with its traceback, and the report says first what went wrong and what to do.
+    outputs = project / "outputs/ds003688"
+    assert "DataError" in (outputs / "sub-09/00_data_download.ipynb").read_text()
+    for page in ("00_data_download", "index"):
+        text = visible(outputs / f"sub-09/report/{page}.html")
+        assert (
+            text.index("sub-09 is not there") < text.index("What to do:") < text.index("bold-audio fetch --subject 09")
+        )
+    assert "00_data_download: sub-09 is not there" in visible(outputs / "index.html")
 
 
 @pytest.mark.slow
@@ -252,7 +266,10 @@ def test_one_subject_that_fails_does_not_stop_the_others(sim_dir, tmp_path):
     assert done.returncode == 3
     assert "sub-nosuch is not there" in done.stderr and "make it with 'bold-audio simulate'" in done.stderr
     assert (tmp_path / "sim/sub-sim/report/00_data_download.html").is_file()
-    assert not (tmp_path / "sim/sub-nosuch/report").exists()
+    listed = visible(tmp_path / "sim/index.html")
+    assert "2 subjects, 1 of them failed" in listed and "00_data_download: sub-nosuch is not there" in listed
+    status = {name: json.loads((tmp_path / f"sim/sub-{name}/status.json").read_text()) for name in ("nosuch", "sim")}
+    assert [one["state"] for one in status.values()] == ["failed", "done"]
 
 
 # --- the whole way ------------------------------------------------------------------------
@@ -510,27 +527,77 @@ class Page(HTMLParser):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["index", *STEPS])
+@pytest.mark.parametrize("name", ["index", "model_card", *STEPS])
 def test_page_is_whole_offline(finished, name):
     path = finished.path(f"report/{name}.html")
-    assert remote_references(path.read_text(encoding="utf-8")) == []
-    assert Page(path).loaded == []
+    assert set(Page(path).loaded) <= {"plotly.min.js"}
+    assert "default-src 'none'" in path.read_text(encoding="utf-8")
     assert path.stat().st_size < 10e6
+    assert name not in STEPS or finished.path(f"{name}.ipynb").stat().st_size < 5e6
     assert "SIMULATED" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_index_links_every_page_and_gives_the_answer_in_words(finished):
     index = finished.path("report/index.html")
-    assert Page(index).links == [f"{step}.html" for step in STEPS]
+    own = {f"{step}.html" for step in STEPS} | {"model_card.html"}
+    assert set(Page(index).links) == own | {"../../index.html"}
+    assert all((index.parent / link).is_file() for link in Page(index).links)
     text, summary = index.read_text(encoding="utf-8"), json.loads(finished.path("summary.json").read_text())
     assert "SIMULATED subject with a planted answer" in summary["about"] and summary["about"] in text
-    plain = re.sub(r"<[^>]*>", "", text).replace("&#39;", "'")
     for sentence in summary["sentences"]:
-        assert sentence.replace("**", "").replace("`", "") in plain
+        assert sentence.replace("**", "").replace("`", "") in visible(index)
     scores = finished.table("scores.tsv")
     row = scores[(scores["model"] == "mlp") & (scores["region"] == summary["region"])].iloc[0]
-    assert f"<td>mlp</td><td>{row['mse']:.3g}</td>" in text
+    assert f'<th scope="row">mlp</th><td>{row["mse"]:.3g}</td>' in text
+    assert visible(finished.outputs / "sim/index.html").count("sub-sim") >= 1
+    assert text.count('src="data:image/png;base64,') == 5  # r, gain, partial r, delay and skill
+
+
+@pytest.mark.slow
+def test_report_is_small_and_holds_the_library_once(finished):
+    files = list(finished.path("report").iterdir())
+    assert sum(path.stat().st_size for path in files) < 25e6
+    assert [path.name for path in files if path.suffix == ".js"] == ["plotly.min.js"]
+    assert not any("Plotly.register" in path.read_text(encoding="utf-8") for path in files if path.suffix == ".html")
+
+
+@pytest.mark.slow
+def test_pages_say_from_which_scan_they_were_made(finished, sim_dir):
+    for step in STEPS:
+        text = visible(finished.path(f"report/{step}.html"))
+        assert f"MD5 of {finished.scan.name} {file_md5(finished.scan)}" in text
+        assert f"MD5 of film.wav {file_md5(sim_dir / 'stimuli/film.wav')}" in text
+
+
+@pytest.mark.slow
+def test_card_repeats_the_bundle_and_the_score_table(finished):
+    text, scores = visible(finished.path("report/model_card.html")), finished.table("scores.tsv")
+    for name in (MODEL, f"{MODEL}_history_sound"):
+        bundle = json.loads((finished.models / name / "1/bundle.json").read_text())
+        assert bundle["onnx_md5"] in text and bundle["mask_hash"] in text and f"Δt = {bundle['delay']:g} s" in text
+    region = json.loads(finished.path("summary.json").read_text())["region"]
+    for row in scores[(scores["region"] == region) & scores["model"].isin(["mlp", "history_sound"])].itertuples():
+        assert f"in {region}: MSE {row.mse:.4g}; smaller" in text
+    assert "The scan is SIMULATED" in text
+
+
+@pytest.mark.slow
+def test_report_is_written_again_from_the_executed_notebooks(finished):
+    folder = finished.path("report")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.unlink()
+    done = call("bold-audio", "report", "--subject", "sim", *given(**finished.given))
+    assert done.returncode == 0 and done.stderr == "" and "index.html" in done.stdout
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_report_of_a_subject_that_never_ran_is_one_line(capsys, tmp_path):
+    status, error = in_process(capsys, "report", "--subject", "sim", *given(outputs_dir=tmp_path / "out"))
+    assert status == 3
+    assert re.fullmatch(r"bold_audio: sub-sim: no executed notebook in .* - run 'bold-audio run .*' first\n", error)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

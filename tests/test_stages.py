@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stages")]
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 # Notes what a process opens, and what it renames to, below $SEEN_ROOT. DVC itself hashes everything and is left out.
+# Results that `bold-audio run` itself reads are for the index and the model card, which are outs of none: left out too.
 WATCH = """
 import os, sys
 _root, _notes = os.environ.get("SEEN_ROOT"), os.environ.get("SEEN_NOTES")
@@ -29,7 +30,11 @@ def _note(event, given):
     else:
         return
     path = os.path.abspath(os.fsdecode(path))
-    if path.startswith(_root + os.sep) and os.path.basename(sys.argv[0] if hasattr(sys, "argv") else "") != "dvc":
+    program = os.path.basename(sys.argv[0] if hasattr(sys, "argv") else "")
+    results = tuple(os.path.join(_root, folder) for folder in ("outputs", "triton_models"))
+    if program == "bold-audio" and how == "r" and path.startswith(results):
+        return
+    if path.startswith(_root + os.sep) and program != "dvc":
         at = os.open(_notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(at, (how + " " + os.path.relpath(path, _root) + "\\n").encode())
         os.close(at)
@@ -37,7 +42,8 @@ if _root and _notes:
     sys.addaudithook(_note)
 """
 # What several stages write, so that it can be an out of none; and locks.
-SHARED = ("provenance.json", "report/index.html", "dataset_description.json", ".bidsignore", "index.html")
+SHARED = ("provenance.json", "status.json", "dataset_description.json", ".bidsignore", "index.html")
+SHARED += ("report/model_card.html", "report/plotly.min.js")
 
 
 class Stages:
