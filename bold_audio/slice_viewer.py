@@ -18,7 +18,7 @@ from bold_audio.files import BoldAudioError, DataError
 SCRIPTS = Path(__file__).parent / "viewer_js"
 PARTS = ("planes.js", "timeline.js", "player.js", "slice_viewer.js")  # one module in the browser
 KEPT_TIMINGS = 2000
-# Jupyter's server leaves Nagle's algorithm on: a message smaller than a segment (64 KiB on one machine) waits up to 40 ms
+# Jupyter's server leaves Nagle's algorithm on: a message smaller than a segment (64 KiB on one machine) waits 40 ms,
 # until the browser's system has acknowledged the kernel's "busy" before it. A larger one does not wait.
 LOOPBACK_SEGMENT = 70_000  # bytes
 
