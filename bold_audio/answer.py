@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from bold_audio import anatomy, brain, ceiling, contrast, controls, hemispheres, inferred, pairing
+from bold_audio import anatomy, brain, ceiling, contrast, controls, hemispheres, inferred, prepare
 from bold_audio.delays import MLP_ONLY
-from bold_audio.files import DataError, read_json, write_table, write_text
+from bold_audio.files import DataError, fingerprint, read_json, write_table, write_text
 from bold_audio.inference_sentences import OVER_PAST, WITHIN
 from bold_audio.outcomes import study_region
 from bold_audio.sentences import scan_note
@@ -29,7 +29,8 @@ def ensure_controls(subject, found):
     """
     import bold_audio.answer as this
 
-    key = subject.result_key(controls, inferred, this, without=MLP_ONLY)
+    chose = [found.delay, found.responsive.nonzero()[0].tolist()]
+    key = fingerprint(subject.result_key(this, without=MLP_ONLY), chose)
     path, step = subject.path("controls.tsv"), "controls"
     done = read_json(subject.path("provenance.json"), default={}).get(step, {})
     if done.get("key") != key or not path.is_file():
@@ -39,6 +40,7 @@ def ensure_controls(subject, found):
             subject,
             found.delay,
             white=white_matter(subject),
+            tested=region,
             test_sound=lambda features: test_sound(subject, features, {region: roi}),
         )
         write_table(path, table)
@@ -85,13 +87,10 @@ def test_sound(subject, features, regions):
     (float, float)
     """
     files, params = subject.run.files, subject.params
-    parts = [
-        pairing.make_design(features, part.sound_times, files.t_r, response=params.response, n_lags=params.sound_lags)
-        for part in files.parts
-    ]
-    design = pairing.join_designs(parts)
+    how = {"response": params.response, "n_lags": params.sound_lags}
+    design = prepare.design_of([features] * len(files.parts), files, **how)
     model = OVER_PAST if subject.blocks is None else WITHIN
-    table = inferred.infer_subject_regions(subject, regions, features=design, questions=[model])
+    table = inferred.infer_subject_regions(subject, regions, design=design, questions=[model])
     return float(table["gain"].iloc[0]), float(table["p"].iloc[0])
 
 

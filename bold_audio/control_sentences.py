@@ -154,7 +154,7 @@ def about_hemispheres(table):
                 f"{row.delay_right:g} s right; {sure})"
             )
         if np.isfinite(row.score_difference):
-            text += f"; score {row.score_left:.2f} left, {row.score_right:.2f} right"
+            text += f"; gain {row.score_left:+.4f} left, {row.score_right:+.4f} right"
         lines.append(text + ".")
     first = table.iloc[0]
     if first["language_side"] == "n/a":

@@ -38,7 +38,9 @@ class NotDone:
     reason: str
 
 
-def control_table(courses, pairs, *, rows, t_r, must_light=MUST_LIGHT, white=None, air=None, other_film=None):
+def control_table(
+    courses, pairs, *, rows, t_r, must_light=MUST_LIGHT, white=None, air=None, other_film=None, tested=""
+):
     """Make every control of a subject.
 
     Parameters
@@ -57,6 +59,8 @@ def control_table(courses, pairs, *, rows, t_r, must_light=MUST_LIGHT, white=Non
         Mean time course of white matter and of voxels outside the head.
     other_film : (float, float), or NotDone
         p of another film's sound with the same blocks, and the statistic it is of; see `other_film_row`.
+    tested : str
+        The region that the other film was tested in.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def control_table(courses, pairs, *, rows, t_r, must_light=MUST_LIGHT, white=Non
         "air": NotDone("the scan was not read outside the mask") if air is None else air,
     }
     made += [contrast_row("speech = music", name, course, positive=False, **what) for name, course in quiet.items()]
-    made.append(other_film_row(NotDone("no test of the sound was given") if other_film is None else other_film))
+    made.append(other_film_row(NotDone("no test of the sound was given") if other_film is None else other_film, tested))
     return pd.DataFrame(made, columns=list(COLUMNS))
 
 
@@ -108,13 +112,13 @@ def contrast_row(control, region, course, *, pairs, rows, t_r, positive):
     return row | {"value": found["t"], "p": found["p"], "n": found["n_pairs"]} | _verdict(found["p"], positive)
 
 
-def other_film_row(result):
-    """The control by another film's sound: ``result`` is (value, p) or NotDone; dict of `COLUMNS`."""
+def other_film_row(result, region=""):
+    """The control by another film's sound: ``result`` is (value, p) in ``region``, or NotDone; dict of `COLUMNS`."""
     row = {
         "control": "another film's sound, same blocks",
-        "region": "all",
+        "region": region,
         "expected": f"nothing within the blocks, p > {LEVEL:g}",
-        "statistic": "of the test of the sound",
+        "statistic": "gain over past and blocks",
     }
     if isinstance(result, NotDone):
         return _not_done(row, result.reason)
@@ -142,7 +146,7 @@ def may_claim(table):
     return bool(len(positive) and (positive["verdict"] == AS_EXPECTED).all())
 
 
-def subject_controls(subject, delay, *, white=None, test_sound=None, must_light=MUST_LIGHT, regions=None):
+def subject_controls(subject, delay, *, white=None, test_sound=None, tested="", must_light=MUST_LIGHT, regions=None):
     """Read what the controls of a subject need, and make the table.
 
     Parameters
@@ -155,6 +159,8 @@ def subject_controls(subject, delay, *, white=None, test_sound=None, must_light=
     test_sound : function, optional
         `features.SoundFeatures` → (value, p): tests a sound on this subject, the film's blocks taken off. A test that
         leaves the blocks in would rightly find them in another film with the same blocks.
+    tested : str
+        The region that ``test_sound`` tests.
     must_light, regions
         Which regions must answer to speech; regions by name, those of the run without it.
 
@@ -186,6 +192,7 @@ def subject_controls(subject, delay, *, white=None, test_sound=None, must_light=
         white=white,
         air=air,
         other_film=_try_other_film(subject, test_sound),
+        tested=tested,
     )
 
 

@@ -1,6 +1,8 @@
 """Errors with exit codes, whole-or-nothing writes, locks, the cache, hashes and provenance."""
 
+import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -167,9 +169,40 @@ def fingerprint(*parts):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+# Modules whose change makes no result stale: they draw, say, write, fetch or read parameters.
+NOT_COMPUTING = re.compile(
+    r"(\w*_)?(figures|sentences)|style|renderer|files|params|region_specs|brain|tracking|report|registry|access"
+    r"|openneuro|dvcrepo|fetch|audit|adopt|simulate|simulated_anatomy"
+)
+
+
 def code_fingerprint(*modules):
-    """Hash of the source files of ``modules``: what they made is stale when they change."""
-    return fingerprint(*(hashlib.sha256(Path(m.__file__).read_bytes()).hexdigest() for m in modules))
+    """Hash of the source files of ``modules`` and of all they import from the package, directly or not.
+
+    What they made is stale when one of them changes. Modules that compute nothing (`NOT_COMPUTING`) are left out, with
+    what only they import, unless they are named here.
+    """
+    read, todo = {}, [Path(module.__file__) for module in modules]
+    while todo:
+        path = todo.pop()
+        if path not in read:
+            read[path] = path.read_bytes()
+            todo += [one for one in imported_modules(path, read[path]) if not NOT_COMPUTING.fullmatch(one.stem)]
+    return fingerprint(*(hashlib.sha256(read[path]).hexdigest() for path in sorted(read)))
+
+
+@functools.lru_cache(maxsize=1000)
+def imported_modules(path, source):
+    """The package's modules that a source file imports, at its top or inside a function: list of Path."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "bold_audio":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bold_audio."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("bold_audio.")}
+    return [path.with_name(f"{name}.py") for name in sorted(found) if path.with_name(f"{name}.py").is_file()]
 
 
 def cached_folder(cache_dir, key, make):

@@ -39,7 +39,7 @@ def plot_gains(table, *, model, title):
         hover = f"95 % of surrogates: {row.null_low:.4f} to {row.null_high:.4f}<extra></extra>"
         fig.add_trace(go.Scatter(**span, line=dict(color="#BBBBBB", width=12), hovertemplate=hover))
     passed = (rows["p"] <= LEVEL).to_numpy()
-    for where, name, colour in ((passed, f"p ≤ {LEVEL:g}", style.PALETTE[1]), (~passed, "not", "#666666")):
+    for where, name, colour in ((passed, f"p ≤ {LEVEL:g}", style.PALETTE[1]), (~passed, f"p > {LEVEL:g}", "#666666")):
         if where.any():
             part = rows[where]
             text = [f" p = {p:.2g}" for p in part["p"]]

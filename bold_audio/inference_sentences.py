@@ -14,60 +14,74 @@ RATES = {  # kind in calibration.tsv → what it is called
     "drift": "drifting noise",
     "motion": "a moving head",
     "rhythm": "a rhythm of 61 s, near the blocks' cycle",
-    "oneback": "the REAL one-back scan, which heard nothing",
+    "oneback": "one REAL one-back scan, which heard nothing",
 }
 ANY, REGION = "maps with any voxel at family-wise p <= .05", "one region, over past and blocks: p <= 0.05"
 REGION_OVER_PAST = "one region, over the past: p <= 0.05"
 
 
-def primary_region(table):
-    """The region of the primary outcome, named before: ``auditory`` where there is one, else the first."""
-    names = list(dict.fromkeys(table["region"]))
-    return "auditory" if "auditory" in names else (names[0] if names else None)
+def primary_region(table, delay_region=None):
+    """The region of the primary outcome, named before: ``auditory``, else the parameter ``delay_region``, else None."""
+    names = set(table["region"])
+    return next((name for name in ("auditory", delay_region) if name in names), None)
 
 
-def about_region(table, region, *, intervals=None, feature_source="audio"):
+def about_region(table, region, *, intervals=None, feature_source="audio", may_claim=True):
     """The primary outcome of a region: gain, partial r, p, delay; and whether it is the blocks or the sound in them.
 
     Parameters
     ----------
     table : DataFrame
         From `inferred.ensure_regions`.
-    region : str
+    region : str or None
+        None where none was named before.
     intervals : DataFrame, optional
-        ``regions`` of the sweep: the interval of the delay.
+        ``regions`` of the sweep: the interval of the delay, where it is identifiable.
     feature_source : {"audio", "annotations"}
+    may_claim : bool
+        Whether speech lights the regions that must hear it, from `controls.may_claim`: else that is said.
     """
     rows = table[table["region"] == region].set_index("model")
-    if not len(rows):
-        return f"Nothing was asked about `{region}`."
-    row = rows.loc[WITHIN if WITHIN in rows.index else OVER_PAST]
-    name = heard(feature_source)
-    sure = row["p"] <= LEVEL
-    verb = "adds" if row["gain"] >= 0 else "takes away"
+    if region is None or not len(rows):
+        return "No region was named before, so there is no primary outcome: the table is for looking."
+    row, name = rows.loc[WITHIN if WITHIN in rows.index else OVER_PAST], heard(feature_source)
+    used = f"{row['n_voxels']:.0f}" + (f" of {row['n_region']:.0f}" if row["n_voxels"] < row["n_region"] else "")
     text = (
-        f"In `{region}` {name} {verb} {abs(row['gain']):.2%} of the squared error that {row['over']} leave"
-        f"{'s' if row['over'] == 'the past' else ''} (gain {row['gain']:+.4f}, partial r = {row['partial_r']:.3f} in "
-        f"the median voxel, out of fold over the whole run), p = {row['p']:.2g} ({row['n_surrogates']:.0f} surrogates)."
+        f"In `{region}` {name} {'adds' if row['gain'] >= 0 else 'takes away'} {abs(row['gain']):.2%} of the squared "
+        f"error that {row['over']} leave{'s' if row['over'] == 'the past' else ''} (gain {row['gain']:+.4f}, "
+        f"partial r = {row['partial_r']:.3f} in the median of {used} voxels, out of fold over the whole run), "
+        f"p = {row['p']:.2g} ({row['n_surrogates']:.0f} surrogates)."
     )
-    if WITHIN in rows.index and rows.loc[OVER_PAST, "p"] <= LEVEL and not sure:
-        over = rows.loc[OVER_PAST]
-        text += (
-            f" **It follows the blocks, not the sound within them:** over the past alone the gain is "
-            f"{over['gain']:+.4f}, p = {over['p']:.2g}."
-        )
-    elif sure and row["gain"] > 0:
-        text += f" **It follows {name}{' within the blocks' if row.name == WITHIN else ''}.**"
-    else:
-        text += " **Nothing is shown:** chance does as much."
+    return f"{text} {_verdict(rows, row, name, may_claim)}{_delays(row, region, intervals)}"
+
+
+def _verdict(rows, row, name, may_claim):
+    sure, within = row["p"] <= LEVEL, row.name == WITHIN
+    if sure and row["gain"] > 0:
+        text = f"**It follows {name}{' within the blocks' if within else ''}.**"
+        if not may_claim:
+            text += " But no region is shown to answer to speech in this scan: see the controls."
+        return text
     if sure:
-        known = None if intervals is None else intervals.set_index("region")
-        if known is not None and region in known.index and np.isfinite(known.loc[region, "low"]):
-            low, high = known.loc[region, ["low", "high"]]
-            text += f" The delay is {low:.1f} to {high:.1f} s (95 % interval, inside train)."
-        else:
-            text += f" The outer folds chose delays of {row['first_delay']:.1f} to {row['last_delay']:.1f} s."
-    return text
+        return "Its surrogates do worse still, but it predicts no better than the past: **nothing is shown.**"
+    over = rows.loc[OVER_PAST] if within else None
+    if over is not None and over["p"] <= LEVEL and over["gain"] > 0:
+        return (
+            "**It follows the blocks, not the sound within them**, as far as this run can tell: over the past alone "
+            f"the gain is {over['gain']:+.4f}, p = {over['p']:.2g}; that it follows more than the blocks is not shown."
+        )
+    return "**Nothing is shown:** chance does as much."
+
+
+def _delays(row, region, intervals):
+    if row["p"] > LEVEL or row["gain"] <= 0:
+        return ""
+    known = None if intervals is None else intervals.set_index("region")
+    if known is not None and region in known.index and bool(known.loc[region, "identifiable"]):
+        low, high = known.loc[region, ["low", "high"]]
+        if np.isfinite(low):
+            return f" The delay is {low:.1f} to {high:.1f} s (95 % interval, inside train)."
+    return f" The outer folds chose delays of {row['first_delay']:.1f} to {row['last_delay']:.1f} s."
 
 
 def about_other_regions(table, region):
@@ -85,8 +99,8 @@ def about_other_regions(table, region):
     )
 
 
-def about_map(found, *, fwhm, feature_source="audio"):
-    """How many voxels follow the sound, by both corrections."""
+def about_map(found, *, fwhm, blocks, feature_source="audio"):
+    """How many voxels follow the sound, by both corrections; ``blocks``: the film has speech and music blocks."""
     voxels = found.voxels
     by_q, by_fwe = int((voxels["q"] <= LEVEL).sum()), int((voxels["p_fwe"] <= LEVEL).sum())
     text = (
@@ -95,6 +109,8 @@ def about_map(found, *, fwhm, feature_source="audio"):
         f"{found.n_randomised} shifts of phase-randomised sound, averaged over the delays like the sound itself"
     )
     text += f"; voxels are averaged over {fwhm:g} mm." if fwhm else "."
+    if blocks:
+        text += " The film's blocks are in this: a voxel that follows only speech against music counts."
     sure = voxels[voxels["q"] <= LEVEL]
     if len(sure):
         low, middle, high = sure["delay"].quantile([0.25, 0.5, 0.75])
@@ -105,25 +121,27 @@ def about_map(found, *, fwhm, feature_source="audio"):
 
 
 def about_calibration(table):
-    """How often exactly this procedure is wrong where nothing is there, as the benchmark measured it.
+    """How often this procedure is wrong where nothing is there, as the benchmark measured it.
 
     Parameters
     ----------
     table : DataFrame
         From `inferred.calibration`: ``kind, figure, value, n``.
     """
-    at = table.set_index(["kind", "figure"])
+    at = table.set_index(["kind", "figure"])["value"]
     parts = []
     for kind, name in RATES.items():
-        region = REGION if (kind, REGION) in at.index else REGION_OVER_PAST
         if (kind, ANY) not in at.index:
+            parts.append(f"{name}: not measured")
             continue
-        any_voxel, n = at.loc[(kind, ANY), ["value", "n"]]
-        one = f", one region in {at.loc[(kind, region), 'value']:.0%}" if (kind, region) in at.index else ""
-        parts.append(f"{name}: a map with any voxel in {any_voxel:.0%}{one} (of {n:.0f})")
+        what = {REGION: "over past and blocks", REGION_OVER_PAST: "over the past"}
+        regions = [f"{at[kind, one]:.0%} {said}" for one, said in what.items() if (kind, one) in at.index]
+        n = int(table.loc[table["kind"] == kind, "n"].max())
+        of = f"{n} films" if kind == "oneback" else f"{n} scans"
+        parts.append(f"{name} ({of}): any voxel {at[kind, ANY]:.0%}, one region {' and '.join(regions)}")
     return (
-        "How often this procedure finds something at .05 where nothing is there, measured by "
-        "`benchmarks/significance.py` on SIMULATED scans unless said otherwise: " + "; ".join(parts) + ". "
+        "How often this procedure finds something at .05 where nothing is there, by `benchmarks/significance.py` on "
+        "small SIMULATED heads with the default parameters unless said otherwise: " + "; ".join(parts) + ". "
         "A rhythm near the blocks' cycle, such as a heart rate that the repetition time lays on it, is a known limit "
         "of every surrogate: see the spectrum in notebook 00."
     )

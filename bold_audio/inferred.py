@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bold_audio import brain, contrast, data, gram, region_inference, significance, sweep, voxel_inference
+from bold_audio import brain, contrast, data, gram, nested, region_inference, significance, sweep, voxel_inference
 from bold_audio.delays import MLP_ONLY
 from bold_audio.files import read_json, write_arrays, write_table
 from bold_audio.pairing import scale_on
 
 QUESTIONS = {"history_sound": "the past", "history_blocks_sound": "the past and the film's blocks"}
 PICKED = "speech_music"  # found by the film's blocks, which the sound tells: over the past alone its p is a circle
-BLOCK_DELAYS = 3  # the blocks are in the past at the first, middle and last delay of the window
+BLOCK_STEP = 2.0  # s: the blocks are in the past at delays of the window at most so far apart
 COLUMNS = ["region", "model", "over", "gain", "partial_r", "p", "n_surrogates", "delay", "first_delay", "last_delay"]
-COLUMNS += ["n_voxels", "null_low", "null_high"]
+COLUMNS += ["n_voxels", "n_region", "null_low", "null_high"]
 STEP = "inference_map", "inference_regions"
 
 
@@ -29,7 +29,7 @@ def ensure_voxels(subject):
     """
     import bold_audio.inferred as this
 
-    key = subject.result_key(gram, significance, voxel_inference, sweep, this, without=MLP_ONLY)
+    key = subject.result_key(this, without=MLP_ONLY)
     path = subject.path("inference_voxels.npz")
     done = read_json(subject.path("provenance.json"), default={}).get(STEP[0], {})
     if done.get("key") == key and path.is_file():
@@ -45,14 +45,14 @@ def ensure_voxels(subject):
     return found
 
 
-def infer_subject_voxels(subject, *, features=None, seed=None):
-    """`voxel_inference.infer_voxels` of a subject; ``features`` are designs of another sound in place of its own."""
+def infer_subject_voxels(subject, *, seed=None):
+    """`voxel_inference.infer_voxels` of a subject."""
     params, run, rows = subject.params, subject.run, subject.whole_run
     Y = data.smooth_volumes(run, params.sweep_fwhm, until=len(run.volumes), cache_path=params.cache_path)
     volumes = np.arange(rows[0] - params.history_order, rows[-1] + 1)
     taps = _taps(Y, volumes, rows, params)
     grid = voxel_inference.delay_grid(params.delays, run.files.t_r)
-    design = features or subject.designs["sound"]
+    design = subject.designs["sound"]
     X = np.stack([sweep.features_of(design.at(delay), taps, rows) for delay in grid.offsets])
     nuisance = voxel_inference.drift_of(run.files.volume_times, run.files.starts, rows, taps)
     slabs = gram.Slabs(Y, volumes, rows, taps, min(params.chunk_voxels, sweep.SLAB))
@@ -66,15 +66,15 @@ def ensure_regions(subject):
     Returns
     -------
     DataFrame
-        ``region, model, over, gain, partial_r, p, n_surrogates, delay, first_delay, last_delay, n_voxels``: ``model``
+        ``region, model, over, gain, partial_r, p, n_surrogates, delay, first_delay, last_delay, n_voxels`` (used, of
+        the region's ``n_region``): ``model``
         is history_sound or, where the film has blocks, history_blocks_sound too; delays (s) are those of the outer
         folds; ``null_low, null_high`` hold the middle 95 % of the surrogates' gains. p is missing for `PICKED` over the
         past alone.
     """
     import bold_audio.inferred as this
 
-    read = (contrast, gram, significance, region_inference, voxel_inference, sweep, this)
-    key = subject.result_key(*read, without=MLP_ONLY)
+    key = subject.result_key(this, without=MLP_ONLY)
     path = subject.path("inference_regions.tsv")
     done = read_json(subject.path("provenance.json"), default={}).get(STEP[1], {})
     if done.get("key") == key and path.is_file():
@@ -100,14 +100,14 @@ def asked_regions(subject):
     return asked
 
 
-def infer_subject_regions(subject, regions, *, features=None, questions=None, n_randomised=None, seed=None):
+def infer_subject_regions(subject, regions, *, design=None, questions=None, n_randomised=None, seed=None):
     """`region_inference.infer_regions` of a subject for every question its film allows.
 
     Parameters
     ----------
     subject : Subject
     regions : dict of str to array of bool, shape (n_voxels,)
-    features : design, optional
+    design : pairing.SoundDesign, optional
         Another sound in place of its own.
     questions : sequence of str, optional
         Some of `QUESTIONS`.
@@ -119,7 +119,7 @@ def infer_subject_regions(subject, regions, *, features=None, questions=None, n_
     """
     params = subject.params
     grid = voxel_inference.delay_grid(params.delays, subject.run.files.t_r)
-    design = features or subject.designs["sound"]
+    design = design or subject.designs["sound"]
     members = {name: spread(roi) for name, roi in regions.items()}
     questions = questions or list(QUESTIONS)
     options = {
@@ -146,7 +146,8 @@ def infer_subject_regions(subject, regions, *, features=None, questions=None, n_
                     "delay": float(np.median(one.delays)),
                     "first_delay": float(one.delays.min()),
                     "last_delay": float(one.delays.max()),
-                    "n_voxels": int(regions[name].sum()),
+                    "n_voxels": len(members[name]),
+                    "n_region": int(regions[name].sum()),
                     "null_low": float(np.quantile(one.surrogates, 0.025)),
                     "null_high": float(np.quantile(one.surrogates, 0.975)),
                 }
@@ -156,9 +157,7 @@ def infer_subject_regions(subject, regions, *, features=None, questions=None, n_
 
 def spread(roi):
     """Indices of a region's voxels, or of `region_inference.MOST_VOXELS` evenly spaced ones of a larger region."""
-    inside = np.flatnonzero(roi)
-    most = region_inference.MOST_VOXELS
-    return inside if len(inside) <= most else inside[np.linspace(0, len(inside) - 1, most).round().astype(int)]
+    return nested.evenly_spaced(np.flatnonzero(roi), region_inference.MOST_VOXELS)
 
 
 def _fold(subject, members, design, grid, fit, held, with_blocks):
@@ -174,7 +173,8 @@ def _fold(subject, members, design, grid, fit, held, with_blocks):
     X = np.stack([_filtered(design.at(delay), taps, rows, where) for delay in grid.offsets])
     free = np.zeros((len(rows), 0))
     if with_blocks:
-        delays = np.linspace(grid.delays[0], grid.delays[-1], BLOCK_DELAYS if len(grid.delays) >= BLOCK_DELAYS else 1)
+        first, last = grid.delays[0], grid.delays[-1]
+        delays = np.linspace(first, last, 1 + int(np.ceil((last - first) / BLOCK_STEP)))
         free = np.hstack([_filtered(subject.designs["blocks"].at(d), taps, rows, where) for d in delays])
     y = {name: white[:, np.searchsorted(everything, inside)] for name, inside in members.items()}
     return region_inference.Fold(where, np.searchsorted(rows, held), y, X, free)

@@ -150,11 +150,6 @@ def choose_folds(subject, smooth, sound):
         held-out block would then have it among their previous volumes.
     """
     params, regions = subject.params, subject.run.regions
-    if subject.gap_volumes < params.history_order:
-        raise ParameterError(
-            f"gap {params.gap:g} s is {subject.gap_volumes} volumes, fewer than history_order {params.history_order} - "
-            "lengthen gap, or the volumes after a held-out block know it"
-        )
     if params.delay_region not in (*regions, "brain", "volume", "responsive"):
         raise ParameterError(
             f"delay_region must be responsive, brain or one of {', '.join(regions)}, got {params.delay_region!r}"

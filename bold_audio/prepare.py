@@ -26,7 +26,7 @@ from bold_audio import (
     sound,
     truth,
 )
-from bold_audio.files import DataError, code_fingerprint, file_md5, fingerprint, lock, record_step
+from bold_audio.files import DataError, ParameterError, code_fingerprint, file_md5, fingerprint, lock, record_step
 from bold_audio.params import SIMULATED
 
 SHORT_SOUND = 0.5  # s that a sound may lack at its end without a word
@@ -97,7 +97,19 @@ class Subject:
         return np.sort(np.concatenate([self.split.train, self.split.gap, self.split.test]))
 
     def outer_folds(self):
-        """Contiguous held-out blocks of the whole run, with a gap on both sides: list of (fit, held) arrays of int."""
+        """Contiguous held-out blocks of the whole run, with a gap on both sides: list of (fit, held) arrays of int.
+
+        Raises
+        ------
+        ParameterError
+            If the gap is shorter than the history: volumes of a held-out block would be the past of others.
+        """
+        params = self.params
+        if self.gap_volumes < params.history_order:
+            raise ParameterError(
+                f"gap {params.gap:g} s is {self.gap_volumes} volumes, fewer than history_order "
+                f"{params.history_order} - lengthen gap, or lower history_order"
+            )
         return pairing.blocked_folds(self.whole_run, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
 
     def inner_folds(self, fit):
@@ -265,9 +277,9 @@ def open_subject(params):
     # Lags of a boxcar are nearly the boxcar again, so fir keeps its one window there.
     boxcar_response = "hrf" if params.response == "hrf" else "delay"
     designs = {
-        "sound": _design(sounds, files, response=params.response, n_lags=params.sound_lags),
-        "zero": _design(sounds, files),
-    } | ({"blocks": _design(blocks, files, response=boxcar_response)} if blocks else {})
+        "sound": design_of(sounds, files, response=params.response, n_lags=params.sound_lags),
+        "zero": design_of(sounds, files),
+    } | ({"blocks": design_of(blocks, files, response=boxcar_response)} if blocks else {})
     # The same volumes for every delay compared, in the sweep, the MLP and the table.
     delays = [*params.delays, *params.mlp_delays]
     usable = pairing.covered_volumes([d for name, d in designs.items() if name != "zero"], delays)
@@ -311,7 +323,7 @@ def first_sound(sounds):
     return replace(sounds[0], source=" and ".join(dict.fromkeys(one.source for one in sounds)))
 
 
-def _design(sounds, files, **how):
+def design_of(sounds, files, **how):
     """What the volumes of all runs hear."""
     return pairing.join_designs(
         [

@@ -6,8 +6,9 @@ empirical Bayes over the region's voxels. The held-out block is predicted once, 
 
     gain = 1 − Σ ‖y − past − sound‖² / Σ ‖y − past‖²
 
-over all blocks and voxels. The past may have the film's blocks in it, at several delays, so that what a boxcar of any
-delay explains is not called the sound.
+over all blocks and voxels. The past is one filter for all voxels of the regions asked about, and every voxel may have
+the sound; `out_of_fold` gives each voxel a history of its own. The past may have the film's blocks in it, at delays
+every two seconds, so that what a boxcar of any delay explains is not called the sound.
 
 **The same for every surrogate**: circular shifts of the sound a whole window of delays apart (neighbouring shifts score
 nearly alike: hundreds of them are worth a few dozen, and a p value that counts them all is too small), and versions of
@@ -123,19 +124,25 @@ def infer_regions(folds, grid, *, shifts, n_randomised=N_RANDOMISED, alphas=ALPH
     shifts = apart(shifts, grid.n_volumes)
     if len(shifts) + n_randomised == 0:
         raise ValueError("no admissible shift and no randomised version: there is nothing to compare with.")
-    tasks = [(fold, shift, None) for fold in folds for shift in (0, *shifts)]
-    tasks += [(fold, 0, version) for fold in folds for version in range(n_randomised)]
+    tasks = [(k, shift, None) for k in range(len(folds)) for shift in (0, *shifts)]
+    tasks += [(k, 0, version) for k in range(len(folds)) for version in range(n_randomised)]
     # One seed per version, the same in every fold: a surrogate is one sound, scored over the whole run.
     seeds = np.random.SeedSequence(seed).spawn(n_randomised)
     past = [_past(fold) for fold in folds]
+    # What is played is the sound within the blocks. Played whole, a surrogate would keep, out of phase, the block part
+    # that the sound in its place has lost, and be louder than it.
+    heard = [
+        fold.X - columns @ (pseudo @ fold.X[:, fold.fit])
+        for fold, (columns, pseudo, _) in zip(folds, past, strict=True)
+    ]
 
     def score(task):
-        fold, shift, version = task
-        X = fold.X if version is None else played_versions(fold.X, 1, np.random.default_rng(seeds[version]))[1]
+        k, shift, version = task
+        X = heard[k] if version is None else played_versions(heard[k], 1, np.random.default_rng(seeds[version]))[1]
         ahead = shift + np.arange(grid.n_volumes)
         at = (np.arange(X.shape[1]) - ahead[:, None]) % X.shape[1]
         designs = X[:, at].transpose(1, 0, 2, 3).reshape(-1, *X.shape[1:])  # (delays, n_rows, p), by delay
-        return _score_version(fold, past[_index(folds, fold)], designs, alphas, keep=version is None and shift == 0)
+        return _score_version(folds[k], past[k], designs, alphas, keep=version is None and shift == 0)
 
     made = on_all_cores(score, tasks)
     n_each = 1 + len(shifts)
@@ -143,10 +150,6 @@ def infer_regions(folds, grid, *, shifts, n_randomised=N_RANDOMISED, alphas=ALPH
     rest = made[len(folds) * n_each :]
     by_version = [rest[k * n_randomised : (k + 1) * n_randomised] for k in range(len(folds))]
     return {name: _summary(name, by_shift, by_version, grid) for name in folds[0].y}
-
-
-def _index(folds, fold):
-    return next(k for k, one in enumerate(folds) if one is fold)
 
 
 def _past(fold):
@@ -176,9 +179,15 @@ def _score_version(fold, past, designs, alphas, *, keep):
         best = int(evidence.mixture(log_b).sum(axis=1).argmax())
         added = designs[best, fold.held] @ _weights(fitted, designs[best, fold.fit], alphas)
         error, null = float(np.sum((held - added) ** 2)), float(np.sum(held**2))
-        sums = (np.sum(held * added, axis=0), np.sum(held**2, axis=0), np.sum(added**2, axis=0)) if keep else None
+        sums = _centred_sums(held, added) if keep else None
         scored[name] = _Scored(error, null, best, sums)
     return scored
+
+
+def _centred_sums(held, added):
+    """Σ left·added, Σ left², Σ added² of each voxel, without the block's means: they go the wrong way by chance."""
+    left, added = held - held.mean(axis=0), added - added.mean(axis=0)
+    return np.sum(left * added, axis=0), np.sum(left**2, axis=0), np.sum(added**2, axis=0)
 
 
 def _weights(y, X, alphas):

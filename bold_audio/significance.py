@@ -120,17 +120,20 @@ def mean_in_window(log_values, n_window):
     return np.log(means / n_window) + largest
 
 
-def p_value(observed, surrogates):
+def p_value(observed, surrogates, *, alike=1):
     """p = (1 + #≥) / (1 + n) of what was observed among its surrogates.
 
     Parameters
     ----------
     observed : array of shape (…)
     surrogates : array of shape (n_surrogates, …)
+    alike : int
+        Neighbouring surrogates that score nearly the same, such as shifts that share a window of delays: as many count
+        as one, p = (alike + #≥) / (alike + n), or the smallest p would be too small.
 
     Returns
     -------
     array of shape (…)
         1 where there are no surrogates.
     """
-    return (1 + np.sum(surrogates >= observed, axis=0)) / (1 + len(surrogates))
+    return (alike + np.sum(surrogates >= observed, axis=0)) / (alike + len(surrogates))

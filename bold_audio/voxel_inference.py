@@ -1,7 +1,7 @@
 r"""Which voxels follow the sound, over the whole run: one statistic, every surrogate, p values that can be trusted.
 
 **The statistic** is the log evidence of `evidence` at a few fixed ridge strengths: what the sound explains of a voxel
-once the past (a filter that whitens), the run's drift and, where asked for, the film's blocks are taken off both. It is
+once the past (a filter that whitens) and the run's drift are taken off both, in place: nothing is held out. It is
 averaged over the delays of the window as over the strengths, for the sound in its place and for every surrogate alike:
 which delay is inside. (The largest in place of the average found .69 of the weak voxels that were planted in place of
 .75.) It is never exactly zero, as a gain after selection is.
@@ -13,7 +13,8 @@ sound itself, at its admissible circular shifts, and phase-randomised versions o
 **Three p values.** A run has a few hundred shifts, so one voxel's rank among its own cannot reach what 20,000 voxels
 need. Each voxel is therefore studentised by the mean and spread of its own surrogates, and ranked among those of all
 voxels together (`p`; `q` is Benjamini and Hochberg's). `p_fwe` ranks it among the largest of all voxels in each
-surrogate: the family-wise error, without any assumption about the voxels.
+surrogate: the family-wise error, whatever the voxels have in common; as many neighbouring shifts as a window of delays
+holds count as one.
 
 .. [1] Nichols & Holmes (2002). Nonparametric permutation tests for functional neuroimaging. Hum. Brain Mapp. 15, 1-25.
 """
@@ -148,7 +149,7 @@ def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=N_RANDOMISED,
     p = pooled_p(z, counts)
     voxels.insert(1, "p", p)
     voxels.insert(2, "q", false_discovery_control(p))
-    voxels.insert(3, "p_fwe", significance.p_value(z, largest[:, None]))
+    voxels.insert(3, "p_fwe", significance.p_value(z, largest[:, None], alike=grid.n_volumes))
     return VoxelInference(voxels, largest, len(shifts), n_randomised * n_rows)
 
 

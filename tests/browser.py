@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import nbformat
-import requests
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -39,7 +38,7 @@ def free_port():
 
 
 @contextlib.contextmanager
-def running(command, *, folder, ready, **variables):
+def running(command, *, folder, port, **variables):
     """A server while it is needed: it and its children are ended afterwards."""
     own = {
         name: str(folder / name.lower()) for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
@@ -55,13 +54,13 @@ def running(command, *, folder, ready, **variables):
             start_new_session=True,
         )
     try:
-        for _ in range(240):
-            with contextlib.suppress(requests.RequestException):
-                if requests.get(ready, timeout=5).ok:
-                    break
+        for _ in range(600):
+            # A connection alone: voila runs its notebook at every request.
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+                break
             if process.poll() is not None:
                 raise RuntimeError((folder / "server.log").read_text())
-            time.sleep(0.25)
+            time.sleep(0.2)
         else:
             raise RuntimeError("the server did not start: " + (folder / "server.log").read_text())
         yield process
@@ -91,7 +90,7 @@ class Lab:
         news = self.folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
         news.parent.mkdir(parents=True, exist_ok=True)
         news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-        with running(command, folder=self.folder, ready=f"{self.url}/api?token={self.token}"):
+        with running(command, folder=self.folder, port=self.port):
             yield self
 
     def write(self, name, *cells):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -329,6 +330,49 @@ def test_the_fingerprint_of_code_follows_every_module(tmp_path):
     with open(modules[1].__file__, "w") as file:
         file.write("x = 2\n")
     assert code_fingerprint(*modules) != before
+
+
+def test_the_fingerprint_of_code_follows_what_is_imported_but_not_what_only_draws(tmp_path):
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        return code_fingerprint(SimpleNamespace(__file__=str(tmp_path / "top.py"))) if name != "far" else None
+
+    write("far", "x = 1")
+    for name in ("near", "brain_figures"):
+        (tmp_path / f"{name}.py").write_text("import numpy\nx = 1")
+    (tmp_path / "near.py").write_text("def work():\n    import bold_audio.far")
+    before = write("top", "from bold_audio import near, brain_figures\nfrom bold_audio.near import work")
+    assert write("brain_figures", "x = 2") == before
+    write("far", "x = 2")
+    after = code_fingerprint(SimpleNamespace(__file__=str(tmp_path / "top.py")))
+    assert after != before
+    assert write("near", "y = 1") != after
+
+
+def test_what_changes_the_inference_is_in_its_key():
+    """The modules whose absence from lists by hand once kept old results under new code."""
+    from bold_audio import files, inferred
+
+    seen, todo = set(), [Path(inferred.__file__)]
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            found = files.imported_modules(path, path.read_bytes())
+            todo += [one for one in found if not files.NOT_COMPUTING.fullmatch(one.stem)]
+    names = {path.stem for path in seen}
+    assert names >= {
+        "evidence",
+        "gram",
+        "scores",
+        "whitening",
+        "region_inference",
+        "pairing",
+        "sound",
+        "data",
+        "motion",
+    }
+    assert not names & {"figures", "sentences", "brain", "report", "fetch"}
 
 
 def test_md5_is_the_one_of_the_whole_file(tmp_path):

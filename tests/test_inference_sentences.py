@@ -20,7 +20,14 @@ def regions(*, past=0.01, within=0.01, gain=0.0123, names=("auditory",), blocks=
             if model == WITHIN and not blocks:
                 continue
             line = {"region": name, "model": model, "over": OVER[model], "gain": gain, "partial_r": 0.111, "p": p}
-            line |= {"n_surrogates": 220, "delay": 5.0, "first_delay": 4.4, "last_delay": 6.9, "n_voxels": 90}
+            line |= {
+                "n_surrogates": 220,
+                "delay": 5.0,
+                "first_delay": 4.4,
+                "last_delay": 6.9,
+                "n_voxels": 90,
+                "n_region": 90,
+            }
             lines.append(line | {"null_low": -0.002, "null_high": 0.003})
     return pd.DataFrame(lines)
 
@@ -52,7 +59,25 @@ def test_nothing_is_shown_where_chance_does_as_much():
 
 
 def test_a_small_p_of_a_loss_is_not_called_following():
-    assert "Nothing is shown" in inference_sentences.about_region(regions(gain=-0.01), "auditory")
+    text = inference_sentences.about_region(regions(gain=-0.01), "auditory")
+    assert "**nothing is shown.**" in text and "chance does as much" not in text and "delay" not in text
+
+
+def test_a_small_p_over_the_past_of_a_loss_is_not_called_the_blocks():
+    table = regions(past=0.04, within=0.06)
+    table["gain"] = -0.01
+    assert "follows the blocks" not in inference_sentences.about_region(table, "auditory")
+
+
+def test_without_a_positive_control_the_claim_is_hedged():
+    text = inference_sentences.about_region(regions(), "auditory", may_claim=False)
+    assert "It follows the sound" in text and "no region is shown to answer to speech" in text
+
+
+def test_a_part_of_the_voxels_is_said():
+    table = regions()
+    table["n_region"] = 1934
+    assert "in the median of 90 of 1934 voxels" in inference_sentences.about_region(table, "auditory")
 
 
 def test_a_film_without_blocks_is_asked_about_the_past():
@@ -66,17 +91,18 @@ def test_annotations_are_not_called_the_sound():
 
 
 def test_interval_of_the_sweep_is_told_where_it_is_known():
-    known = pd.DataFrame({"region": ["auditory"], "low": [4.61], "high": [6.22]})
+    known = pd.DataFrame({"region": ["auditory"], "low": [4.61], "high": [6.22], "identifiable": [True]})
     assert "4.6 to 6.2 s (95 % interval" in inference_sentences.about_region(regions(), "auditory", intervals=known)
-    known["low"] = np.nan
+    known["identifiable"] = False
     assert "outer folds chose" in inference_sentences.about_region(regions(), "auditory", intervals=known)
 
 
 def test_primary_region_is_named_before():
     assert inference_sentences.primary_region(regions(names=("a", "auditory"))) == "auditory"
-    assert inference_sentences.primary_region(regions(names=("LATL", "LPTL"))) == "LATL"
-    assert inference_sentences.primary_region(regions().iloc[:0]) is None
-    assert "Nothing was asked" in inference_sentences.about_region(regions(), "elsewhere")
+    assert inference_sentences.primary_region(regions(names=("LATL", "LPTL"))) is None
+    assert inference_sentences.primary_region(regions(names=("LATL", "LPTL")), "LPTL") == "LPTL"
+    assert inference_sentences.primary_region(regions().iloc[:0], "responsive") is None
+    assert "No region was named before" in inference_sentences.about_region(regions(), None)
 
 
 def test_other_regions_are_counted_against_chance():
@@ -87,10 +113,11 @@ def test_other_regions_are_counted_against_chance():
 
 @pytest.mark.parametrize(("q", "fwe", "careful"), [(0, 0, False), (40, 12, False), (7, 0, True)])
 def test_map_is_told_by_both_corrections(q, fwe, careful):
-    text = inference_sentences.about_map(voxels(q, fwe), fwhm=8)
+    text = inference_sentences.about_map(voxels(q, fwe), fwhm=8, blocks=q == 40)
     assert f"{q} of 1,000 voxels follow the sound beyond their past" in text and f"{fwe} at family-wise" in text
     assert "are averaged over 8 mm" in text and ("with care" in text) == careful
     assert ("delays lie" in text) == (q > 0)
+    assert ("follows only speech against music" in text) == (q == 40)
 
 
 def calibration():
@@ -105,11 +132,12 @@ def calibration():
 
 def test_calibration_says_each_rate_and_its_limit():
     text = inference_sentences.about_calibration(calibration())
-    assert "noise as simulated: a map with any voxel in 6%, one region in 4% (of 40)" in text
-    assert "REAL one-back scan, which heard nothing: a map with any voxel in 5% (of 40)" in text
-    assert "61 s, near the blocks' cycle: a map with any voxel in 30%" in text and "known limit" in text
+    assert "noise as simulated (40 scans): any voxel 6%, one region 4% over past and blocks" in text
+    assert "one REAL one-back scan, which heard nothing (40 films): any voxel 5%" in text
+    assert "61 s, near the blocks' cycle (40 scans): any voxel 30%" in text and "known limit" in text
+    assert "white noise: not measured" in text
     rows = inference_sentences.calibration_rows(calibration())
-    assert rows["where nothing is there"].tolist()[-1].startswith("the REAL one-back scan")
+    assert rows["where nothing is there"].tolist()[-1].startswith("one REAL one-back scan")
     assert rows["scans"].tolist() == [40, 40, 40] and rows[inference_sentences.ANY].tolist() == [0.06, 0.3, 0.05]
     one_kind = inference_sentences.calibration_rows(calibration().iloc[:2])
     assert len(one_kind) == 1
@@ -119,7 +147,7 @@ def test_gains_are_drawn_beside_their_surrogates():
     table = pd.concat([regions(names=("auditory",)), regions(within=0.5, gain=0.0, names=("white",))])
     fig = inference_figures.plot_gains(table, model=WITHIN, title="Gain")
     names = {trace.name: trace for trace in fig.data if trace.name}
-    assert list(names["p ≤ 0.05"].y) == ["auditory"] and list(names["not"].y) == ["white"]
+    assert list(names["p ≤ 0.05"].y) == ["auditory"] and list(names["p > 0.05"].y) == ["white"]
     assert names["p ≤ 0.05"].x[0] == pytest.approx(0.0123)
     spans = [trace for trace in fig.data if trace.mode == "lines"]
     assert [tuple(span.x) for span in spans] == [(-0.002, 0.003)] * 2

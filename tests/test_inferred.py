@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from bold_audio import inferred, region_inference, workflow
+from bold_audio.inference_sentences import RATES
 from bold_audio.params import load_params
 
 pytestmark = pytest.mark.slow
@@ -58,7 +59,8 @@ def test_regions_answer_both_questions(subject, monkeypatch):
         assert at.loc[("silent", model), "p"] > 0.05
         assert abs(at.loc[("silent", model), "gain"]) < 0.002
     assert subject.run.whole not in set(table["region"])
-    assert at.loc[("silent", "history_sound"), "n_voxels"] == subject.run.regions["silent"].sum()
+    assert at.loc[("silent", "history_sound"), "n_region"] == subject.run.regions["silent"].sum()
+    assert at.loc[("silent", "history_sound"), "n_voxels"] == region_inference.MOST_VOXELS
     monkeypatch.setattr(inferred, "infer_subject_regions", lambda *_: pytest.fail("made twice"))
     pd.testing.assert_frame_equal(inferred.ensure_regions(subject), table, rtol=1e-6)
 
@@ -69,9 +71,7 @@ def test_another_sound_in_its_place_is_not_followed(subject, monkeypatch):
     frames = subject.designs["sound"].frames
     other = replace(subject.designs["sound"], frames=frames[rng.permutation(len(frames))])
     regions = {"right": subject.run.regions["planted_auditory_right"]}
-    table = inferred.infer_subject_regions(
-        subject, regions, features=other, questions=["history_sound"], n_randomised=39
-    )
+    table = inferred.infer_subject_regions(subject, regions, design=other, questions=["history_sound"], n_randomised=39)
     assert table["p"].iloc[0] > 0.05
 
 
@@ -111,5 +111,5 @@ def test_filter_of_a_fold_knows_nothing_of_the_held_out_block(subject):
 def test_the_measured_error_rates_come_with_the_package():
     table = inferred.calibration()
     assert list(table.columns) == ["kind", "figure", "value", "n", "asked"]
-    assert {"null", "oneback", "planted"} <= set(table["kind"])
+    assert {*RATES, "planted", "blocks", "sound"} <= set(table["kind"])
     assert table["value"].notna().all()

@@ -69,7 +69,7 @@ def test_every_number_by_hand():
     pooled = [(1 + np.sum(z_null >= one)) / (1 + z_null.size) for one in z]
     np.testing.assert_allclose(found.voxels["p"], pooled, atol=0.02)  # bins of 0.01 in z
     assert np.all(found.voxels["p"] >= np.array(pooled) - 0.001)
-    fwe = [(1 + np.sum(z_null.max(axis=1) >= one)) / (1 + len(null)) for one in z]
+    fwe = [(window + np.sum(z_null.max(axis=1) >= one)) / (window + len(null)) for one in z]
     np.testing.assert_allclose(found.voxels["p_fwe"], fwe, atol=1.5 / len(null))
     assert found.voxels["delay"][0] == 2 + 3  # the window begins at 2 s, the voxel lags 3 volumes of 1 s
     assert (found.n_shifts, found.n_randomised) == (len(shifts), n)

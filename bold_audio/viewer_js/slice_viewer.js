@@ -226,6 +226,7 @@ class Viewer {
     this.playButton.textContent = playing ? "❚❚ pause" : "▶ play";
     this.playButton.setAttribute("aria-pressed", String(playing));
     this.root.dataset.playing = playing;
+    if (!playing) this.root.dataset.seconds = this.player.seconds;
   }
 
   onKey(event) {
