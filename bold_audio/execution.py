@@ -208,9 +208,9 @@ def stamp(executed, key, params):
 
 def _input_md5(params):
     """MD5 of scan and sound; empty where they are not there, which is why the notebook failed."""
-    from bold_audio import prepare
+    from bold_audio import prepare, runs
 
     try:
-        return prepare.input_md5(params, prepare.ensure_scan(params))
+        return prepare.input_md5(params, runs.locate_runs(params))
     except BoldAudioError:
         return {}

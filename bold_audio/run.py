@@ -305,8 +305,9 @@ def _report(options):
     for subject in options.subject:
         params = load_params(subject, options.dataset, **given)
         options.current = params.subject
+        folder, doing = params.subject_path, f"sub-{params.subject} of {params.label}"
         try:
-            with lock(params.subject_path / ".lock", doing=f"sub-{params.subject} of {params.label}"):
+            with lock(folder / ".lock", doing=doing) if folder.is_dir() else contextlib.nullcontext():
                 _say(f"sub-{params.subject}: report: {os.path.relpath(write_report(params, anew=True))}")
         except BoldAudioError as error:
             if options.debug:

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from bold_audio import execution, fetch, prepare
+from bold_audio import execution, fetch, prepare, runs
 from bold_audio.execution import StepError, run_step, run_subject
 from bold_audio.files import AccessError, DataError
 
@@ -24,7 +24,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "params/common.yaml").write_text("")
     monkeypatch.setenv("BOLD_AUDIO_ROOT", str(tmp_path))
     monkeypatch.setattr(fetch, "fetch_missing", lambda params: None)
-    monkeypatch.setattr(prepare, "ensure_scan", lambda params: None)
+    monkeypatch.setattr(runs, "locate_runs", lambda params: None)
     monkeypatch.setattr(prepare, "input_md5", lambda params, files: {"scan.nii.gz": "d41d8"})
 
     def write(*sources):

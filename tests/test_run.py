@@ -248,6 +248,7 @@ def test_kernel_that_dies_is_one_line(project):  # R11
     assert done.returncode == 5
     assert last_line(done).startswith("bold_audio: sub-sim: ")
     assert "Traceback" not in done.stderr
+    assert not (project / "data").exists()  # the report of what failed makes no data
 
 
 def test_outputs_may_lie_in_a_folder_with_braces(project):  # P13
