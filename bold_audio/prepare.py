@@ -1,7 +1,7 @@
 """One subject from files to arrays: find the scan, hear the sound, pair them in time, split the run."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -66,7 +66,7 @@ class Subject:
     split: pairing.Split
     folds: list
     designs: dict
-    anatomy: anatomy.Anatomy
+    anatomy: anatomy.Anatomy = field(default_factory=anatomy.Anatomy)
 
     @property
     def Y(self):
