@@ -51,6 +51,9 @@ def about_contrast(found, *, regions=None, inside=None):
     return text.strip()
 
 
+BY_BLOCKS = ("speech > music", "speech = music")  # controls that are named by their region
+
+
 def about_controls(table):
     """Whether what must show the film shows it, and what must not does not.
 
@@ -77,12 +80,12 @@ def about_controls(table):
         )
     negative = wrong[wrong["control"] != "speech > music"]
     for row in negative.itertuples():
-        where = f"`{row.region}`" if row.region != "all" else row.control
+        where = f"`{row.region}`" if row.control in BY_BLOCKS else f"{row.control} (in `{row.region}`)"
         text += f"**{where} shows the film** (p = {row.p:.2g}), which it must not: look for motion, drift or leaks. "
     if len(negative) == 1:
         text += f"One in {1 / LEVEL:.0f} does so by chance. "
     if len(not_done):
-        named = not_done["region"].where(not_done["region"] != "all", not_done["control"])
+        named = not_done["region"].where(not_done["control"].isin(BY_BLOCKS), not_done["control"])
         whys = not_done["verdict"].str.removeprefix("not done: ")
         reasons = [f"{name} ({why})" for name, why in zip(named, whys, strict=True)]
         text += f"Not done: {'; '.join(reasons)}."

@@ -66,7 +66,7 @@ class Subject:
     split: pairing.Split
     folds: list
     designs: dict
-    anatomy: anatomy.Anatomy = field(default_factory=anatomy.Anatomy)
+    anatomy: object = field(default_factory=anatomy.Anatomy)
 
     @property
     def Y(self):

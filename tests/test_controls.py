@@ -31,9 +31,10 @@ def test_planted_speech_lights_and_quiet_controls_stay_dark():
         white=quiet(3),
         air=quiet(4),
         other_film=(0.01, 0.6),
+        tested="auditory_right",
     )
     assert tuple(table.columns) == controls.COLUMNS
-    assert list(table["region"]) == ["auditory", "auditory_left", "white matter", "air", "all"]
+    assert list(table["region"]) == ["auditory", "auditory_left", "white matter", "air", "auditory_right"]
     assert (table["verdict"] == "as expected").all() and controls.may_claim(table)
     known = contrast.region_contrast(quiet(0) + SPEECH, PAIRS, rows=SETTLED, t_r=T_R, alternative="greater").iloc[0]
     assert table["p"][0] == known["p"] and table["value"][0] == known["t"] and table["n"][0] == 6
@@ -47,7 +48,7 @@ def test_what_must_not_show_the_film_and_does_is_named():
     assert (table["p"][1:] < 0.05).all() and table["p"][0] > 0.95, "music above speech is no positive control"
     text = control_sentences.about_controls(table)
     assert "**The positive control failed:** speech is not above music in `auditory`" in text
-    assert "**`white matter` shows the film**" in text and "**another film's sound, same blocks shows" in text
+    assert "**`white matter` shows the film**" in text and "**another film's sound, same blocks (in ``) shows" in text
 
 
 def test_one_dark_side_is_enough_to_claim_nothing():
@@ -113,7 +114,7 @@ def test_controls_of_a_simulated_subject(small_params, monkeypatch):
         must_light=("planted_auditory_left",),
         test_sound=lambda features: heard.append(features) or (0.0, 0.5),
     )
-    assert list(table["region"]) == ["planted_auditory_left", "white matter", "air", "all"]
+    assert list(table["region"]) == ["planted_auditory_left", "white matter", "air", ""]
     assert not table["verdict"].str.startswith("not done").any()
     course = subject.Y[:, subject.run.regions["silent"]].mean(axis=1, dtype=float)
     pairs = contrast.subject_pairs(subject, 5.0)
@@ -176,7 +177,7 @@ def test_left_and_right_stand_side_by_side():
     assert (
         "right side follows 1.5 s after the left (5 s left, 6.5 s right; their 95 % intervals do not overlap)" in text
     )
-    assert "score 0.30 left, 0.20 right" in text and "language is on the right by Wada" in text
+    assert "gain +0.3000 left, +0.2000 right" in text and "language is on the right by Wada" in text
 
 
 def test_delays_that_are_not_identifiable_are_not_compared():
