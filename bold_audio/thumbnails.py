@@ -13,7 +13,7 @@ from bold_audio.files import read_json
 
 N_SLICES = 6
 AROUND_ZERO = ("r", "partialr", "gain", "skill", "z", "r2")  # these have a sign; other maps begin at their smallest
-LEFT_OUT = ("p", "delaylow", "delayhigh")  # beside another map of the same analysis
+LEFT_OUT = ("p", "q", "pfwe", "delaylow", "delayhigh")  # beside another map of the same analysis
 
 
 def subject_thumbnails(folder):
