@@ -83,7 +83,7 @@ def about_controls(table):
         where = f"`{row.region}`" if row.control in BY_BLOCKS else f"{row.control} (in `{row.region}`)"
         text += f"**{where} shows the film** (p = {row.p:.2g}), which it must not: look for motion, drift or leaks. "
     if len(negative) == 1:
-        text += f"One in {1 / LEVEL:.0f} does so by chance. "
+        text += f"Chance alone gives a p this small once in {1 / negative['p'].iloc[0]:,.0f} times. "
     if len(not_done):
         named = not_done["region"].where(not_done["control"].isin(BY_BLOCKS), not_done["control"])
         whys = not_done["verdict"].str.removeprefix("not done: ")

@@ -18,6 +18,12 @@ RATES = {  # kind in calibration.tsv → what it is called
 }
 ANY, REGION = "maps with any voxel at family-wise p <= .05", "one region, over past and blocks: p <= 0.05"
 REGION_OVER_PAST = "one region, over the past: p <= 0.05"
+SHOWN = {
+    ANY: "any voxel, family-wise",
+    "one voxel: p <= 0.05": "one voxel",
+    REGION_OVER_PAST: "one region, over the past",
+    REGION: "one region, over past and blocks",
+}
 
 
 def primary_region(table, delay_region=None):
@@ -60,7 +66,7 @@ def _verdict(rows, row, name, may_claim):
     if sure and row["gain"] > 0:
         text = f"**It follows {name}{' within the blocks' if within else ''}.**"
         if not may_claim:
-            text += " But no region is shown to answer to speech in this scan: see the controls."
+            text += " But it is not shown that every region that must answer to speech does: see the controls."
         return text
     if sure:
         return "Its surrogates do worse still, but it predicts no better than the past: **nothing is shown.**"
@@ -154,6 +160,7 @@ def calibration_rows(table):
     for kind, name in RATES.items():
         mine = kept[kept["kind"] == kind]
         if len(mine):
-            figures = dict(zip(mine["figure"], mine["value"], strict=True))
+            known = dict(zip(mine["figure"], mine["value"], strict=True))
+            figures = {said: known.get(figure, np.nan) for figure, said in SHOWN.items()}
             rows.append({"where nothing is there": name, "scans": int(mine["n"].max())} | figures)
     return pd.DataFrame(rows)

@@ -71,7 +71,7 @@ def test_a_small_p_over_the_past_of_a_loss_is_not_called_the_blocks():
 
 def test_without_a_positive_control_the_claim_is_hedged():
     text = inference_sentences.about_region(regions(), "auditory", may_claim=False)
-    assert "It follows the sound" in text and "no region is shown to answer to speech" in text
+    assert "It follows the sound" in text and "not shown that every region that must answer to speech does" in text
 
 
 def test_a_part_of_the_voxels_is_said():
@@ -138,7 +138,7 @@ def test_calibration_says_each_rate_and_its_limit():
     assert "white noise: not measured" in text
     rows = inference_sentences.calibration_rows(calibration())
     assert rows["where nothing is there"].tolist()[-1].startswith("one REAL one-back scan")
-    assert rows["scans"].tolist() == [40, 40, 40] and rows[inference_sentences.ANY].tolist() == [0.06, 0.3, 0.05]
+    assert rows["scans"].tolist() == [40, 40, 40] and rows["any voxel, family-wise"].tolist() == [0.06, 0.3, 0.05]
     one_kind = inference_sentences.calibration_rows(calibration().iloc[:2])
     assert len(one_kind) == 1
 
