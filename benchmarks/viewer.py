@@ -2,6 +2,9 @@ r"""The slice viewer in real JupyterLab and Chromium: how long from a moved slid
 
     python benchmarks/viewer.py [--quick]
 
+and the pages of a report from disk, without a network: those of `make demo` where it has run, else (and with --quick)
+those of a small notebook made here.
+
 A SIMULATED full-size run (641 x 40 x 64 x 64, every voxel kept) lies on disk, with predictions of its last 161 volumes
 by two models and a film's sound. Chromium runs on this machine, without a screen.
 
@@ -33,11 +36,13 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import browser  # noqa: E402
+import report  # noqa: E402
 
 LIMITS = {"scrub_ms_median": 60, "kernel_ms_median": 10, "open_s": 2, "kernel_mb": 500, "sound_lag_s": 0.3}
+PAGES = ("report_requests", "report_console_errors", "report_figures_missing", "report_violations")
 SLOWEST_PLAY = 10  # volumes per second
 IMPORTS = """
 import json
@@ -214,10 +219,16 @@ def main():
     with tempfile.TemporaryDirectory(prefix="viewer-") as base:
         simulate(Path(base), 120 if options.quick else 390)
         result = measure(Path(base), options.quick)
+        demo = ROOT / "outputs/sim/sub-sim/report"
+        pages = demo if demo.is_dir() and not options.quick else report.small_report(Path(base) / "pages")
+        seen = report.measure(pages)
+        seen.pop("found")
+        result |= seen
     result["load"] = round(os.getloadavg()[0], 1)
     print(json.dumps(result))
     timed = not options.quick  # that one runs beside other work, where times say little
     missed = [name for name, most in LIMITS.items() if result[name] > most and (timed or name.endswith("_mb"))]
+    missed += [name for name in PAGES if result[name]]
     missed += ["play_fps"] * (timed and result["play_fps"] < SLOWEST_PLAY) + ["faults"] * bool(result["faults"])
     if missed:
         sys.exit(f"over the limit: {', '.join(missed)}")

@@ -1,7 +1,10 @@
 """What stands beside a subject's answer: controls, the other people, and the map in the template's space."""
 
+import re
+
 import numpy as np
 import pandas as pd
+from bs4 import BeautifulSoup
 
 from bold_audio import anatomy, brain, ceiling, contrast, controls, hemispheres, inferred, prepare
 from bold_audio.delays import MLP_ONLY
@@ -136,8 +139,25 @@ def write_views(subject, z, sure):
         images[0], bg_img=images[1], black_bg=True, vmax=float(np.percentile(np.abs(z[np.isfinite(z)]), 99.9)), **look
     )
     path = subject.path("report/map_of_the_sound.html")
-    write_text(path, page.get_standalone())
+    write_text(path, _offline(page.get_standalone()))
     return path
+
+
+def _offline(html):
+    """Nilearn's page without the picture it fetches for the tab, and with a name for its slider.
+
+    Raises
+    ------
+    DataError
+        If the page would still ask another host for something.
+    """
+    html = re.sub(r'<link rel="icon"[^>]*>', "", html)
+    html = html.replace('type="range"', 'type="range" aria-label="opacity of the map"', 1)
+    tags = BeautifulSoup(html, "html.parser").find_all(["link", "script", "img", "iframe", "source"])
+    asked = [tag.get(where, "") for tag in tags for where in ("src", "href")]
+    if remote := [one for one in asked if re.match(r"(https?:)?//", one)]:
+        raise DataError(f"map_of_the_sound.html would ask for {remote[0]} - this version of nilearn writes other pages")
+    return html
 
 
 def find_ceiling(subject, scores):
