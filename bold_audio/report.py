@@ -14,7 +14,10 @@ from bold_audio.templates import plain, render
 
 PLOTLY, CARD, INDEX = "plotly.min.js", "model_card.html", "index.html"
 STAMP = "bold_audio"  # metadata of a notebook that `bold-audio run` executed: commit, packages, MD5 of inputs
-MAP_PAGES = {"sweep": "03_dt_sweep.html"}  # maps of all other models are drawn in the last notebook
+MAP_PAGES = {
+    "sweep": "03_dt_sweep.html",
+    "inference": "map_of_the_sound.html",
+}  # maps of all other models are drawn in the last notebook
 LAST_PAGE = "06_inference.html"
 
 
@@ -210,7 +213,7 @@ def write_subject_index(params, pages, *, status=None, card=None):
     maps = thumbnails.subject_thumbnails(folder)
     for one in maps:
         page = MAP_PAGES.get(one["model"], LAST_PAGE)
-        one["page"] = page if page in there else None
+        one["page"] = page if page in there or (folder / "report" / page).is_file() else None
     last = max((entry["finished"] for entry in done.values()), default="not yet")
     commit = next((entry["git_commit"] for entry in done.values() if entry.get("git_commit")), "unknown")
     inputs = next((entry["input_md5"] for entry in done.values() if entry.get("input_md5")), {})
