@@ -559,7 +559,7 @@ def test_index_links_every_page_and_gives_the_answer_in_words(finished):
     row = scores[(scores["model"] == "mlp") & (scores["region"] == summary["region"])].iloc[0]
     assert f'<th scope="row">mlp</th><td>{row["mse"]:.3g}</td>' in text
     assert visible(finished.outputs / "sim/index.html").count("sub-sim") >= 1
-    # Test part: r, gain, partial r; sweep: delay and skill; whole run: z, delay, speech against music; five out of fold.
+    # Test part: r, gain, partial r; sweep: delay, skill; whole run: z, delay, speech against music; out of fold: five.
     assert text.count('src="data:image/png;base64,') == 13
 
 
