@@ -363,7 +363,7 @@ def test_same_seed_gives_the_same_bytes(tmp_path):
     for root, seed in ((first, 0), (second, 0), (other, 1)):
         simulate_subject(root, seed=seed, motion=0.5, **TINY)
     files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
-    assert len(files) == 16
+    assert len(files) == 18
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
         if name.suffix == ".gz":
