@@ -522,7 +522,8 @@ def test_notebooks_and_report_from_end_to_end(two_runs, prepared, tmp_path, kind
     assert ended.value.code == 0, capsys.readouterr().err
     folder = tmp_path / "out/sim/sub-sim"
     pages = {path.name for path in (folder / "report").glob("*.html")}
-    assert pages == {"index.html", "00_data_download.html", "03_dt_sweep.html", "06_inference.html"}
+    about = {"index.html", "model_card.html", "map_of_the_sound.html"}
+    assert pages == about | {"00_data_download.html", "03_dt_sweep.html", "06_inference.html"}
     assert "SIMULATED" in (folder / "report/06_inference.html").read_text()
     test = np.load(folder / "y_test_full.npy")
     (predicted,) = folder.glob("*_desc-predicted_bold.nii.gz")
