@@ -194,7 +194,7 @@ def measure(folder, quick):
         result["sound_ready_s"] = round(time.perf_counter() - started, 1)
         result["scrub_ms_median"] = round(float(np.median(scrub(page, 30 if quick else 200))), 1)
         result["drag_ms_median"] = round(float(np.median(drag(page, 60 if quick else 200))), 1)
-        seconds = 3 if quick else 20
+        seconds = 3 if quick else 12  # not to the run's end, where playing stops by itself
         painted = play(page, seconds, speed="fastest", sound=False, start=10)
         result["play_fps"] = round((len(painted) - 1) / (painted[-1]["at"] - painted[0]["at"]) * 1000, 1)
         lags = sound_lags(play(page, 6 if quick else 62, speed="1", sound=True, start=50))
