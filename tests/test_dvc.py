@@ -22,7 +22,7 @@ import pytest
 import yaml
 from webdav import WebDav
 
-from bold_audio import access, dvcrepo, fetch, openneuro, registry, run
+from bold_audio import access, dvcrepo, execution, fetch, openneuro, registry, run
 from bold_audio.access import TOKEN_VARIABLE, Remote
 from bold_audio.fetch import fetch_subjects, publish
 from bold_audio.files import AccessError, DataError, MachineError, ParameterError
@@ -716,7 +716,7 @@ def test_the_token_is_nowhere_afterwards(command, here, server, content, tmp_pat
         tracebacks += traceback.format_exception(raised.value)
     (here / "notebooks/99_env.ipynb").write_text(NOTEBOOK)
     (tmp_path / "outputs").mkdir()
-    executed = run.execute("99_env", tmp_path / "outputs", {"subject": "sim"})
+    executed = execution.execute("99_env", tmp_path / "outputs", {"subject": "sim"})
     from bold_audio.report import write_page
 
     write_page(executed, tmp_path / "outputs" / "env.html")
