@@ -10,17 +10,9 @@ import nibabel as nib
 import numpy as np
 
 from bold_audio import atlases, bids, images, register
-from bold_audio.files import (
-    DataError,
-    ParameterError,
-    cached_folder,
-    code_fingerprint,
-    file_md5,
-    fingerprint,
-    read_json,
-    write_json,
-    write_whole,
-)
+from bold_audio.files import DataError, ParameterError, file_md5, fingerprint, read_json, write_json, write_whole
+from bold_audio.locking import cached_folder
+from bold_audio.provenance import code_fingerprint
 
 OWN_SPACES = (None, "T1w", "orig", "individual", "scanner", "boldref")  # in which a head still has its own shape
 GOOD_OVERLAP = 0.85  # Dice of the two brains below which the reader is told to look

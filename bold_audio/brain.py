@@ -70,7 +70,12 @@ def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1))
     image.header.set_xyzt_units("mm", "sec")
     image.header["pixdim"][4] = t_r
     image.header["descrip"] = b"bold_audio prediction"
-    with write_whole(path) as part, gzip.open(part, "wb", compresslevel=1) as packed:
+    # Without name and time in its head the same volumes are the same bytes.
+    with (
+        write_whole(path) as part,
+        part.open("wb") as handle,
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=handle, mtime=0) as packed,
+    ):
         image.to_stream(packed)
     write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"RepetitionTime": t_r, **about})
     return path

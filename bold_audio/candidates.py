@@ -20,8 +20,10 @@ from bold_audio import (
     training,
 )
 from bold_audio.bundle import mask_fingerprint
-from bold_audio.files import fingerprint, git_commit, lock, project_root, read_json, write_table, write_text
+from bold_audio.files import fingerprint, project_root, read_json, write_table, write_text
+from bold_audio.locking import lock
 from bold_audio.mlp import MONITOR
+from bold_audio.provenance import git_commit
 
 HISTORY = "mlp_history.tsv"
 

@@ -13,8 +13,10 @@ import soundfile
 
 from bold_audio import contrast, features, film
 from bold_audio.data import downsample_grid
-from bold_audio.files import DataError, cached_folder, code_fingerprint, fingerprint
+from bold_audio.files import DataError, fingerprint
 from bold_audio.images import read_whole
+from bold_audio.locking import cached_folder
+from bold_audio.provenance import code_fingerprint
 
 LEVEL = 0.05
 MUST_LIGHT = ("auditory", "auditory_left", "auditory_right")  # regions of ds003688: bilateral, or nothing is claimed

@@ -9,17 +9,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from bold_audio import bids, confounds, images, motion, runs
-from bold_audio.files import (
-    DataError,
-    ParameterError,
-    cached_folder,
-    code_fingerprint,
-    file_md5,
-    fingerprint,
-    read_json,
-    write_json,
-)
+from bold_audio.files import DataError, ParameterError, file_md5, fingerprint, read_json, write_json
 from bold_audio.images import read_whole
+from bold_audio.locking import cached_folder
+from bold_audio.provenance import code_fingerprint
 from bold_audio.runs import RunFiles
 from bold_audio.truth import planted_regions, read_truth
 

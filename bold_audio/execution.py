@@ -12,18 +12,17 @@ import nbformat
 from bold_audio import __version__
 from bold_audio.access import token_hidden
 from bold_audio.files import (
-    PACKAGES,
     AccessError,
     BoldAudioError,
     DataError,
     MachineError,
     ModelError,
     ParameterError,
-    git_commit,
     project_root,
     write_json,
     write_text,
 )
+from bold_audio.provenance import PACKAGES, git_commit
 
 STEPS = (
     "00_data_download",

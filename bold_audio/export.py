@@ -14,13 +14,13 @@ from bold_audio.files import (
     ModelError,
     file_md5,
     fingerprint,
-    lock,
     read_json,
     write_arrays,
     write_json,
     write_text,
     write_whole,
 )
+from bold_audio.locking import lock
 
 OPSET = 18
 MAX_DIFFERENCE = 1e-4  # between torch and onnxruntime, relative to the largest value

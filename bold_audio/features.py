@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bold_audio.files import DataError, cached_folder, code_fingerprint, file_md5, fingerprint, write_text
+from bold_audio.files import DataError, file_md5, fingerprint, write_text
+from bold_audio.locking import cached_folder
+from bold_audio.provenance import code_fingerprint
 from bold_audio.sound import open_sound
 
 ANNOTATION_STEP = 0.01  # s between frames of annotation features

@@ -5,7 +5,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bold_audio import images
-from bold_audio.files import DataError, cached_folder, code_fingerprint, file_md5, fingerprint
+from bold_audio.files import DataError, file_md5, fingerprint
+from bold_audio.locking import cached_folder
+from bold_audio.provenance import code_fingerprint
 
 NAMES = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")  # mm and radians, as fMRIPrep names them
 HEAD_RADIUS = 50.0  # mm at which a turn counts as a displacement (Power et al. 2012)

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from bold_audio import files
 from bold_audio.access import BUSY, cause, passes
 from bold_audio.files import AccessError
+from bold_audio.locking import lock
 from bold_audio.registry import RELEASE, is_right
 
 # The public bucket serves the newest release under plain paths, whichever that is.
@@ -89,7 +89,7 @@ class _Arrivals:
         """Download one file, unless another process has just done so."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            files.lock(data_dir / ".fetch" / f"{path.name}.lock", wait=600, doing=path.name),
+            lock(data_dir / ".fetch" / f"{path.name}.lock", wait=600, doing=path.name),
             requests.Session() as session,
         ):
             if is_right(path, item):

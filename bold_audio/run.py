@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 
 from bold_audio.execution import STEPS, chosen_steps, run_subject  # noqa: F401
-from bold_audio.files import BoldAudioError, DataError, ParameterError, lock, project_root
+from bold_audio.files import BoldAudioError, DataError, ParameterError, project_root
+from bold_audio.locking import lock
 from bold_audio.params import DEFAULT_DATASET, load_params, normalise_subject
 from bold_audio.registry import fmri_subjects
 

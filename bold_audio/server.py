@@ -18,7 +18,8 @@ from pathlib import Path
 
 import requests
 
-from bold_audio.files import MachineError, lock, project_root, write_whole
+from bold_audio.files import MachineError, project_root, write_whole
+from bold_audio.locking import lock
 
 PACKAGES = ("nvidia-pytriton==0.7.0", "onnxruntime==1.32.0", "onnx==1.23.2", "numpy<2")
 STARTS_WITHIN = 60  # s

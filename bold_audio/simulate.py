@@ -13,8 +13,9 @@ import soundfile
 from scipy import ndimage
 
 from bold_audio.features import mfcc_features, read_table
-from bold_audio.files import DataError, ParameterError, file_md5, lock, read_json, write_json, write_table, write_whole
+from bold_audio.files import DataError, ParameterError, file_md5, read_json, write_json, write_table, write_whole
 from bold_audio.film import SAMPLE_RATE, T_R, add_signal, film_blocks, film_sound, plant
+from bold_audio.locking import lock
 from bold_audio.simulated_anatomy import (
     FULL_SHAPE,
     REGIONS,

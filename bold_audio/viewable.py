@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 
 from bold_audio import slices, timecourse
-from bold_audio.files import DataError, cached_folder, fingerprint, project_root, read_json
+from bold_audio.files import DataError, fingerprint, project_root, read_json
 from bold_audio.images import open_image, orientation_warnings
+from bold_audio.locking import cached_folder
 from bold_audio.runs import SECONDS_OF_CODE
 from bold_audio.scene import Scene
 

@@ -24,15 +24,8 @@ from bold_audio import (
 )
 from bold_audio.candidates import checkpoint_folder, inner_validation  # noqa: F401
 from bold_audio.delays import ensure_sweep, open_feature_grid  # noqa: F401
-from bold_audio.files import (
-    cached_folder,
-    code_fingerprint,
-    fingerprint,
-    write_json,
-    write_table,
-    write_text,
-    write_whole,
-)
+from bold_audio.files import fingerprint, write_json, write_table, write_text, write_whole
+from bold_audio.locking import cached_folder
 from bold_audio.models import LINEAR_NAMES, predict_row, score_rows  # noqa: F401
 from bold_audio.prepare import (  # noqa: F401
     Subject,
@@ -43,6 +36,7 @@ from bold_audio.prepare import (  # noqa: F401
     open_subject,
     read_features,
 )
+from bold_audio.provenance import code_fingerprint
 from bold_audio.serving import (  # noqa: F401
     compare_runtimes,
     ensure_export,

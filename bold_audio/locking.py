@@ -1,0 +1,94 @@
+"""One process at a time: locks that say who holds them, the cache, and what a killed process left half written."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bold_audio.files import SCRATCH, MachineError, write_whole
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def lock(path, *, wait=0.0, doing="this", told=False):
+    """Hold the lock file ``path``, with the holder's process and machine in ``<path>.owner``.
+
+    The operating system lets go of a lock whose process ends, however it ends, so a stale one stops nobody.
+
+    Parameters
+    ----------
+    path : path
+    wait : float
+        Seconds to wait for another holder.
+    doing : str
+        What is locked, for the message.
+    told : bool
+        Whether to warn that a process before ended without letting go.
+
+    Raises
+    ------
+    MachineError
+        If another process holds it for longer, with its number, machine and start; or if it cannot be written.
+    """
+    path = Path(path)
+    owner = path.with_name(f"{path.name}.owner")
+    held = FileLock(str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=wait, poll_interval=0.1)
+    except Timeout:
+        who = _who(owner) or "another process"
+        raise MachineError(f"{doing} is locked by {who} ({path}) - wait until it is done, or stop it") from None
+    except OSError as error:
+        raise MachineError(
+            f"cannot write in {path.parent} ({error.strerror}) - permit writing, or free space"
+        ) from error
+    try:
+        if (before := _who(owner)) and told:
+            log.warning("%s: %s ended without letting go of its lock; taken over", doing, before)
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with contextlib.suppress(OSError):  # a full disk must not stop what only reads
+            owner.write_text(json.dumps(me), encoding="utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            owner.unlink()
+        held.release()
+
+
+def _who(owner):
+    """The holder of a lock in words; empty where nobody wrote who it is."""
+    try:
+        said = json.loads(owner.read_text(encoding="utf-8"))
+        return f"process {said['pid']} on {said['host']} since {said['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def remove_scratch(folder, *, of="*"):
+    """Remove what `files.write_whole` of a killed process left in ``folder``, or of one name there; hold its lock."""
+    for left in Path(folder).glob(f".{of}.*{SCRATCH}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def cached_folder(cache_dir, key, make):
+    """Return the folder ``cache_dir/key``, calling ``make(folder)`` where it is missing.
+
+    Two processes that want the same folder are safe: the second waits for the first.
+    """
+    folder = Path(cache_dir) / key
+    if not folder.is_dir():
+        with lock(Path(cache_dir) / f".{key}.lock", wait=600, doing=f"cache entry {key}"):
+            if not folder.is_dir():
+                remove_scratch(cache_dir, of=key)
+                with write_whole(folder) as part:
+                    part.mkdir()
+                    make(part)
+    return folder
