@@ -40,13 +40,6 @@ def inner_validation(subject):
     return subject.folds[-1]
 
 
-def checkpoint_folder(params):
-    """Folder of checkpoints: the subject's outputs, or its own folder below ``checkpoint_dir``."""
-    if params.checkpoint_dir is None:
-        return params.subject_path
-    return params.resolve(params.checkpoint_dir) / params.label / f"sub-{params.subject}"
-
-
 def subject_targets(subject):
     """What the network has to predict, from the volumes before the validation block and its gap alone."""
     params, whitening = subject.params, None
@@ -121,7 +114,7 @@ def train_candidates(subject, delays, *, progress=False):
     past, found = previous_scores(subject, targets.fit)
     trained, notes = [], []
     for delay in delays:
-        folder = checkpoint_folder(params) / "training" / f"dt{delay:g}-{key}"
+        folder = params.checkpoint_path / "training" / f"dt{delay:g}-{key}"
         one = training.train_mlp(
             np.hstack([subject.scaled("sound", delay)[0], past]),
             targets,
@@ -223,7 +216,7 @@ def ensure_mlp(subject, candidates, *, progress=None):
         ``run, delay, epoch, train_MSE``, and every few epochs ``val_MSE, val_Pearson, val_evidence, …``.
     warnings : list of str
     """
-    folder, key = checkpoint_folder(subject.params), fingerprint(training_key(subject), list(candidates))
+    folder, key = subject.params.checkpoint_path, fingerprint(training_key(subject), list(candidates))
     with lock(folder / ".training.lock", wait=3600, doing=f"training of sub-{subject.params.subject}"):
         done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
         if done.get("key") == key and (folder / "best.ckpt").is_file() and subject.path(HISTORY).is_file():

@@ -6,9 +6,9 @@ import pandas as pd
 
 from bold_audio import brain, data, evidence, feature_grid, gram, significance, sweep, voxelwise
 from bold_audio.files import read_json, write_arrays, write_table, write_text, write_whole
+from bold_audio.prepare import MLP_ONLY
 
 REGION = "region "  # before a region's name among the arrays of dt_gram.npz
-MLP_ONLY = {"hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay"}
 
 
 def ensure_sweep(subject):

@@ -1,17 +1,21 @@
 """One subject's notebooks, executed headlessly one after the other; what came of it is kept beside them."""
 
+import contextlib
 import logging
 import platform
-import re
+import tempfile
 import time
-from importlib import metadata
+import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nbformat
+import psutil
 
-from bold_audio import __version__
+from bold_audio import __version__, machine
 from bold_audio.access import token_hidden
 from bold_audio.files import (
+    SCRATCH,
     AccessError,
     BoldAudioError,
     DataError,
@@ -22,19 +26,12 @@ from bold_audio.files import (
     write_json,
     write_text,
 )
-from bold_audio.provenance import PACKAGES, git_commit
+from bold_audio.locking import remove_scratch
+from bold_audio.provenance import git_commit, package_versions
 
-STEPS = (
-    "00_data_download",
-    "01_mfcc_exploration",
-    "02_baselines",
-    "03_dt_sweep",
-    "04_train",
-    "05_export",
-    "06_inference",
-)
 EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, AccessError, MachineError, ModelError)}
 EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5}
+OPENING = "scan and sound"  # what comes before the first notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -46,31 +43,11 @@ class StepError(BoldAudioError):
         self.exit_code = exit_code
 
 
-def chosen_steps(text):
-    """Notebook names that ``00-06``, ``03`` or ``02,03`` mean.
-
-    Examples
-    --------
-    >>> chosen_steps("02-03,06")
-    ['02_baselines', '03_dt_sweep', '06_inference']
-    """
-    wanted = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
-        if not match:
-            raise ParameterError(f"steps must look like 00-06 or 02,03, got {text!r}")
-        part_of = range(int(match[1]), int(match[2] or match[1]) + 1)
-        if not part_of:
-            raise ParameterError(f"steps must run from the lower to the higher, got {text!r}")
-        wanted |= set(part_of)
-    steps = [name for name in STEPS if int(name[:2]) in wanted]
-    if len(steps) < len(wanted):
-        raise ParameterError(f"steps must be between 00 and {STEPS[-1][:2]}, got {text!r}")
-    return steps
-
-
-def run_subject(params, steps, given, *, say):
+def run_subject(params, steps, given, *, say, force=False):
     """Execute a subject's notebooks and write its report, also when one of them fails.
+
+    Scan and sound are opened before the first kernel starts, so that a fault in them is told at once. A step whose
+    parameters, inputs, notebook and code are those of its last run is left alone.
 
     Parameters
     ----------
@@ -81,6 +58,8 @@ def run_subject(params, steps, given, *, say):
         Parameters for papermill.
     say : callable
         Is told a line after each step.
+    force : bool
+        Whether to execute steps that are done, too.
 
     Returns
     -------
@@ -92,32 +71,70 @@ def run_subject(params, steps, given, *, say):
     BoldAudioError
         With the line that names what is wrong and what to do.
     """
-    from bold_audio.fetch import fetch_missing
-    from bold_audio.report import STAMP, write_page, write_report
+    from bold_audio.report import INDEX, write_report
     from bold_audio.subjects import STATUS
 
-    folder, who = params.subject_path, f"sub-{params.subject} · {params.label}"
-    status = {"state": "stopped", "step": "fetch", "started": _now()}
+    folder, name, todo = params.subject_path, f"sub-{params.subject}", None
+    index = folder / "report" / INDEX
+    status = {"state": "stopped", "step": OPENING, "started": _now()}
     try:
         write_json(folder / STATUS, status)
-        fetch_missing(params)
-        for status["step"] in steps:
+        remove_scratch(folder)
+        begun = time.perf_counter()
+        made_from, todo = _open(params, steps, force)
+        for step in steps:
+            if step not in todo:
+                say(f"{name}: {step} is done, and nothing that it was made from has changed")
+        if todo:
+            say(f"{name}: {OPENING} {time.perf_counter() - begun:6.1f} s")
+        for status["step"] in todo:
             write_json(folder / STATUS, status)
-            begun = time.perf_counter()
-            try:
-                executed = run_step(status["step"], folder, given)
-            finally:
-                stamp(folder / f"{status['step']}.ipynb", STAMP, params)
-            write_page(executed, folder / "report" / f"{status['step']}.html", who=who)
-            say(f"sub-{params.subject}: {status['step']} {time.perf_counter() - begun:6.1f} s")
+            seconds = _run_and_note(params, status["step"], given, made_from[status["step"]])
+            say(f"{name}: {status['step']} {seconds:6.1f} s ({todo[status['step']]})")
         status = {"state": "done", "steps": list(steps), "started": status["started"]}
     except BoldAudioError as error:
         status |= {"state": "failed", "error": " ".join(str(error).split())}
         raise
     finally:
         write_json(folder / STATUS, status | {"finished": _now()})
-        index = write_report(params)
+        if todo is None or todo or not index.is_file():
+            index = write_report(params)
     return index
+
+
+def _open(params, steps, force):
+    """What each step would be made from, and why it has to be made, by step; scan and sound are opened if any has."""
+    from bold_audio import done, prepare
+
+    files = prepare.ensure_scan(params)
+    made_from = done.made_from(params, files, steps)
+    whys = {step: done.why_again(params.subject_path, step, made_from[step]) for step in steps}
+    todo = {step: why or "asked for" for step, why in whys.items() if why or force}
+    if todo:
+        machine.check_memory(files)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the notebooks show them
+            prepare.open_subject(params)
+    return made_from, todo
+
+
+def _run_and_note(params, step, given, made_from):
+    """Execute one step, write its page and put it on the list of those that are done: seconds."""
+    from bold_audio import done
+    from bold_audio.report import STAMP, write_page
+
+    folder, begun = params.subject_path, time.perf_counter()
+    done.forget(folder, step)
+    before = done.snapshot(params)
+    try:
+        executed = run_step(step, folder, given)
+    finally:
+        stamp(folder / f"{step}.ipynb", STAMP, params)
+    write_page(executed, folder / "report" / f"{step}.html", who=f"sub-{params.subject} · {params.label}")
+    seconds = time.perf_counter() - begun
+    files = done.files_written(before, done.snapshot(params), step=step)
+    done.mark_done(folder, step, made_from, files=files, seconds=seconds)
+    return seconds
 
 
 def _now():
@@ -165,26 +182,74 @@ def execute(step, folder, given):
 
 
 def execute_file(source, target, given, *, cwd):
-    """Execute the notebook ``source`` in the folder ``cwd`` with the parameters ``given``; keep it as ``target``."""
+    """Execute the notebook ``source`` in the folder ``cwd`` with the parameters ``given``; keep it as ``target``.
+
+    The executed copy takes its name when it has come to its end or to an error. Whatever stops this process stops the
+    kernel too.
+    """
     import papermill
 
-    # A parameter that a notebook's own cell does not list is fine: the schema has checked them all.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    # Papermill fills {names} in paths from the parameters, unless braces are doubled.
-    source, out = (str(path).replace("{", "{{").replace("}", "}}") for path in (source, target))
-    with token_hidden():  # what a notebook prints is kept
-        papermill.execute_notebook(
-            source,
-            out,
+    # A parameter that a notebook's own cell does not list is fine: the schema has checked them all. Errors are raised.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kernels, kill = _kernels()
+    with (
+        token_hidden(),  # what a notebook prints is kept
+        tempfile.TemporaryDirectory(prefix=f".{target.stem}.", suffix=SCRATCH, dir=target.parent) as scratch,
+        ThreadPoolExecutor(1) as thread,  # in the main thread nbclient would take signals for a kernel that died
+    ):
+        running = thread.submit(
+            papermill.execute_notebook,
+            _without_names(source),
+            _without_names(made := Path(scratch) / target.name),
             parameters=given,
             cwd=str(cwd),
             kernel_name="python3",
             progress_bar=False,
             log_output=False,
             store_widget_state=False,  # megabytes, with the programs that would draw widgets whose kernel is gone
+            kernel_manager_class=kernels,
             extra_arguments=["--log-level=CRITICAL"],  # ipykernel warns about loopback TCP at every start
         )
+        try:
+            running.result()
+        finally:
+            kill()
+            wait([running])
+            if made.is_file():
+                _keep(made, target)
     return target
+
+
+def _kernels():
+    """A class of kernel managers for one execution, and a function that kills what they started, from any thread."""
+    from jupyter_client import AsyncKernelManager
+
+    made = []
+
+    class Kernels(AsyncKernelManager):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    def kill():
+        for manager in made:
+            if manager.has_kernel:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(manager.provisioner.pid).kill()
+
+    return Kernels, kill
+
+
+def _without_names(path):
+    """A path as papermill wants it, which fills {names} in paths from the parameters unless braces are doubled."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _keep(made, target):
+    notebook = nbformat.read(made, as_version=4)
+    notebook.metadata.get("papermill", {})["output_path"] = str(target)
+    write_text(target, nbformat.writes(notebook) + "\n")
 
 
 def stamp(executed, key, params):
@@ -199,7 +264,7 @@ def stamp(executed, key, params):
         "version": __version__,
         "git_commit": git_commit(project_root()),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "input_md5": _input_md5(params),
     }
     write_text(executed, nbformat.writes(notebook) + "\n")

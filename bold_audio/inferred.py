@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import brain, contrast, data, gram, nested, region_inference, significance, sweep, voxel_inference
-from bold_audio.delays import MLP_ONLY
 from bold_audio.files import read_json, write_arrays, write_table
 from bold_audio.pairing import scale_on
+from bold_audio.prepare import MLP_ONLY
 
 QUESTIONS = {"history_sound": "the past", "history_blocks_sound": "the past and the film's blocks"}
 PICKED = "speech_music"  # found by the film's blocks, which the sound tells: over the past alone its p is a circle

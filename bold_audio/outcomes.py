@@ -33,12 +33,12 @@ from bold_audio import (
     sweep,
 )
 from bold_audio.files import file_md5, fingerprint, read_json, write_arrays, write_table
-from bold_audio.prepare import annotation_paths
+from bold_audio.prepare import MLP_ONLY, annotation_paths
 
 CHOICES = (gram, evidence, significance, sweep, nested)
 FITS = (*CHOICES, choices, encoding, ridge, space, models, scores, out_of_fold)
 # Parameters of the sweep's own reading and of the MLP, which nothing here looks at.
-NOT_USED = delays.MLP_ONLY | {
+NOT_USED = MLP_ONLY | {
     "target", "mlp_history", "mlp_history_components", "sweep_target", "delay_by", "seed",
 }  # fmt: skip
 MAPS = {"r": "Pearson r", "gain": "share of the past's squared error that the sound removes", "partial_r": "partial r"}

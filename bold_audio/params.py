@@ -15,6 +15,7 @@ from bold_audio.region_specs import check_regions
 
 SIMULATED = "sim"
 DEFAULT_DATASET = "ds003688"
+MODEL_KINDS = ("mlp", "history_sound")
 LABEL = re.compile(r"[A-Za-z0-9]+")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -125,7 +126,7 @@ class Params(BaseModel):
     model_name: str | None
     model_version: Count | None
     overwrite_model: bool
-    served_model: Literal["mlp", "history_sound"]
+    served_model: Literal[MODEL_KINDS]
     runtime: Literal["onnxruntime", "torch", "triton"]
     returns: Literal["voxels", "coordinates"] | None
     allow_other_subject: bool
@@ -220,9 +221,20 @@ class Params(BaseModel):
         return self.resolve(self.outputs_dir) / "cache"
 
     @property
+    def checkpoint_path(self):
+        """Folder of checkpoints: the subject's outputs, or its own folder below ``checkpoint_dir``."""
+        if self.checkpoint_dir is None:
+            return self.subject_path
+        return self.resolve(self.checkpoint_dir) / self.label / f"sub-{self.subject}"
+
+    @property
     def exported_name(self):
-        """Name of the model in ``models_dir``."""
+        """Name of the MLP in ``models_dir``."""
         return self.model_name or f"{self.label}_sub-{self.subject}"
+
+    def exported_as(self, kind):
+        """Name in ``models_dir`` of one of `MODEL_KINDS`; that of a linear one ends with its kind."""
+        return self.exported_name if kind == "mlp" else f"{self.exported_name}_{kind}"
 
     @property
     def audio_files(self):

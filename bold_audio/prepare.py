@@ -40,6 +40,8 @@ NOT_RESULTS = {
     "dvc_timeout",
 }  # fmt: skip
 
+MLP_ONLY = {"hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay"}
+
 
 @dataclass
 class Subject:
@@ -171,9 +173,9 @@ class Subject:
 
 
 def input_md5(params, files, *, others=()):
-    """MD5 of the scan's files, of what the sound features were made from and of ``others``, by name."""
+    """MD5 of the scan's files and their sidecars, of what the sound was read from and of ``others``, by name."""
     sources = [params.audio_files] if params.feature_source == "audio" else annotation_paths(params)
-    paths = [path for part in files.parts for path in (part.bold, part.mask, part.confounds)]
+    paths = [path for part in files.parts for path in (part.bold, part.mask, part.confounds, *part.beside)]
     paths = [path for path in (*paths, *itertools.chain(*sources), *others) if path is not None]
     names = [path.name for path in dict.fromkeys(paths)]
     return {path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)}

@@ -5,18 +5,24 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from bold_audio.execution import STEPS, chosen_steps, run_subject  # noqa: F401
-from bold_audio.files import BoldAudioError, DataError, ParameterError, project_root
+from bold_audio.execution import run_subject
+from bold_audio.files import BoldAudioError, DataError, MachineError, ParameterError, project_root
 from bold_audio.locking import lock
 from bold_audio.params import DEFAULT_DATASET, load_params, normalise_subject
 from bold_audio.registry import fmri_subjects
+from bold_audio.steps import chosen_steps
+
+LOG = "bold_audio.log"  # in the outputs: tracebacks of faults that nobody foresaw
 
 
 def main(arguments=None):
@@ -24,19 +30,53 @@ def main(arguments=None):
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        with _warnings_shown():
+        with _warnings_shown(), _terminated_as_interrupted():
             status = options.work(options)
-    except BoldAudioError as error:
+    except KeyboardInterrupt as error:
+        status = _fail(options, "stopped - run the same command again to go on", 143 if error.args else 130)
+    except Exception as error:  # nothing ends with a traceback that nobody asked for
         if options.debug:
             raise
-        status = _fail(options, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        status = _fail(options, "interrupted - run the same command again to go on", 130)
-    except (OSError, MemoryError) as error:
-        if options.debug:
-            raise
-        status = _fail(options, f"{error or type(error).__name__} - check disk, memory and permissions", 5)
+        status = _fail(options, *_told(error, options))
     sys.exit(status)
+
+
+def _told(error, options):
+    """The line for an error, and the exit status."""
+    if isinstance(error, BoldAudioError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError | MemoryError):
+        return f"{error or type(error).__name__} - check disk, memory and permissions", MachineError.exit_code
+    what = f"{type(error).__name__}: {str(error)[:200]}"
+    return f"{what} - a fault of bold_audio itself; {_log_traceback(options)}", BoldAudioError.exit_code
+
+
+def _log_traceback(options):
+    """Keep the traceback of a fault that nobody foresaw, and say where it is."""
+    with contextlib.suppress(OSError, BoldAudioError, TypeError):
+        path = project_root() / parse_given(getattr(options, "given", [])).get("outputs_dir", "outputs") / LOG
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {options.command}\n{traceback.format_exc()}\n")
+        return f"please report it with its traceback, in {path}"
+    return "run again with --debug for the traceback, and please report it"
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted():
+    """Let SIGTERM end what runs as Ctrl-C does, so that kernels are stopped and the report is written."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread hears signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -107,6 +147,7 @@ def _parser():
     run.add_argument("--subject", action="append", required=True)
     run.add_argument("--dataset")
     run.add_argument("--steps", default="00-06", help="such as 00-06, 03 or 02,03 (default 00-06)")
+    run.add_argument("--force", action="store_true", help="run steps again whose inputs have not changed")
     run.set_defaults(work=_run)
 
     report = commands.add_parser("report", help="write the report's pages again, from the executed notebooks")
@@ -228,7 +269,7 @@ def _predict(options):
         raise ParameterError(f"out must end in .nii.gz, got {options.out.name}")
     if not options.sound.is_file():
         raise DataError(f"no sound file at {options.sound} - give the path of a wav, flac, ogg or mp3 file")
-    predictor = serving.open_named(params, serving.model_name(params, params.served_model))
+    predictor = serving.open_named(params, params.exported_as(params.served_model))
     volumes, heard = predict_sound(predictor, options.sound)
     facts, mask = predictor.facts, predictor.bundle.arrays["mask"]
     said = {
@@ -280,17 +321,16 @@ def _run(options):
     status = 0
     for params in all_params:
         options.current = params.subject
-        params.subject_path.mkdir(parents=True, exist_ok=True)
         try:
-            with lock(params.subject_path / ".lock", doing=f"sub-{params.subject} of {params.label}"):
+            with lock(params.subject_path / ".lock", doing=f"sub-{params.subject} of {params.label}", told=True):
                 started = time.perf_counter()
-                index = run_subject(params, steps, given | _whose(params), say=_say)
+                index = run_subject(params, steps, given | _whose(params), say=_say, force=options.force)
             seconds = time.perf_counter() - started
             _say(f"sub-{params.subject}: done in {seconds:.0f} s, report: {os.path.relpath(index)}")
-        except BoldAudioError as error:
+        except Exception as error:
             if options.debug:
                 raise
-            status = max(status, _fail(options, str(error), error.exit_code))
+            status = max(status, _fail(options, *_told(error, options)))
     return status
 
 
@@ -310,8 +350,8 @@ def _report(options):
         try:
             with lock(folder / ".lock", doing=doing) if folder.is_dir() else contextlib.nullcontext():
                 _say(f"sub-{params.subject}: report: {os.path.relpath(write_report(params, anew=True))}")
-        except BoldAudioError as error:
+        except Exception as error:
             if options.debug:
                 raise
-            status = max(status, _fail(options, str(error), error.exit_code))
+            status = max(status, _fail(options, *_told(error, options)))
     return status

@@ -22,7 +22,7 @@ class RunFiles:
 
     ``onset`` is the onset of the sound on the clock of the run, in seconds; ``events`` is None where there is no events
     file; ``start`` is when the first volume begins on that clock, in seconds; ``mask`` and ``confounds`` are the brain
-    mask and the table of confounds that a preprocessed run comes with.
+    mask and the table of confounds that a preprocessed run comes with; ``beside`` are the sidecars and events read.
     """
 
     bold: Path
@@ -38,6 +38,7 @@ class RunFiles:
     start: float = 0.0
     mask: Path | None = None
     confounds: Path | None = None
+    beside: tuple = ()
 
     @property
     def entities(self):
@@ -157,15 +158,16 @@ def _read_run(path, params):
         raise DataError(f"{path.name} holds one volume of shape {image.shape} - a film run needs a 4-D image")
     roots = [params.data_path] if params.derivatives is None else [params.data_path, params.derivatives_path]
     has, acquired = bids.entities_of(path), bids.acquired_of(path)
-    sidecar = {}
+    sidecar, sidecars = {}, []
     for root, names in zip(roots, ([acquired, has] if len(roots) > 1 else [has]), strict=True):
         for found in bids.inherited(root, names, "bold.json"):
             sidecar |= _read_sidecar(found)
+            sidecars.append(found)
     expected = "_".join(f"{key}-{value}" for key, value in acquired.items())
     events_path = next(iter(bids.inherited(params.data_path, acquired, "events.tsv")[::-1]), None)
     events = None if events_path is None else _read_events(events_path, needed=params.audio_onset is None)
     t_r = _repetition_time(image.header, sidecar, params.t_r_source, path.name)
-    beside = {} if params.derivatives is None else bids.files_beside(path)
+    given = {} if params.derivatives is None else bids.files_beside(path)
     return RunFiles(
         bold=path,
         n_volumes=image.shape[3],
@@ -178,7 +180,8 @@ def _read_run(path, params):
         form_codes=(int(image.header["sform_code"]), int(image.header["qform_code"])),
         warnings=(*orientation_warnings(image.header), *scaling_warnings(image, path)),
         start=_first_start(sidecar, t_r, path.name),
-        **beside,
+        beside=(*sidecars, *([events_path] if events_path else [])),
+        **given,
     )
 
 

@@ -10,13 +10,6 @@ from bold_audio.delays import ensure_sweep
 from bold_audio.files import ModelError, file_md5, fingerprint
 from bold_audio.space import Space, SpatialHistory
 
-KINDS = ("mlp", "history_sound")
-
-
-def model_name(params, kind):
-    """Name of a subject's model in the repository; a linear one has its kind behind it."""
-    return params.exported_name if kind == "mlp" else f"{params.exported_name}_{kind}"
-
 
 def _this():
     """This module, whose own code an export depends on too."""
@@ -39,7 +32,7 @@ def ensure_export(subject, kind="mlp"):
     max_difference : float or None
         Torch against onnxruntime; None where the version was there already.
     """
-    params, name = subject.params, model_name(subject.params, kind)
+    params, name = subject.params, subject.params.exported_as(kind)
     models_dir = params.resolve(params.models_dir)
     make, facts, key = {"mlp": _mlp_to_serve, "history_sound": _history_sound_to_serve}[kind](subject)
     source = fingerprint(key, subject.result_key(export, bundle, models, encoding, _this(), served_code()))
@@ -78,7 +71,7 @@ def _mlp_to_serve(subject):
     params = subject.params
     delays = params.mlp_delays or [ensure_sweep(subject).delay]
     model, facts, _, _ = candidates.ensure_mlp(subject, delays)
-    checkpoint_md5 = file_md5(candidates.checkpoint_folder(params) / "best.ckpt")
+    checkpoint_md5 = file_md5(params.checkpoint_path / "best.ckpt")
     facts = facts | {"checkpoint_md5": checkpoint_md5}
 
     def make():
@@ -118,7 +111,7 @@ def _history_sound_to_serve(subject):
 
 def open_exported(subject, kind="mlp", **options):
     """Open an exported model of a subject: see `open_named`."""
-    return open_named(subject.params, model_name(subject.params, kind), **options)
+    return open_named(subject.params, subject.params.exported_as(kind), **options)
 
 
 def open_named(params, name, *, version=None, runtime=None, returns=None):
@@ -134,7 +127,7 @@ def open_named(params, name, *, version=None, runtime=None, returns=None):
         models_dir=params.resolve(params.models_dir),
         name=name,
         version=version or params.model_version,
-        checkpoint=candidates.checkpoint_folder(params) / "best.ckpt",
+        checkpoint=params.checkpoint_path / "best.ckpt",
         triton=address | {"progress": training.somebody_watches()},
         returns=returns or params.returns,
     )

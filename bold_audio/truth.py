@@ -8,8 +8,13 @@ import numpy as np
 
 def read_truth(params):
     """What was planted in a simulated subject; None for data that were not simulated by us."""
-    folder = params.data_path / "derivatives" / "truth" / f"sub-{params.subject}"
+    folder = folder_of(params)
     return _simulated_truth(folder) if (folder / "truth.json").is_file() else None
+
+
+def folder_of(params):
+    """Where what was planted is written down."""
+    return params.data_path / "derivatives" / "truth" / f"sub-{params.subject}"
 
 
 def _simulated_truth(folder):

@@ -22,7 +22,7 @@ from bold_audio import (
     serving,
     sweep,
 )
-from bold_audio.candidates import checkpoint_folder, inner_validation  # noqa: F401
+from bold_audio.candidates import inner_validation  # noqa: F401
 from bold_audio.delays import ensure_sweep, open_feature_grid  # noqa: F401
 from bold_audio.files import fingerprint, write_json, write_table, write_text, write_whole
 from bold_audio.locking import cached_folder
@@ -41,7 +41,6 @@ from bold_audio.serving import (  # noqa: F401
     compare_runtimes,
     ensure_export,
     measured_inputs,
-    model_name,
     open_exported,
     served_row,
 )

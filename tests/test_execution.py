@@ -1,40 +1,69 @@
 """A subject's notebooks one after the other: what is kept of a run that goes well, that fails, and that is stopped."""
 
 import json
-from types import SimpleNamespace
+import os
+import shutil
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from bs4 import BeautifulSoup
 
-from bold_audio import execution, fetch, prepare, runs
+from bold_audio import done, execution, fetch
 from bold_audio.execution import StepError, run_step, run_subject
-from bold_audio.files import AccessError, DataError
+from bold_audio.files import AccessError, DataError, file_md5
+from bold_audio.params import load_params
+from bold_audio.simulate import simulate_subject
+
+ROOT = Path(__file__).resolve().parents[1]
 
 STEPS = ["00_data_download", "01_mfcc_exploration"]
 GOOD = "import ipywidgets\nipywidgets.IntSlider()"
 FORESEEN = "from bold_audio.files import DataError\nraise DataError('the scan is short - set allow_short')"
 
 
+QUICK = {
+    "delays": [4.0, 5.0],
+    "mlp_delays": [5.0],
+    "history_order": 2,
+    "n_folds": 2,
+    "gap": 4,
+    "skip_initial": 2,
+    "regions": {},
+}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """A SIMULATED subject of 130 volumes, in a BIDS tree."""
+    root = tmp_path_factory.mktemp("scans") / "sim"
+    simulate_subject(root, subject="sim", shape=(12, 12, 12), n_volumes=130)
+    return root
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project whose notebooks have one cell each; function to write them."""
+def project(scans, tmp_path, monkeypatch):
+    """A project whose notebooks have one cell each; function to write them, which gives the subject's parameters."""
     for part in ("params", "notebooks"):
         (tmp_path / part).mkdir()
-    (tmp_path / "params/common.yaml").write_text("")
+    shutil.copy(ROOT / "params/common.yaml", tmp_path / "params")
     monkeypatch.setenv("BOLD_AUDIO_ROOT", str(tmp_path))
-    monkeypatch.setattr(fetch, "fetch_missing", lambda params: None)
-    monkeypatch.setattr(runs, "locate_runs", lambda params: None)
-    monkeypatch.setattr(prepare, "input_md5", lambda params, files: {"scan.nii.gz": "d41d8"})
+    shutil.copytree(scans, tmp_path / "data")
 
     def write(*sources):
         for step, source in zip(STEPS, sources, strict=True):
-            made = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+            made = nbformat.v4.new_notebook(
+                metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+            )
             made.cells = [nbformat.v4.new_markdown_cell(f"# {step}"), nbformat.v4.new_code_cell(source)]
             nbformat.write(made, tmp_path / "notebooks" / f"{step}.ipynb")
-        folder = tmp_path / "outputs/sim/sub-sim"
-        folder.mkdir(parents=True)
-        return SimpleNamespace(subject_path=folder, subject="sim", label="sim", data_note="SIMULATED")
+        given = QUICK | {"data_dir": str(tmp_path / "data"), "outputs_dir": str(tmp_path / "outputs")}
+        return load_params("sim", "sim", audio_path="stimuli/film.wav", data_note="SIMULATED", **given)
 
     return write
 
@@ -51,15 +80,17 @@ def text(path):
 def test_run_that_goes_well_is_stamped_and_listed(project):
     params, said = project(GOOD, "1 + 1"), []
     index = run_subject(params, STEPS, {}, say=said.append)
-    assert [line.split()[1] for line in said] == STEPS
+    assert [line.split(": ")[1].split("  ")[0] for line in said] == [execution.OPENING, *STEPS]
     assert status(params)["state"] == "done" and status(params)["steps"] == STEPS
     executed = nbformat.read(params.subject_path / f"{STEPS[0]}.ipynb", as_version=4)
     stamp = executed.metadata["bold_audio"]
-    assert stamp["input_md5"] == {"scan.nii.gz": "d41d8"} and "numpy" in stamp["packages"]
+    scan = next(params.data_path.glob("sub-sim/**/*_bold.nii.gz"))
+    assert stamp["input_md5"][scan.name] == file_md5(scan) and "numpy" in stamp["packages"]
+    assert executed.metadata["papermill"]["output_path"].endswith(f"sub-sim/{STEPS[0]}.ipynb")
     # The widget's view and state are gone: its kernel is.
     assert executed.cells[-1].outputs == [] and "widgets" not in executed.metadata
     assert executed.cells[-1].execution_count == 1
-    assert "MD5 of scan.nii.gz" in text(index.parent / f"{STEPS[0]}.html")
+    assert f"MD5 of {scan.name}" in text(index.parent / f"{STEPS[0]}.html")
     assert all(step in text(index) for step in STEPS) and "done" in text(index.parents[2] / "index.html")
 
 
@@ -109,8 +140,86 @@ def test_subject_that_cannot_be_fetched_is_listed_with_the_reason(project, monke
     monkeypatch.setattr(fetch, "fetch_missing", refuse)
     with pytest.raises(AccessError):
         run_subject(params, STEPS, {}, say=lambda line: None)
-    assert (status(params)["state"], status(params)["step"]) == ("failed", "fetch")
-    assert "fetch: the server says no - look at the token" in text(params.subject_path.parent / "index.html")
+    assert (status(params)["state"], status(params)["step"]) == ("failed", execution.OPENING)
+    assert "scan and sound: the server says no - look at the token" in text(params.subject_path.parent / "index.html")
+
+
+@pytest.mark.slow
+def test_steps_whose_inputs_are_the_same_are_left_alone_and_only_what_depends_on_a_change_is_made_again(project):  # R13
+    params, said = project("1", "2"), []
+
+    def again(params, **options):
+        said.clear()
+        run_subject(params, STEPS, {}, say=said.append, **options)
+
+    again(params)
+    executed = {step: (params.subject_path / f"{step}.ipynb").stat().st_mtime_ns for step in STEPS}
+    scan = next(params.data_path.glob("sub-sim/**/*_bold.nii.gz"))
+    os.utime(scan)  # another time, the same bytes
+    again(params.model_copy(update={"lr": 0.5, "dvc_jobs": 2}))  # which neither step looks at
+    assert [line for line in said if "nothing that it was made from has changed" in line] == said and len(said) == 2
+    assert executed == {step: (params.subject_path / f"{step}.ipynb").stat().st_mtime_ns for step in STEPS}
+
+    def why(line):
+        return line.rpartition("(")[2].rstrip(")")
+
+    again(params.model_copy(update={"history_order": 1, "n_mfcc": 12}))
+    assert [why(line) for line in said[1:]] == ["parameter history_order, n_mfcc changed"] * 2
+    (params.subject_path / f"report/{STEPS[1]}.html").unlink()
+    again(params.model_copy(update={"history_order": 1, "n_mfcc": 12}))
+    assert "is done" in said[0] and why(said[2]) == f"report/{STEPS[1]}.html is gone" and len(said) == 3
+    params = project("1", "3")
+    again(params.model_copy(update={"history_order": 1, "n_mfcc": 12}))
+    assert "is done" in said[0] and why(said[2]) == "notebook changed"
+    events = next(params.data_path.glob("sub-sim/**/*_events.tsv"))
+    events.write_text(events.read_text() + "\n")
+    again(params.model_copy(update={"history_order": 1, "n_mfcc": 12}))
+    assert [why(line) for line in said[1:]] == [f"file {events.name} changed"] * 2
+    again(params.model_copy(update={"history_order": 1, "n_mfcc": 12}), force=True)
+    assert [why(line) for line in said[1:]] == ["asked for"] * 2
+
+
+@pytest.mark.slow
+def test_step_that_fails_is_not_done_and_is_made_again(project):
+    params, said = project("1", "1"), []
+    run_subject(params, STEPS, {}, say=said.append)
+    params = project(FORESEEN, "1")
+    for _ in range(2):
+        with pytest.raises(StepError):
+            run_subject(params, STEPS, {}, say=said.append)
+    assert list(json.loads((params.subject_path / "done.json").read_text())) == [STEPS[1]]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"00_data_download": 3}', '{"00_data_download": {"files": 2}}'])
+def test_a_damaged_list_of_what_is_done_makes_everything_again(tmp_path, content):
+    (tmp_path / "done.json").write_text(content)
+    assert done.why_again(tmp_path, STEPS[0], {"parameters": {}, "inputs": {}}) is not None
+
+
+SLEEPS = "import time, pathlib\npathlib.Path('asleep').touch()\ntime.sleep(600)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_and_its_kernel_in_one_line(project, number, status):  # R02
+    params = project(SLEEPS, "1")
+    root = params.data_path.parent
+    given = {name: getattr(params, name) for name in (*QUICK, "data_dir", "outputs_dir", "audio_path")}
+    given = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
+    program = Path(sysconfig.get_path("scripts")) / "bold-audio"
+    command = [program, "run", "--subject", "sim", "--dataset", "sim", "--steps", "00"]
+    running = subprocess.Popen([*command, *given], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (root / "asleep").exists():
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.1)
+    (kernel,) = psutil.Process(running.pid).children()
+    running.send_signal(number)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == status
+    assert err == "bold_audio: sub-sim: stopped - run the same command again to go on\n"
+    assert not kernel.is_running()
+    assert json.loads((params.subject_path / "status.json").read_text())["state"] == "stopped"
+    assert not [path for path in params.subject_path.iterdir() if path.name.endswith((".part", ".owner"))]
 
 
 def test_run_that_is_interrupted_is_stopped_and_not_failed(project, monkeypatch):

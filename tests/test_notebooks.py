@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from bold_audio.params import Params, notebook_params
-from bold_audio.run import STEPS
+from bold_audio.steps import STEPS
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))

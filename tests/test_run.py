@@ -21,9 +21,11 @@ from filelock import FileLock
 
 from bold_audio import run, workflow
 from bold_audio.files import ParameterError, file_md5
+from bold_audio.execution import OPENING
 from bold_audio.models import LINEAR_NAMES
 from bold_audio.params import load_params
-from bold_audio.run import STEPS, chosen_steps, parse_given
+from bold_audio.run import parse_given
+from bold_audio.steps import STEPS, chosen_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -212,15 +214,12 @@ def test_subject_that_was_not_fetched_is_one_line_with_the_way_to_get_it(project
     assert str(project / "data/ds003688/sub-09") in line
     assert "Traceback" not in done.stderr
     assert not (project / "data").exists()
-    # The notebook that failed is kept, with its traceback, and the report says first what went wrong and what to do.
+    # No kernel was started for it, and the report says first what went wrong and what to do.
     outputs = project / "outputs/ds003688"
-    assert "DataError" in (outputs / "sub-09/00_data_download.ipynb").read_text()
-    for page in ("00_data_download", "index"):
-        text = visible(outputs / f"sub-09/report/{page}.html")
-        assert (
-            text.index("sub-09 is not there") < text.index("What to do:") < text.index("bold-audio fetch --subject 09")
-        )
-    assert "00_data_download: sub-09 is not there" in visible(outputs / "index.html")
+    assert not list(outputs.rglob("*.ipynb"))
+    text = visible(outputs / "sub-09/report/index.html")
+    assert text.index("sub-09 is not there") < text.index("What to do:") < text.index("bold-audio fetch --subject 09")
+    assert "scan and sound: sub-09 is not there" in visible(outputs / "index.html")
 
 
 @pytest.mark.slow
@@ -241,14 +240,14 @@ def test_misspelt_parameter_fails_under_plain_papermill(project):
     assert not (project / "data").exists() and not (project / "outputs").exists()
 
 
-def test_kernel_that_dies_is_one_line(project):  # R11
+def test_kernel_that_dies_is_one_line(project, sim_dir):  # R11
     path = project / "notebooks/00_data_download.ipynb"
     path.write_text(path.read_text().replace("import pandas as pd", "import os; os._exit(9)"))
-    done = call("bold-audio", "run", "--subject", "sim", "--steps", "00", cwd=project)
+    wanted = ["--subject", "sim", "--steps", "00", *given(data_dir=sim_dir)]
+    done = call("bold-audio", "run", *wanted, cwd=project)
     assert done.returncode == 5
-    assert last_line(done).startswith("bold_audio: sub-sim: ")
-    assert "Traceback" not in done.stderr
-    assert not (project / "data").exists()  # the report of what failed makes no data
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("bold_audio: sub-sim: 00_data_download: its kernel died - check the memory")
 
 
 def test_outputs_may_lie_in_a_folder_with_braces(project):  # P13
@@ -257,7 +256,7 @@ def test_outputs_may_lie_in_a_folder_with_braces(project):  # P13
     )
     assert done.returncode == 3
     assert "sub-09 is not there" in last_line(done)
-    assert (project / "out {x} 100%/ds003688/sub-09/00_data_download.ipynb").is_file()
+    assert (project / "out {x} 100%/ds003688/sub-09/report/index.html").is_file()
 
 
 @pytest.mark.slow
@@ -268,7 +267,7 @@ def test_one_subject_that_fails_does_not_stop_the_others(sim_dir, tmp_path):
     assert "sub-nosuch is not there" in done.stderr and "make it with 'bold-audio simulate'" in done.stderr
     assert (tmp_path / "sim/sub-sim/report/00_data_download.html").is_file()
     listed = visible(tmp_path / "sim/index.html")
-    assert "2 subjects, 1 of them failed" in listed and "00_data_download: sub-nosuch is not there" in listed
+    assert "2 subjects, 1 of them failed" in listed and "scan and sound: sub-nosuch is not there" in listed
     status = {name: json.loads((tmp_path / f"sim/sub-{name}/status.json").read_text()) for name in ("nosuch", "sim")}
     assert [one["state"] for one in status.values()] == ["failed", "done"]
 
@@ -289,8 +288,8 @@ class Finished:
         self.sources_kept = before == tree_hash(ROOT / "notebooks")
         self.provenance = json.loads(self.path("provenance.json").read_text()) if self.done.returncode == 0 else {}
 
-    def again(self):
-        return call("bold-audio", "run", "--subject", "sim", *given(**self.given))
+    def again(self, *options):
+        return call("bold-audio", "run", "--subject", "sim", *given(**self.given), *options)
 
     def path(self, name):
         return self.folder / name
@@ -327,7 +326,8 @@ def finished(sim_dir, tmp_path_factory):
 @pytest.mark.slow
 def test_run_says_each_step(finished):
     lines = finished.done.stdout.splitlines()
-    assert [line.split()[1] for line in lines[:-1]] == list(STEPS)
+    assert [line.split(": ")[1].split("  ")[0] for line in lines[:-1]] == [OPENING, *STEPS]
+    assert all(line.endswith(" s (not done yet)") for line in lines[1:-1])
     assert "done in" in lines[-1] and "index.html" in lines[-1]
 
 
@@ -511,10 +511,10 @@ def test_provenance_says_from_what_with_what_and_when(finished, sim_dir):
     steps |= {"controls", "outer_folds", "out_of_fold", "partition", "ablations", "responses", "horizon"}
     assert set(finished.provenance) == steps | {"learning_curve", "effective_samples"}
     for entry in finished.provenance.values():
-        assert entry["input_md5"] == {
-            finished.scan.name: file_md5(finished.scan),
-            "film.wav": file_md5(sim_dir / "stimuli/film.wav"),
-        }
+        func = finished.scan.parent.glob(
+            f"{finished.scan.name.split('_bold')[0]}_*"
+        )  # the scan, its sidecar, its events
+        assert entry["input_md5"] == {path.name: file_md5(path) for path in (*func, sim_dir / "stimuli/film.wav")}
         assert entry["parameters"]["max_epochs"] == 3 and entry["parameters"]["seed"] == 0
         assert entry["packages"]["numpy"] == np.__version__
         assert re.match(r"20\d\d-", entry["finished"])
@@ -633,7 +633,11 @@ def test_second_run_uses_what_is_there_and_gives_the_same(finished):
     )
     before = {name: file_md5(finished.path(name)) for name in kept}
     versions = tree_hash(finished.models)
-    assert finished.again().returncode == 0
+    skipped = finished.again()
+    assert skipped.returncode == 0 and skipped.stderr == ""
+    said = "is done, and nothing that it was made from has changed"
+    assert skipped.stdout.splitlines()[:-1] == [f"sub-sim: {step} {said}" for step in STEPS]
+    assert finished.again("--force").returncode == 0
     provenance = json.loads(finished.path("provenance.json").read_text())
     for step in ("dt_sweep", "mlp", "export_mlp", "export_history_sound"):
         assert provenance[step]["finished"] == finished.provenance[step]["finished"], step
@@ -694,7 +698,9 @@ def test_annotations_and_sound_of_a_subject_share_no_folder_and_no_name(shared, 
     for page in (folder / "report").glob("0*.html"):
         assert "features from ANNOTATIONS, not from the sound" in page.read_text(encoding="utf-8"), page.name
     assert set(json.loads((folder / "provenance.json").read_text())["mlp"]["input_md5"]) == {
+        "sub-18_task-alice_bold.json",
         "sub-18_task-alice_bold.nii.gz",
+        "sub-18_task-alice_events.tsv",
         "words.tsv",
     }
     table = pd.read_csv(folder / "scores.tsv", sep="\t", na_values=["n/a"])

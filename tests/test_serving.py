@@ -10,6 +10,7 @@ import soundfile
 from bold_audio import bundle, models, run, serving, workflow
 from bold_audio.files import DataError, ModelError, ParameterError
 from bold_audio.new_sound import predict_sound
+from bold_audio.params import MODEL_KINDS
 from bold_audio.simulate import simulate_subject
 
 QUICK = {"delays": [4.0, 5.0, 6.0], "mlp_delays": [5.0], "max_epochs": 10, "history_order": 2, "sweep_fwhm": 0}
@@ -70,9 +71,9 @@ def test_network_with_previous_volumes_is_exported_with_them(subject):
 
 def test_exported_once_and_again_when_something_changes(subject):
     one = subject()
-    first = [workflow.ensure_export(one, kind) for kind in serving.KINDS]
+    first = [workflow.ensure_export(one, kind) for kind in MODEL_KINDS]
     assert [version for version, _ in first] == [1, 1] and all(d <= 1e-5 for _, d in first)
-    assert [workflow.ensure_export(one, kind) for kind in serving.KINDS] == [(1, None)] * 2
+    assert [workflow.ensure_export(one, kind) for kind in MODEL_KINDS] == [(1, None)] * 2
     other = subject(history_order=3)
     assert workflow.ensure_export(other, "mlp")[0] == 2
     with pytest.raises(ModelError, match="version 1 exists"):
@@ -87,9 +88,9 @@ def test_exported_once_and_again_when_something_changes(subject):
 
 def test_all_runtimes_are_laid_side_by_side(subject):
     one = subject()
-    exported = {kind: workflow.ensure_export(one, kind) for kind in serving.KINDS}
+    exported = {kind: workflow.ensure_export(one, kind) for kind in MODEL_KINDS}
     table = workflow.compare_runtimes(one, exported, runtimes=["torch", "onnxruntime"])
-    assert len(table) == 2 * 2 * 2 and set(table["model"]) == set(serving.KINDS)
+    assert len(table) == 2 * 2 * 2 and set(table["model"]) == set(MODEL_KINDS)
     assert table["difference"].max() <= 1e-5 and (table["seconds"] > 0).all()
 
 

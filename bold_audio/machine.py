@@ -1,0 +1,41 @@
+"""What this machine can hold: the memory that a run will take, asked before it is taken."""
+
+import psutil
+
+from bold_audio.files import MachineError
+
+try:
+    import resource
+except ImportError:  # not there on Windows
+    resource = None
+
+PROGRAM = 1.2e9  # bytes that a notebook takes before it has read anything
+COPIES = 4  # of the run as float32 over the whole grid, that a notebook holds at its peak
+
+
+def check_memory(files):
+    """Refuse a run that will not fit, before it begins.
+
+    Parameters
+    ----------
+    files : runs.RunFiles or runs.SeveralRuns
+
+    Raises
+    ------
+    MachineError
+        With what it needs and what is free.
+    """
+    i, j, k = files.grid
+    needed = PROGRAM + COPIES * 4 * files.n_volumes * i * j * k
+    free = free_memory()
+    if needed > free:
+        raise MachineError(
+            f"{needed / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB free - end other programs, or set downsample"
+        )
+
+
+def free_memory():
+    """Bytes that this process may still take: of the machine's memory, and of a limit on this process."""
+    free = psutil.virtual_memory().available
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else -1
+    return free if limit < 0 else min(free, limit - psutil.Process().memory_info().vms)  # -1: no limit
