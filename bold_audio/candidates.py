@@ -20,7 +20,7 @@ from bold_audio import (
     training,
 )
 from bold_audio.bundle import mask_fingerprint
-from bold_audio.files import fingerprint, project_root, read_json, write_table, write_text
+from bold_audio.files import AccessError, fingerprint, project_root, read_json, write_table, write_text
 from bold_audio.locking import lock
 from bold_audio.mlp import MONITOR
 from bold_audio.provenance import git_commit
@@ -110,6 +110,8 @@ def train_candidates(subject, delays, *, progress=False):
         What the reader should know about the logging.
     """
     params, key = subject.params, training_key(subject)
+    if params.mlflow_required:
+        tracking.require_server(params.mlflow_uri)
     targets = subject_targets(subject)
     past, found = previous_scores(subject, targets.fit)
     trained, notes = [], []
@@ -127,6 +129,8 @@ def train_candidates(subject, delays, *, progress=False):
         )
         trained.append(one)
         notes.append(_log(subject, one, targets, key=fingerprint(key, delay), folder=folder))
+        if notes[-1] and params.mlflow_required:
+            raise AccessError(f"{notes[-1]}, or set mlflow_required false")
     return trained, sorted({note for note in notes if note})
 
 
@@ -162,7 +166,7 @@ def _log(subject, one, targets, *, key, folder):
         files=[folder / "whole" / "best.ckpt", folder / "whole" / "figures.html"],
         tags={"mlflow.source.git.commit": git_commit(project_root()) or "unknown"},
         uri=params.mlflow_uri,
-        local_folder=params.resolve(params.outputs_dir) / "mlflow",
+        local_folder=params.mlflow_path,
     )
 
 

@@ -16,6 +16,7 @@ from bold_audio.region_specs import check_regions
 SIMULATED = "sim"
 DEFAULT_DATASET = "ds003688"
 MODEL_KINDS = ("mlp", "history_sound")
+LONGEST = 2000  # characters of a text
 LABEL = re.compile(r"[A-Za-z0-9]+")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -49,7 +50,7 @@ class Params(BaseModel):
     project folder unless said otherwise.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, str_max_length=LONGEST)
 
     subject: str
     # data
@@ -67,7 +68,7 @@ class Params(BaseModel):
     audio_onset: Number | None = None
     allow_short: bool
     feature_source: Literal["audio", "annotations"]
-    annotation_tables: list[str] | list[list[str]]
+    annotation_tables: Annotated[list[str] | list[list[str]], Field(max_length=100)]
     data_note: str | None = None
     sound_note: str | None = None
     # sound features
@@ -81,7 +82,7 @@ class Params(BaseModel):
     smoothing_fwhm: Annotated[Number, Field(ge=0, le=50)]
     detrend: bool
     realign: bool
-    confounds: list[str]
+    confounds: Annotated[list[str], Field(max_length=200)]
     skip_initial: Seconds
     regions: Annotated[dict[str, dict[str, Any]], BeforeValidator(check_regions)]
     # pairing
@@ -101,12 +102,14 @@ class Params(BaseModel):
     gap: Seconds
     n_folds: Annotated[Count, Field(ge=2, le=20)]
     # linear models
-    alphas: Annotated[list[Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]], Field(min_length=1)]
+    alphas: Annotated[
+        list[Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]], Field(min_length=1, max_length=200)
+    ]
     # MLP
-    mlp_delays: list[Seconds]
+    mlp_delays: Annotated[list[Seconds], Field(max_length=200)]
     mlp_history: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=10)]
     mlp_history_components: Annotated[Count, Field(le=1000)]
-    hidden_dims: Annotated[list[Count], Field(min_length=1)]
+    hidden_dims: Annotated[list[Count], Field(min_length=1, max_length=20)]
     dropout: Annotated[Number, Field(ge=0, lt=1)]
     max_epochs: Count
     batch_size: Count
@@ -122,6 +125,7 @@ class Params(BaseModel):
     # MLflow
     mlflow_uri: str | None
     mlflow_experiment: str | None
+    mlflow_required: bool
     # export and inference
     model_name: str | None
     model_version: Count | None
@@ -219,6 +223,11 @@ class Params(BaseModel):
     def cache_path(self):
         """Folder of what can be made again."""
         return self.resolve(self.outputs_dir) / "cache"
+
+    @property
+    def mlflow_path(self):
+        """Folder of MLflow's local store."""
+        return self.resolve(self.outputs_dir) / "mlflow"
 
     @property
     def checkpoint_path(self):

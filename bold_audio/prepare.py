@@ -34,7 +34,8 @@ from bold_audio.provenance import code_fingerprint, record_step
 SHORT_SOUND = 0.5  # s that a sound may lack at its end without a word
 # Parameters that change where results go or how fast they come, not what they are.
 NOT_RESULTS = {
-    "data_dir", "outputs_dir", "models_dir", "checkpoint_dir", "mlflow_uri", "mlflow_experiment", "model_name",
+    "data_dir", "outputs_dir", "models_dir", "checkpoint_dir", "mlflow_uri", "mlflow_experiment", "mlflow_required",
+    "model_name",
     "model_version", "overwrite_model", "served_model", "runtime", "returns", "allow_other_subject", "triton_url",
     "triton_protocol", "triton_timeout", "prediction", "chunk_voxels", "dvc_remote", "dvc_url", "dvc_jobs",
     "dvc_timeout",

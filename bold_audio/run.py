@@ -16,7 +16,14 @@ import numpy as np
 import yaml
 
 from bold_audio.execution import run_subject
-from bold_audio.files import BoldAudioError, DataError, MachineError, ParameterError, project_root
+from bold_audio.files import (
+    BoldAudioError,
+    DataError,
+    MachineError,
+    ParameterError,
+    project_root,
+    without_credentials,
+)
 from bold_audio.locking import lock
 from bold_audio.params import DEFAULT_DATASET, load_params, normalise_subject
 from bold_audio.registry import fmri_subjects
@@ -163,6 +170,9 @@ def _parser():
     predict.add_argument("--out", type=Path, help="the NIfTI file to write (default: in the subject's outputs)")
     predict.set_defaults(work=_predict)
 
+    sync = commands.add_parser("mlflow-sync", help="send runs that were logged locally to the MLflow server")
+    sync.set_defaults(work=_mlflow_sync)
+
     serve = commands.add_parser("serve", help="serve triton_models by a Triton server on this machine, without Docker")
     serve.add_argument("--models-dir", type=Path, help="default: triton_models")
     serve.add_argument("--http-port", type=int, default=8000)
@@ -170,9 +180,9 @@ def _parser():
     serve.add_argument("--metrics-port", type=int, default=8002)
     serve.set_defaults(work=_serve)
 
-    for command in (fetch, publish, adopt, track, run, report, predict):
+    for command in (fetch, publish, adopt, track, run, report, predict, sync):
         command.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    for command in (simulate, fetch, publish, adopt, track, token, run, report, predict, serve):
+    for command in (simulate, fetch, publish, adopt, track, token, run, report, predict, sync, serve):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -287,6 +297,17 @@ def _predict(options):
         f"; {int((~heard).sum())} of them, which no sound reaches yet, are the mean volume" if not all(heard) else ""
     )
     _say(f"predicted without a scan: {len(volumes)} volumes at Δt = {facts['delay']:g} s{silent}: {path}")
+    return 0
+
+
+def _mlflow_sync(options):
+    from bold_audio import tracking
+
+    params = load_params(fmri_subjects()[0], DEFAULT_DATASET, **parse_given(options.given))
+    if not (params.mlflow_uri or "").startswith("http"):
+        raise ParameterError("mlflow_uri must be the address of a server - pass -p mlflow_uri http://127.0.0.1:8080")
+    sent, known = tracking.send_runs(params.mlflow_path, params.mlflow_uri)
+    _say(f"{sent} runs sent to {without_credentials(params.mlflow_uri)}; {known} were there already")
     return 0
 
 

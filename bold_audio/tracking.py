@@ -2,15 +2,29 @@
 
 import logging
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import requests
 
-from bold_audio.files import without_credentials
+from bold_audio.files import AccessError, without_credentials
 
 KEY = "bold_audio.key"  # tag by which a training that is already there is known
 FINISHED = "FINISHED"
+
+
+def require_server(uri):
+    """Refuse to begin where runs must go to a server and it does not answer.
+
+    Raises
+    ------
+    AccessError
+    """
+    if uri and uri.startswith("http") and not _answers(uri):
+        raise AccessError(
+            f"MLflow does not answer at {without_credentials(uri)} - start it, or set mlflow_required false"
+        )
 
 
 def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, local_folder):
@@ -57,12 +71,75 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
             except Exception as error:  # whatever a server or what stands before it can answer
                 reason = f"failed ({type(error).__name__})"
         _write_locally(run_name, local_folder, content)
-        return f"MLflow {reason} at {without_credentials(uri)}; runs are logged in {local_folder} instead"
+        return (
+            f"MLflow {reason} at {without_credentials(uri)}; runs are logged in {local_folder} instead - send them "
+            "with 'bold-audio mlflow-sync' when it is back"
+        )
     if uri:
         _write(run_name, uri=uri, artifacts=None, **content)
     else:
         _write_locally(run_name, local_folder, content)
     return None
+
+
+def send_runs(local_folder, uri):
+    """Send finished runs of the local store that a server does not have yet; what it has is left alone.
+
+    Parameters
+    ----------
+    local_folder : path
+    uri : str
+
+    Returns
+    -------
+    sent, known : int
+        Runs that were sent now, and that were there before.
+
+    Raises
+    ------
+    AccessError
+        If the server does not answer, or fails; runs that it has then are not sent again.
+    """
+    _calm()
+    require_server(uri)
+    counts = [0, 0]
+    for client, experiment, run in _finished_runs(Path(local_folder) / "mlflow.db"):
+        with tempfile.TemporaryDirectory() as folder:
+            content = _content_of(client, run, folder) | {"experiment": experiment}
+            try:
+                sent = _write(run.info.run_name, uri=uri, artifacts=None, **content)
+            except Exception as error:  # whatever a server or what stands before it can answer
+                raise AccessError(
+                    f"MLflow failed ({type(error).__name__}) at {without_credentials(uri)} after {counts[0]} runs - "
+                    "try later, it goes on from there"
+                ) from error
+        counts[not sent] += 1
+    return tuple(counts)
+
+
+def _finished_runs(store):
+    """Client, name of the experiment and run, of every finished run in a local store that was logged from here."""
+    if not store.is_file():
+        return
+    client = _client(f"sqlite:///{store}")
+    wanted = {"filter_string": f"attributes.status = '{FINISHED}'", "max_results": 1000}
+    for experiment in client.search_experiments():
+        page = client.search_runs([experiment.experiment_id], **wanted)
+        while page:
+            yield from ((client, experiment.name, run) for run in page if KEY in run.data.tags)
+            page = page.token and client.search_runs([experiment.experiment_id], page_token=page.token, **wanted)
+
+
+def _content_of(client, run, folder):
+    """A run as `_write` takes it, its files copied into ``folder``."""
+    number, rows = run.info.run_id, {}
+    for name in run.data.metrics:
+        for metric in client.get_metric_history(number, name):
+            rows.setdefault(metric.step, {"epoch": metric.step})[name] = metric.value
+    files = [client.download_artifacts(number, one.path, folder) for one in client.list_artifacts(number)]
+    own = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.") or ".git." in name}
+    losses = [rows[step] for step in sorted(rows)]
+    return {"key": own.pop(KEY), "parameters": run.data.params, "losses": losses, "files": files, "tags": own}
 
 
 def _write_locally(run_name, folder, content):
@@ -72,13 +149,14 @@ def _write_locally(run_name, folder, content):
 
 
 def _write(run_name, *, key, experiment, parameters, losses, files, tags, uri, artifacts):
+    """Write a run unless a finished one with its key is there: whether it was written."""
     from mlflow.entities import Metric, Param, RunTag
 
     client = _client(uri)
     number = _experiment(client, experiment, artifacts)
     done = client.search_runs([number], filter_string=f"tags.`{KEY}` = '{key}' and attributes.status = '{FINISHED}'")
     if done:
-        return
+        return False
     now = int(time.time() * 1000)
     metrics = [
         Metric(name, float(value), now, int(row["epoch"]))
@@ -94,6 +172,7 @@ def _write(run_name, *, key, experiment, parameters, losses, files, tags, uri, a
     for path in files:
         client.log_artifact(run, str(path))
     client.set_terminated(run, FINISHED)
+    return True
 
 
 def _client(uri):

@@ -20,8 +20,8 @@ from bs4 import BeautifulSoup
 from filelock import FileLock
 
 from bold_audio import run, workflow
-from bold_audio.files import ParameterError, file_md5
 from bold_audio.execution import OPENING
+from bold_audio.files import ParameterError, file_md5
 from bold_audio.models import LINEAR_NAMES
 from bold_audio.params import load_params
 from bold_audio.run import parse_given

@@ -3,10 +3,12 @@
 import http.server
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from bold_audio import tracking
+from bold_audio.files import AccessError
 
 LOSSES = [{"epoch": k, "train_MSE": 2.0 - k / 10} | ({"val_MSE": 3.0 + k} if k % 5 == 4 else {}) for k in range(10)]
 
@@ -105,6 +107,52 @@ def test_a_server_that_fails_half_way_costs_one_warning_and_nothing_is_lost(log,
     assert said.startswith("MLflow failed (") and "runs are logged in" in said
     _, (run,) = local()
     assert run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_runs_that_were_logged_locally_are_sent_later_each_once(log, mlflow_server, mlflow_runs, tmp_path):  # R09
+    for name in ("sub09_dt4", "sub09_dt5"):
+        log(name, experiment="later")
+    log("sub09_dt4", experiment="later", uri=mlflow_server)
+    assert tracking.send_runs(tmp_path / "mlflow", mlflow_server) == (1, 1)
+    assert tracking.send_runs(tmp_path / "mlflow", mlflow_server) == (0, 2)
+    client, runs = mlflow_runs(mlflow_server, "later")
+    sent = {run.info.run_name: run for run in runs}
+    assert sorted(sent) == ["sub09_dt4", "sub09_dt5"] and len(runs) == 2
+    one, other = sent["sub09_dt5"], sent["sub09_dt4"]
+    assert one.data.params == other.data.params and one.data.metrics == other.data.metrics
+    assert one.data.tags["mlflow.source.git.commit"] == "abc"
+    history = client.get_metric_history(one.info.run_id, "val_MSE")
+    assert [(m.step, m.value) for m in history] == [(r["epoch"], r["val_MSE"]) for r in LOSSES if "val_MSE" in r]
+    with open(client.download_artifacts(one.info.run_id, "best.ckpt", str(tmp_path)), "rb") as handle:
+        assert handle.read() == b"weights"
+
+
+@pytest.mark.slow
+def test_a_store_that_is_not_there_sends_nothing(mlflow_server, tmp_path):
+    assert tracking.send_runs(tmp_path / "nowhere", mlflow_server) == (0, 0)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_sending_to_a_server_that_fails_half_way_is_one_line(log, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    log()
+    with http.server.HTTPServer(("127.0.0.1", 0), Broken) as broken:
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        with pytest.raises(AccessError, match="MLflow failed .* after 0 runs - try later, it goes on from there"):
+            tracking.send_runs(tmp_path / "mlflow", f"http://127.0.0.1:{broken.server_port}")
+        broken.shutdown()
+    with pytest.raises(AccessError, match="MLflow does not answer at http://127.0.0.1:9 - start it"):
+        tracking.send_runs(tmp_path / "mlflow", "http://me:secret@127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_twenty_that_log_at_once_share_one_experiment(mlflow_server, mlflow_runs, log):  # R09
+    with ThreadPoolExecutor(20) as pool:
+        said = list(pool.map(lambda k: log(f"run {k}", experiment="shared", uri=mlflow_server), range(20)))
+    client, runs = mlflow_runs(mlflow_server, "shared")
+    assert said == [None] * 20 and sorted(run.info.run_name for run in runs) == sorted(f"run {k}" for k in range(20))
+    assert [one.name for one in client.search_experiments()].count("shared") == 1
 
 
 def test_no_password_is_logged(log, local, tmp_path):
