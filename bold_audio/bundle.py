@@ -9,6 +9,7 @@ with the sum over the past only where measured previous volumes are an input. A 
 few dozen numbers by whoever has the bundle.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,12 @@ class Bundle:
 def mask_fingerprint(mask, affine):
     """Hash of a mask and its place in the head: a model serves the voxels it was trained on."""
     return fingerprint(list(mask.shape), np.packbits(mask).tobytes().hex(), np.round(affine, 4).tolist())
+
+
+def facts_hash(facts):
+    """Hash of all that ``bundle.json`` says, but of itself and of the network, which carries it."""
+    about = {name: value for name, value in facts.items() if name not in ("bundle_hash", "onnx_md5")}
+    return fingerprint(json.dumps(about, sort_keys=True, default=str))
 
 
 def input_widths(facts, n_voxels):

@@ -2,18 +2,16 @@
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from bold_audio.bundle import ARRAYS_FILE, input_widths, version_folder
+from bold_audio.bundle import ARRAYS_FILE, facts_hash, input_widths, version_folder
 from bold_audio.files import (
     ModelError,
     file_md5,
-    fingerprint,
     read_json,
     write_arrays,
     write_json,
@@ -85,7 +83,7 @@ def _write_version(served, facts, extra, source, part, name, version):
     sizes = {"n_voxels": len(served.level), "n_coordinates": len(served.to_coordinates), "opset": OPSET}
     about = facts | sizes | {"source": source, "arrays_md5": file_md5(part / ARRAYS_FILE)}
     about |= {"model_name": name, "model_version": version}
-    bundle_hash = fingerprint(json.dumps(about, sort_keys=True, default=str))
+    bundle_hash = facts_hash(about)
     metadata = {"delay": f"{facts['delay']:.10g}", "model_name": name, "bundle_hash": bundle_hash}
     _write_onnx(served, part / "model.onnx", facts, metadata)
     difference = _parity(served, part / "model.onnx", facts)
