@@ -1,6 +1,8 @@
 """A scan's image as it lies on disk: opened, read to its last byte, and what its header keeps quiet about."""
 
 import gzip
+import logging
+import math
 import zlib
 
 import nibabel as nib
@@ -8,9 +10,20 @@ import numpy as np
 
 from bold_audio.files import DataError
 
+LARGE, PACKED = 2**28, 200  # bytes; a scan that unpacks to more is never packed as tightly as this many times
+VOXEL = (1e-6, 1e9)  # mm³
+# nibabel puts right what it can in a header and prints a line each time it looks; `header_warnings` says it once.
+nib.imageglobals.logger.setLevel(logging.CRITICAL)
 
-def open_image(path):
+
+def open_image(path, *, mmap=True):
     """Open an image, its values not yet read.
+
+    Parameters
+    ----------
+    path : Path
+    mmap : bool or str
+        How nibabel maps the values of a file that is not compressed.
 
     Returns
     -------
@@ -19,9 +32,12 @@ def open_image(path):
     Raises
     ------
     DataError
-        If the file is empty, a placeholder, or no image.
+        If the file is empty, a placeholder, or no image, or its header says what cannot be.
     """
-    start = path.open("rb").read(64)
+    if not path.is_file():
+        raise DataError(f"scan is no file: {path} - fetch it again")
+    with path.open("rb") as handle:
+        start = handle.read(64)
     if not start:
         raise DataError(f"scan is empty: {path} - fetch it again")
     if path.suffix == ".gz" and start[:2] != b"\x1f\x8b":
@@ -29,15 +45,32 @@ def open_image(path):
             f"scan is not compressed or a placeholder (first bytes {start[:24]!r}): {path} - fetch it again"
         )
     try:
-        return nib.load(path)
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        OSError,
-        EOFError,
-        zlib.error,
-    ) as error:
+        image = nib.load(path, mmap=mmap)
+    except Exception as error:  # whatever nibabel, NumPy and zlib make of a damaged header
         raise DataError(f"scan cannot be read: {path} ({' '.join(str(error).split())}) - fetch it again") from error
+    if image.get_data_dtype().kind not in "iuf":
+        raise DataError(f"scan holds colours or complex numbers, not intensities: {path} - convert it")
+    _check_size(image, path)
+    with np.errstate(all="ignore"):
+        volume = abs(np.linalg.det(image.affine[:3, :3].astype(float)))
+    if not (np.isfinite(image.affine).all() and VOXEL[0] < volume < VOXEL[1]):
+        raise DataError(f"scan has a header that puts it nowhere (voxels of {volume:g} mm³): {path} - fetch it again")
+    return image
+
+
+def _check_size(image, path):
+    """Refuse a header that speaks of more than the file can hold, before anything of that size is asked for."""
+    says, holds = content_size(image)[0], path.stat().st_size
+    if min(image.shape, default=0) < 1 or says > (max(LARGE, PACKED * holds) if path.suffix == ".gz" else holds):
+        raise DataError(
+            f"scan damaged: {path} ({holds} bytes cannot hold the shape {image.shape} of its header) - fetch it again"
+        )
+
+
+def content_size(image):
+    """Bytes of an opened image, header and values unpacked, and bytes of one volume, as its header says."""
+    volume = math.prod(image.shape[:3]) * image.get_data_dtype().itemsize
+    return image.dataobj.offset + volume * math.prod(image.shape[3:]), volume
 
 
 def read_whole(path):
@@ -55,29 +88,33 @@ def read_whole(path):
     DataError
         If the file is damaged.
     """
-    image = open_image(path)
+    opened = open_image(path)
+    says, volume = content_size(opened)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-            content = handle.read()
-        image = type(image).from_bytes(content)
-        volume = int(np.prod(image.shape[:3])) * image.get_data_dtype().itemsize
-        held = (len(content) - image.dataobj.offset) // max(volume, 1)
-        if held > np.prod(image.shape[3:]):  # nibabel would read as many as the header says
-            raise DataError(
-                f"scan holds {held} volumes, its header says {np.prod(image.shape[3:]):.0f}: {path} - fetch it again"
-            )
-        scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
-        data = np.asanyarray(image.dataobj, dtype=np.float32 if scaled else None)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+            content = handle.read(says + volume)  # no more, whatever it unpacks to
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"scan damaged: {path} ({' '.join(str(error).split())}) - fetch it again") from error
+    if len(content) == says + volume:  # nibabel would read as many as the header says
+        raise DataError(f"scan holds more volumes than its header says: {path} - fetch it again")
+    if len(content) < says:
+        raise DataError(f"scan damaged: {path} ({len(content)} of {says} bytes) - fetch it again")
+    image = type(opened).from_bytes(content)
+    scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever needs finite values looks for others
+        data = np.asanyarray(image.dataobj, dtype=np.float32 if scaled else None)
     return data.astype(np.float32, copy=False) if data.dtype.kind == "f" else data, image.affine
 
 
-def scaling_warnings(image, path):
-    """Say so where the header scales values by infinity, which nibabel leaves out without a word."""
+def header_warnings(image, path):
+    """What nibabel puts right in a header, or leaves out, without a word that reaches a report: tuple of str."""
     with nib.openers.ImageOpener(path) as handle:
-        slope = float(type(image.header).from_fileobj(handle, check=False)["scl_slope"])
-    return (f"scl_slope in the header is {slope:g}: the values are taken unscaled",) if np.isinf(slope) else ()
+        header = type(image.header).from_fileobj(handle, check=False)
+    found = type(header).diagnose_binaryblock(header.binaryblock, header.endianness)
+    said = (f"the header was mended: {'; '.join(found.splitlines())}",) if found else ()
+    if np.isinf(slope := float(header["scl_slope"])):
+        said += (f"scl_slope in the header is {slope:g}: the values are taken unscaled",)
+    return said
 
 
 def orientation_warnings(header):

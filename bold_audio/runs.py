@@ -9,7 +9,7 @@ import pandas as pd
 from bold_audio import bids
 from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table, read_times
 from bold_audio.files import DataError, read_json
-from bold_audio.images import open_image, orientation_warnings, scaling_warnings
+from bold_audio.images import header_warnings, open_image, orientation_warnings
 
 T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
 LATE_END = 30.0  # s that a scan may go on after the last event of the sound: the sound has ended, the scanner has not
@@ -178,7 +178,7 @@ def _read_run(path, params):
         events=events,
         sidecar=sidecar,
         form_codes=(int(image.header["sform_code"]), int(image.header["qform_code"])),
-        warnings=(*orientation_warnings(image.header), *scaling_warnings(image, path)),
+        warnings=(*orientation_warnings(image.header), *header_warnings(image, path)),
         start=_first_start(sidecar, t_r, path.name),
         beside=(*sidecars, *([events_path] if events_path else [])),
         **given,

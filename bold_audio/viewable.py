@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import shutil
 import tempfile
 import zlib
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from bold_audio import slices, timecourse
 from bold_audio.files import DataError, fingerprint, project_root, read_json
-from bold_audio.images import open_image, orientation_warnings
+from bold_audio.images import content_size, open_image, orientation_warnings, read_whole
 from bold_audio.locking import cached_folder
 from bold_audio.runs import SECONDS_OF_CODE
 from bold_audio.scene import Scene
@@ -94,8 +93,7 @@ def scene_of_image(path, *, cache=None, title=None):
     if not path.is_file():
         raise DataError(f"no scan at {path} - check the path")
     plain = _unpacked(path, cache)
-    open_image(plain)  # says what is wrong with it
-    image = nib.load(plain, mmap="r")
+    image = open_image(plain, mmap="r")
     if len(image.shape) not in (3, 4):
         raise DataError(f"{path.name} has {len(image.shape)} axes - a viewer shows images of 3 or 4")
     header = image.header
@@ -132,7 +130,7 @@ def _unpacked(path, cache):
     """The image uncompressed, on disk."""
     if not path.name.endswith(".gz"):
         return path
-    open_image(path)
+    says, volume = content_size(open_image(path))
     if cache is None:
         try:
             cache = project_root() / "outputs" / "cache"
@@ -145,7 +143,10 @@ def _unpacked(path, cache):
     def make(folder):
         try:
             with gzip.open(path) as packed, (folder / name).open("wb") as plain:
-                shutil.copyfileobj(packed, plain, 1 << 20)
+                for piece in iter(lambda: packed.read(1 << 20), b""):
+                    plain.write(piece)
+                    if plain.tell() >= says + volume:
+                        raise DataError(f"scan holds more volumes than its header says: {path} - fetch it again")
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"scan damaged: {path} ({' '.join(str(error).split())}) - fetch it again") from error
 
@@ -219,9 +220,9 @@ def _grid(given):
     else:
         if not Path(given).is_file():
             raise DataError(f"no map at {given} - check the path")
-        image = open_image(Path(given))
-        grid = np.asarray(image.dataobj, np.float32)
-        place = None if orientation_warnings(image.header) else image.affine
+        values, affine = read_whole(Path(given))
+        grid = np.asarray(values, np.float32)
+        place = None if orientation_warnings(open_image(Path(given)).header) else affine
     if grid.ndim == 4:
         grid = grid.mean(axis=3)
     if grid.ndim != 3:

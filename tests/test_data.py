@@ -335,7 +335,7 @@ def test_a_header_that_promises_fewer_volumes_is_refused(tree, ending):  # S08
     content[48:50] = (12).to_bytes(2, "little")
     path.write_bytes(gzip.compress(bytes(content), compresslevel=1) if ending == ".nii.gz" else bytes(content))
     assert nib.load(path).get_fdata().shape[3] == 12, "nibabel says nothing"
-    with refused(f"scan holds {N_VOLUMES} volumes, its header says 12: .* - fetch it again"):
+    with refused("scan holds more volumes than its header says: .* - fetch it again"):
         made.load()
 
 
