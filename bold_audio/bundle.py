@@ -10,7 +10,9 @@ few dozen numbers by whoever has the bundle.
 """
 
 import json
+import math
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +21,9 @@ import numpy as np
 from bold_audio.files import DataError, ModelError, ParameterError, file_md5, fingerprint, read_json
 from bold_audio.params import NAME
 
-FACTS = {"kind", "delay", "target", "n_inputs", "n_previous", "n_voxels", "onnx_md5", "arrays_md5", "bundle_hash"}
-FACTS |= {"model_name", "model_version"}
+FACTS = dict.fromkeys(("kind", "target", "onnx_md5", "arrays_md5", "bundle_hash", "model_name"), str)
+FACTS |= dict.fromkeys(("n_inputs", "n_previous", "n_voxels", "model_version"), int)
+FACTS |= {"delay": float, "mask_shape": list}
 ARRAYS = {"basis", "level", "mask", "probe_features", "probe_coordinates", "mean_volume"}
 ARRAYS_FILE = "bundle.npz"
 
@@ -161,7 +164,10 @@ def open_bundle(models_dir, name, version=None):
     for file, key in (("model.onnx", "onnx_md5"), (ARRAYS_FILE, "arrays_md5")):
         if not (folder / file).is_file() or file_md5(folder / file) != facts[key]:
             raise ModelError(f"{folder / file} is not the file that bundle.json describes - export it again")
-    return Bundle(folder, facts, _read_arrays(folder / ARRAYS_FILE, facts))
+    arrays = _read_arrays(folder / ARRAYS_FILE, facts)
+    if facts_hash(facts) != facts["bundle_hash"]:
+        raise ModelError(f"{folder / 'bundle.json'} was changed after the export - export the model again")
+    return Bundle(folder, facts, arrays)
 
 
 def _read_facts(path):
@@ -170,24 +176,51 @@ def _read_facts(path):
         facts = read_json(path)
     except DataError as error:
         raise ModelError(f"{path} is damaged - export the model again") from error
-    if facts is not None and not (isinstance(facts, dict) and set(facts) >= FACTS):
+    if facts is not None and not (isinstance(facts, dict) and all(_is(facts.get(k), kind) for k, kind in FACTS.items())):
         raise ModelError(f"{path} lacks what inference needs - export the model again")
     return facts
+
+
+def _is(value, kind):
+    """Whether a fact is of its kind: text, a count, a finite number, or a list of counts."""
+    if kind is list:
+        return isinstance(value, list) and len(value) > 0 and all(_is(one, int) for one in value)
+    if kind is str:
+        return isinstance(value, str)
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return whole or (kind is float and isinstance(value, float) and math.isfinite(value))
 
 
 def _read_arrays(path, facts):
     """Arrays of a version, nothing in them executed, of the sizes that the facts name."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _check_header(archive, member)
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         shape = tuple(facts["mask_shape"])
-        arrays["mask"] = np.unpackbits(arrays["mask"], count=int(np.prod(shape))).reshape(shape).astype(bool)
+        if math.prod(shape) > 8 * arrays["mask"].size:
+            raise ValueError("the mask is smaller than its grid")
+        arrays["mask"] = np.unpackbits(arrays["mask"], count=math.prod(shape)).reshape(shape).astype(bool)
     except Exception as error:  # whatever zip, NumPy and a missing key make of a damaged file
         raise ModelError(f"{path} is damaged ({type(error).__name__}) - export the model again") from error
-    fits = set(arrays) >= ARRAYS and arrays["mask"].sum() == facts["n_voxels"]
-    if not fits or not len(arrays["basis"]) == len(arrays["level"]) == facts["n_voxels"]:
+    n = facts["n_voxels"]
+    plain = set(arrays) >= ARRAYS and all(array.dtype.kind in "fb" for array in arrays.values())
+    if not (plain and arrays["mask"].sum() == n and arrays["basis"].ndim == 2 and len(arrays["basis"]) == n):
+        raise ModelError(f"{path} does not fit bundle.json - export the model again")
+    if not arrays["level"].shape == arrays["mean_volume"].shape == (n,):
         raise ModelError(f"{path} does not fit bundle.json - export the model again")
     return arrays
+
+
+def _check_header(archive, member):
+    """Refuse an array whose header speaks of more than is there: NumPy would ask for all of it first."""
+    with archive.open(member) as stored:
+        np.lib.format.read_magic(stored)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stored)
+        if member.compress_type != zipfile.ZIP_STORED or math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} is not an array of its size")
 
 
 def _check_delay(path, delay):

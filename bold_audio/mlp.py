@@ -1,5 +1,7 @@
 """The Lightning MLP from sound (and previous volumes) to volumes, and its checkpoint."""
 
+import zipfile
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -177,12 +179,30 @@ def save_checkpoint(path, model, facts):
         torch.save(content, part)
 
 
+def read_checkpoint(path):
+    """What a checkpoint holds: nothing in it is run, and each part has the checksum that it was written with.
+
+    Raises
+    ------
+    Exception
+        Whatever zipfile, pickle and torch make of a damaged file.
+    """
+    with zipfile.ZipFile(path) as archive:  # torch itself does not look at checksums
+        packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+        if spoilt := packed or archive.testzip():
+            raise zipfile.BadZipFile(f"{spoilt} is not as torch writes it")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load_checkpoint(path):
     """Open ``best.ckpt`` without running anything that is in it; return the model and its facts."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        model = AudioFmriMLP(**content["hyper_parameters"])
-        model.load_state_dict(content["state_dict"])
+        content = read_checkpoint(path)
+        with torch.device("meta"):  # no memory for sizes that the weights may not have
+            model = AudioFmriMLP(**content["hyper_parameters"])
+        if not all(w.dtype == torch.float32 and w.is_contiguous() for w in content["state_dict"].values()):
+            raise TypeError("weights must be float32, each with a place of its own")
+        model.load_state_dict(content["state_dict"], assign=True)
         return model.eval(), content["bold_audio"]
     except FileNotFoundError:
         raise ModelError(f"{path} is missing - run notebook 04 to train it") from None

@@ -272,12 +272,36 @@ def normalise_subject(subject):
     return label.zfill(2) if label.isdigit() else label
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Plain values without aliases, of which a few lines unfold to gigabytes."""
+
+    def compose_node(self, parent, index):
+        """Refuse an alias, read all else as YAML does."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not read", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def read_yaml(text):
+    """Plain values from YAML.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If the text is not YAML, is nested without end, or has aliases or values that cannot be.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except (ValueError, RecursionError, AttributeError) as error:  # a 13th month, thousands of brackets, !!float on a list
+        raise yaml.YAMLError(str(error)) from None
+
+
 def read_parameter_file(path):
     """Read one YAML file of parameters as a dictionary; an empty file is an empty dictionary."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
+        content = read_yaml(text) or {}
     except FileNotFoundError:
         raise ParameterError(f"parameter file not found: {path} - check its name") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -25,7 +25,7 @@ from bold_audio.files import (
     without_credentials,
 )
 from bold_audio.locking import lock
-from bold_audio.params import DEFAULT_DATASET, load_params, normalise_subject
+from bold_audio.params import DEFAULT_DATASET, load_params, normalise_subject, read_yaml
 from bold_audio.registry import fmri_subjects
 from bold_audio.steps import chosen_steps
 
@@ -329,7 +329,7 @@ def parse_given(pairs):
         if name in ("subject", "dataset"):
             raise ParameterError(f"-p {name} has an option of its own - use --{name} {value}")
         try:
-            given[name] = yaml.safe_load(value)
+            given[name] = read_yaml(value)
         except yaml.YAMLError:
             raise ParameterError(f"-p {name}: cannot read {value[:60]!r} - quote it") from None
     return given

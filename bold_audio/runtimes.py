@@ -153,6 +153,10 @@ def _open_onnx(bundle):
         if any(t.external_data or t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
             raise ModelError(f"{path} points to other files, which is not safe - export it again")
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        # onnxruntime runs the whole graph whatever is asked for; coordinates need but its small beginning.
+        inputs = [node.name for node in proto.graph.input]
+        beginning = onnx.utils.Extractor(proto).extract_model(inputs, ["coordinates"])
+        small = onnxruntime.InferenceSession(beginning.SerializeToString(), providers=["CPUExecutionProvider"])
     except ModelError:
         raise
     except Exception as error:  # onnx and onnxruntime raise a class of their own for each kind of damage
@@ -164,8 +168,12 @@ def _open_onnx(bundle):
             f"{path} was made with a delay of {said.get('delay')} s and bundle {said.get('bundle_hash')}, bundle.json "
             f"says {facts['delay']:.10g} s and {facts['bundle_hash']} - export it again"
         )
-    # onnxruntime runs the whole graph whatever is asked for; coordinates need but its small beginning.
-    beginning = onnx.utils.Extractor(proto).extract_model([node.name for node in proto.graph.input], ["coordinates"])
-    small = onnxruntime.InferenceSession(beginning.SerializeToString(), providers=["CPUExecutionProvider"])
     sessions = {"voxels": session, "coordinates": small}
-    return lambda inputs, output: sessions[output].run([output], inputs)[0]
+
+    def run(inputs, output):
+        try:
+            return sessions[output].run([output], inputs)[0]
+        except Exception as error:  # as above, where nodes do not fit the inputs
+            raise ModelError(f"{path} cannot answer ({type(error).__name__}) - export it again") from error
+
+    return run

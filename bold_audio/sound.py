@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ VIDEO_ENDINGS = (".mp4", ".mkv", ".m4a", ".mov", ".avi", ".webm", ".aac")
 SILENT = 1e-6  # of full scale
 CLIPPED_SHARE = 1e-3  # of the samples at the file's loudest value, in runs: less is music, more is clipping
 CLIPPED_RUN = 3  # samples in a row
+PIECE = 2**26  # samples of all channels, read at a time
+RATES = (1000, 1_000_000)  # Hz
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,11 @@ def open_sound(path):
             except DataError as error:
                 raise DataError(str(error).replace(str(wav), str(path))) from error
     _check_riff(path)
+    _check_ogg(path)
     try:
-        info = soundfile.info(path)
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as handle:
+            n_samples, rate = handle.frames, handle.samplerate
+            samples = _read_pieces(handle)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise DataError(
             f"sound file is damaged or of an unknown kind: {path} ({' '.join(str(error).split())}) - convert it: "
@@ -97,9 +103,11 @@ def open_sound(path):
         ) from error
     if len(samples) == 0:
         raise DataError(f"0.0 s of sound in {path} - export it again")
-    if len(samples) < info.frames:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"a rate of {rate} Hz cannot be right: {path} - export it again")
+    if len(samples) < n_samples:
         raise DataError(
-            f"sound stops at {len(samples) / rate:.1f} s, its header says {info.frames / rate:.1f} s: {path} - "
+            f"sound stops at {len(samples) / rate:.1f} s, its header says {n_samples / rate:.1f} s: {path} - "
             "copy it again"
         )
     if not np.isfinite(samples).all():
@@ -112,6 +120,17 @@ def open_sound(path):
     if (share := clipped_share(samples)) > CLIPPED_SHARE:
         warnings += (f"the sound is clipped: {share:.2%} of its samples stand at its loudest value",)
     return Sound(y, int(rate), samples.shape[1], warnings)
+
+
+def _read_pieces(handle):
+    """Samples of an opened sound file, in pieces, since its header may speak of more than there are.
+
+    A piece is as long as most films: a decoder that is asked again has to find its place first.
+    """
+    pieces = [handle.read(PIECE // handle.channels, dtype="float32", always_2d=True)]
+    while len(pieces[-1]) == PIECE // handle.channels:
+        pieces.append(handle.read(PIECE // handle.channels, dtype="float32", always_2d=True))
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def clipped_share(samples):
@@ -156,6 +175,37 @@ def _check_riff(path):
                 return
             else:
                 handle.seek(length + length % 2, 1)
+
+
+def _check_ogg(path):
+    """Notice an Ogg file that is cut or changed: libsndfile leaves out what does not fit, and says nothing.
+
+    References
+    ----------
+    RFC 3533: each page has a number and a checksum, the last one a mark.
+    """
+    with path.open("rb") as handle:
+        content = handle.read(4)
+        content += handle.read() if content == b"OggS" else b""
+    start, numbers, flags = 0, {}, 4
+    while content[:4] == b"OggS" and start < len(content):
+        n_parts = int.from_bytes(content[start + 26 : start + 27], "little")
+        end = start + 27 + n_parts + sum(content[start + 27 : start + 27 + n_parts])
+        page, flags = content[start:end], int.from_bytes(content[start + 5 : start + 6], "little")
+        stream, number, checksum = (int.from_bytes(page[k : k + 4], "little") for k in (14, 18, 22))
+        follows = page[:4] == b"OggS" and number == numbers.get(stream, number)
+        if not follows or end > len(content) or _ogg_checksum(page) != checksum:
+            raise DataError(f"sound file is damaged after {start} of {len(content)} bytes: {path} - copy it again")
+        start, numbers[stream] = end, number + 1
+    if not flags & 4:
+        raise DataError(f"sound stops before its end, the last part is missing: {path} - copy it again")
+
+
+def _ogg_checksum(page):
+    """Ogg's checksum of a page: the polynomial of zlib's, with the bits of each byte the other way round."""
+    mirrored = (page[:22] + bytes(4) + page[26:]).translate(MIRRORED)
+    value = zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{value:032b}"[::-1], 2)
 
 
 def _sound_of_video(path, wav):

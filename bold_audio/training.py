@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from bold_audio.files import ModelError
-from bold_audio.mlp import MONITOR, AudioFmriMLP, fold_basis, seed_of
+from bold_audio.mlp import MONITOR, AudioFmriMLP, fold_basis, read_checkpoint, seed_of
 
 LOOK_EVERY = 5  # epochs between two looks at all voxels, each of which may leave a checkpoint
 PATIENCE = 4  # looks without more evidence before training stops
@@ -218,7 +218,7 @@ def _finished_before(folder, losses, early, max_epochs):
     No losses where there is no checkpoint that can be read.
     """
     try:
-        states = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)["callbacks"]
+        states = read_checkpoint(folder / "last.ckpt")["callbacks"]
         rows = states[losses.state_key]["rows"]
         waited = states[early.state_key]["wait_count"]
     except FileNotFoundError:
