@@ -61,7 +61,11 @@ def made_texts(strategy, count, seed):
     made = []
     checks = list(hypothesis.HealthCheck)
     settings = hypothesis.settings(
-        max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate], suppress_health_check=checks
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=checks,
     )
 
     def keep(text):

@@ -6,8 +6,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from strangers import BOLD, EVENTS, ITS_WORD, N_VOLUMES, PLAIN, SIDECAR, Kind, chosen, parameters, plain_run, read_scan
-from strangers import write_scan
+from strangers import (
+    EVENTS,
+    ITS_WORD,
+    N_VOLUMES,
+    PLAIN,
+    SIDECAR,
+    Kind,
+    chosen,
+    parameters,
+    plain_run,
+    read_scan,
+    write_scan,
+)
 
 CODE = "x = 1; __import__('os').system('touch canary')#"
 MARKUP = (
@@ -67,8 +78,12 @@ def json_text():
     keys = ("RepetitionTime", "StartTime", "SliceTimingCorrected", "ROINames", "TaskName", "Description")
     plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.sampled_from(VALUES)
     value = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
-    written = st.dictionaries(st.sampled_from(keys), value, max_size=4).map(json.dumps)
-    odd = st.sampled_from(("[" * 100_000, '{"a":' * 50_000, "9" * 5000, "[]", '"x"', "", "NaN", '{"RepetitionTime": 2}x', "\ufeff{}"))
+    written = st.dictionaries(st.sampled_from(keys), value, max_size=3).map(
+        lambda d: json.dumps({"RepetitionTime": 2.0} | d)
+    )
+    odd = st.sampled_from(
+        ("[" * 100_000, '{"a":' * 50_000, "9" * 5000, "[]", '"x"', "", "NaN", '{"RepetitionTime": 2}x', "\ufeff{}")
+    )
     return written | odd | st.text(max_size=30)
 
 
@@ -78,8 +93,29 @@ def table_text(columns):
     def strategy():
         from hypothesis import strategies as st
 
-        odd = ("n/a", "", "nan", "inf", "-inf", "1e999", "9" * 400, "0x10", "1,5", '"', '"a', "true", "\0", "é", "<b>", "=1+1", "1e15", "-1e15")
-        cell = st.sampled_from(odd) | st.floats().map(repr) | st.integers().map(str) | st.text(max_size=6) | st.just("7.5")
+        odd = (
+            "n/a",
+            "",
+            "nan",
+            "inf",
+            "-inf",
+            "1e999",
+            "9" * 400,
+            "0x10",
+            "1,5",
+            '"',
+            '"a',
+            "true",
+            "\0",
+            "é",
+            "<b>",
+            "=1+1",
+            "1e15",
+            "-1e15",
+        )
+        cell = (
+            st.sampled_from(odd) | st.floats().map(repr) | st.integers().map(str) | st.text(max_size=6) | st.just("7.5")
+        )
         kinds = st.sampled_from(("music", "speech", "story", "n/a", "7", "<script>", "sub-01", "01", "1"))
         row = st.lists(cell | kinds, min_size=1, max_size=len(columns) + 1).map("\t".join)
         heads = st.just(list(columns)) | st.lists(st.sampled_from([*columns, "", "x", "<b>"]), min_size=1, max_size=6)
@@ -110,15 +146,41 @@ def cells_changed(name):
         rows = [line.split("\t") for line in (folder / name).read_text().splitlines()]
         for _ in range(int(rng.integers(1, 4))):
             row = rows[int(rng.integers(len(rows)))]
-            odd = ("n/a", "nan", "inf", "9" * 400, "1e308", "-1e300", "1e15", "-5", '"', "é", "text", "", "\0", "1;2", "0b1")
+            odd = (
+                "n/a",
+                "nan",
+                "inf",
+                "9" * 400,
+                "1e308",
+                "-1e300",
+                "1e15",
+                "-5",
+                '"',
+                "é",
+                "text",
+                "",
+                "\0",
+                "1;2",
+                "0b1",
+            )
             row[int(rng.integers(len(row)))] = chosen(rng, odd)
         if rng.random() < 0.2:
             k = int(rng.integers(len(rows[0])))
             rows = [[cell for j, cell in enumerate(row) if j != k] for row in rows]
-        if rng.random() < 0.1:
-            rows = [*rows[:1], *([*row, "more"] for row in rows[1:])]  # one cell more than there are names
         text = "\n".join("\t".join(row) for row in rows) + "\n"
         (folder / name).write_bytes(text.encode(chosen(rng, ENCODINGS) if rng.random() < 0.2 else "utf-8"))
+
+    return harm
+
+
+def cells_added(name):
+    """Harm: every row has one cell more than there are names."""
+
+    def harm(rng, folder, _):
+        head, *rows = (folder / name).read_text().splitlines()
+        more = chosen(rng, ["", "more", "7"])
+        rows = [chosen(rng, [f"{row}\t{more}", f"{more}\t{row}"]) for row in rows]
+        (folder / name).write_text("\n".join([head, *rows]) + "\n")
 
     return harm
 
@@ -182,12 +244,35 @@ def values_given(rng, folder, text):
 
 
 def odd_names_given(rng, folder, text):
-    codes = (CODE, "self", "cls", "__class__", "model_config", "given", "", " ", "\0", "gap ", "n_mfc", "x" * 5000, *MARKUP)
+    codes = (
+        CODE,
+        "self",
+        "cls",
+        "__class__",
+        "model_config",
+        "given",
+        "",
+        " ",
+        "\0",
+        "gap ",
+        "n_mfc",
+        "x" * 5000,
+        *MARKUP,
+    )
     return [[chosen(rng, codes) if rng.random() < 0.7 else text, chosen(rng, ["1", "x", "[]", CODE])]]
 
 
 def paths_given(rng, folder, text):
-    names = ("data_dir", "outputs_dir", "models_dir", "mask", "audio_path", "derivatives", "checkpoint_dir", "mlflow_uri")
+    names = (
+        "data_dir",
+        "outputs_dir",
+        "models_dir",
+        "mask",
+        "audio_path",
+        "derivatives",
+        "checkpoint_dir",
+        "mlflow_uri",
+    )
     return [[chosen(rng, names), json.dumps(chosen(rng, NAMES), ensure_ascii=bool(rng.random() < 0.9))]]
 
 
@@ -266,9 +351,15 @@ def make_confounds(folder):
     path = write_scan(folder, f"{PREPROCESSED}.nii")
     for ending in ("events.tsv", "bold.json"):
         (folder / "data" / "sub-01" / "func").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path.parent / f"sub-01_task-film_desc-preproc_{ending}", folder / f"data/sub-01/func/sub-01_task-film_{ending}")
+        shutil.copyfile(
+            path.parent / f"sub-01_task-film_desc-preproc_{ending}",
+            folder / f"data/sub-01/func/sub-01_task-film_{ending}",
+        )
     rng = np.random.default_rng(2)
-    lines = ["\t".join((*MOTION, "csf")), *("\t".join(f"{v:.5f}" for v in row) for row in rng.normal(size=(N_VOLUMES, 7)))]
+    lines = [
+        "\t".join((*MOTION, "csf")),
+        *("\t".join(f"{v:.5f}" for v in row) for row in rng.normal(size=(N_VOLUMES, 7))),
+    ]
     (folder / CONFOUNDS).write_text("\n".join(lines) + "\n")
 
 
@@ -280,7 +371,7 @@ def table_kind(make, read, name, columns, plain=None):
     return Kind(
         make,
         read,
-        {"text": as_text(name), "cells": cells_changed(name)},
+        {"text": as_text(name), "cells": cells_changed(name), "more cells than names": cells_added(name)},
         dict.fromkeys(("text", "cells"), ITS_WORD),
         {"text": table_text(columns)},
         plain=plain,
@@ -292,7 +383,9 @@ TABLES = {
         write_scan, read_scan, {"text": as_text(SIDECAR)}, {"text": ITS_WORD}, {"text": json_text}, plain=plain_run
     ),
     "events.tsv": table_kind(write_scan, read_scan, EVENTS, ("onset", "duration", "trial_type"), plain_run),
-    "events.tsv as a sound": table_kind(make_words, read_sounds, EVENTS, ("onset", "duration", "trial_type"), plain_features),
+    "events.tsv as a sound": table_kind(
+        make_words, read_sounds, EVENTS, ("onset", "duration", "trial_type"), plain_features
+    ),
     "annotations": table_kind(make_words, read_sounds, WORDS, ("onset", "offset", "item"), plain_features),
     "participants.tsv": table_kind(make_people, read_people, PEOPLE, ("participant_id", "language_dominance")),
     "confounds": table_kind(make_confounds, read_cleaned, CONFOUNDS, ("trans_x", "trans_y", "csf"), plain_run),
@@ -380,7 +473,11 @@ def read_labels(folder, given):
 def plain_labels(found):
     """Folders named by a stranger lie where they should, refusals are one plain line."""
     inside = {"model": 1, "version": 1}  # folders that a name may add above the last
-    wrong = [use for use, depth in inside.items() if "is" in found[use] and ".." in Path(found[use]["is"]).parts[-depth - 1 :]]
+    wrong = [
+        use
+        for use, depth in inside.items()
+        if "is" in found[use] and ".." in Path(found[use]["is"]).parts[-depth - 1 :]
+    ]
     told = [use for use, said in found.items() if "refused" in said and not said["refused"].isprintable()]
     return ", ".join(wrong + told)
 

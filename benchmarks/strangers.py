@@ -115,7 +115,7 @@ GRID, N_VOLUMES, T_R = (6, 5, 4), 40, 2.0
 SIZES = (-32768, -1, 0, 1, 2, 7, 255, 32767)
 FLOATS = (np.nan, np.inf, -np.inf, 0.0, -1.0, 1e-30, 1e30, 3e38)
 NIFTI_FIELDS = [
-    (0, "<i", (0, -1, 540, 348 << 24, 2**31 - 1)),  # sizeof_hdr
+    (0, "<i", (0, -1, 540, 0x5C010000, 2**31 - 1)),  # sizeof_hdr
     *((40 + 2 * k, "<h", SIZES) for k in range(8)),  # dim
     (70, "<h", (0, 1, 2, 8, 16, 32, 64, 128, 256, 512, 999, 1024, 1536, 1792, 2048, 2304, -1)),  # datatype
     (72, "<h", (0, 1, 8, 64, 999, -8)),  # bitpix
@@ -328,7 +328,10 @@ SOUNDS = {
         "flac",
         42,
         FLAC_FIELDS,
-        {name: "FLAC's MD5 is of the samples alone, not of rate and length" for name in ("header flipped", "header set")},
+        {
+            name: "FLAC's MD5 is of the samples alone, not of rate and length"
+            for name in ("header flipped", "header set")
+        },
     ),
     "sound .ogg": sound_kind("ogg", 58, None, {}),
 }

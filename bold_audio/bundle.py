@@ -151,6 +151,7 @@ def open_bundle(models_dir, name, version=None):
     ParameterError
         If name or version cannot be one.
     """
+    version_folder(models_dir, name, version or 1)  # before a name that leads elsewhere is looked for
     if version is None:
         version = max(1, next_version(models_dir, name) - 1)
     folder = version_folder(models_dir, name, version)
@@ -176,7 +177,9 @@ def _read_facts(path):
         facts = read_json(path)
     except DataError as error:
         raise ModelError(f"{path} is damaged - export the model again") from error
-    if facts is not None and not (isinstance(facts, dict) and all(_is(facts.get(k), kind) for k, kind in FACTS.items())):
+    if facts is not None and not (
+        isinstance(facts, dict) and all(_is(facts.get(k), kind) for k, kind in FACTS.items())
+    ):
         raise ModelError(f"{path} lacks what inference needs - export the model again")
     return facts
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import motion
+from bold_audio.features import as_numbers
 from bold_audio.files import ParameterError
 
 GROUPS = ("drift", "motion", "motion_derivatives", "high_variance")
@@ -14,6 +15,7 @@ DERIVATIVES = tuple(f"{name}_derivative1" for name in motion.NAMES)
 DRIFT_PERIOD = 128.0  # s, the shortest cosine, as in SPM: more than twice the 60 s in which the film's blocks repeat
 HOLD = 30.0  # s at the end of train whose mean drift is taken for that of later volumes
 N_COMPONENTS, PERCENT = 5, 2  # of high variance; as nilearn's high_variance_confounds
+HUGE = 1e100  # whose square is still a number; a column's value beyond it says nothing
 CHUNK = 1024  # voxels worked on at once
 
 
@@ -148,7 +150,7 @@ def nuisance_columns(names, *, n_volumes, t_r, train, line=False, estimate=None,
             change = np.vstack([np.full(6, np.nan), np.diff(moved, axis=0)])
             columns |= dict(zip(DERIVATIVES, change.T, strict=True))
     for name in (name for name in names if name not in GROUPS):
-        columns[name] = pd.to_numeric(table[name], errors="coerce").to_numpy(float)
+        columns[name] = as_numbers(table[name])
     return pd.DataFrame(columns, index=range(n_volumes))
 
 
@@ -169,7 +171,7 @@ def _drift(n_volumes, t_r, train):
 def _moved(estimate, table):
     if table is not None and set(motion.NAMES) <= set(table.columns):
         # The scan that such a table comes with is already realigned: what is left in it to estimate is not its motion.
-        return table[list(motion.NAMES)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+        return np.column_stack([as_numbers(table[name]) for name in motion.NAMES])
     return np.asarray(estimate(), float)
 
 
@@ -182,7 +184,7 @@ def scale_columns(columns, train):
         A column that does not change within train cannot be fitted there and is left out.
     """
     values = np.asarray(columns, float)
-    known = np.isfinite(values)
+    known = np.abs(values) < HUGE
     inside = np.where(known[train], values[train], np.nan)
     there = known[train].any(axis=0)
     mean, sd = np.nanmean(inside[:, there], axis=0), np.nanstd(inside[:, there], axis=0)

@@ -340,8 +340,8 @@ def _read_mask(path, shape, affine, files):
 def _regions(run, params):
     """The whole, then the sidecar's own regions, then (simulated data) the planted ones."""
     regions = {"volume" if params.mask == "none" else "brain": np.ones(run.n_voxels, bool)}
-    names = run.files.sidecar.get("ROINames") or []
-    if len(names) == run.n_voxels:
+    names = run.files.sidecar.get("ROINames")
+    if isinstance(names, list) and len(names) == run.n_voxels:
         regions |= {str(name): np.arange(run.n_voxels) == k for k, name in enumerate(names)}
     truth = read_truth(params)
     if truth and params.downsample == 1:

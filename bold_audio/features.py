@@ -213,7 +213,7 @@ def join_features(first, second):
 
 
 def read_table(path, *, columns):
-    """Read a TSV and check that it holds ``columns`` and at least one row."""
+    """Read a TSV and check that it holds ``columns`` and at least one row, each with a cell for every column."""
     if not Path(path).is_file():
         raise DataError(f"table not found: {path} - fetch it with the dataset, or set another path")
     try:
@@ -221,21 +221,31 @@ def read_table(path, *, columns):
     except (ValueError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a tab-separated table ({reason}) - fetch it again") from error
+    if not isinstance(
+        table.index, pd.RangeIndex
+    ):  # pandas would take the first column for row names, and shift all others
+        raise DataError(f"{path} has rows of more cells than it has column names - mend the table")
     missing = [c for c in columns if c not in table.columns]
     if missing or not len(table):
         raise DataError(
-            f"{path} has {'no rows' if not missing else 'no column ' + missing[0]} - it needs {', '.join(columns)}"
+            f"{path} has {'no rows' if not missing else 'no column ' + missing[0]} - "
+            f"it needs {', '.join(columns) or 'a row for each volume'}"
         )
     return table
 
 
 def read_times(table, column, path):
     """A column of times as floats, in seconds; every one must be a number."""
-    times = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+    times = as_numbers(table[column])
     if not np.isfinite(times).all():
         bad = table[column].to_numpy()[~np.isfinite(times)][0]
         raise DataError(f"{column} in {path} must be a number of seconds, got {bad!r} - mend the table")
     return times
+
+
+def as_numbers(column):
+    """A column as floats: NaN where it holds none, infinite where it holds more than a float can."""
+    return pd.to_numeric(column.astype(str), errors="coerce").to_numpy(float)
 
 
 def _rate(onsets, n_frames):

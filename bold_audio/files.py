@@ -14,10 +14,28 @@ import numpy as np
 SCRATCH = ".part"  # how the names end of folders in which something is being written
 
 
+LONGEST = 1000  # characters of a message
+
+
+def one_line(text):
+    """Text as one printable line of bounded length: parts of a message may come from a stranger's file.
+
+    Examples
+    --------
+    >>> one_line("no subject \\x1b[31m\\n in sub-\\ud8ff")
+    'no subject \\\\x1b[31m in sub-\\\\ud8ff'
+    """
+    words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return words if len(words) <= LONGEST else f"{words[: LONGEST // 2]} … {words[3 - LONGEST // 2 :]}"
+
+
 class BoldAudioError(Exception):
     """An error the person can act on; ``exit_code`` is what the command line returns."""
 
     exit_code = 1
+
+    def __str__(self):
+        return one_line(super().__str__())
 
 
 class ParameterError(BoldAudioError, ValueError):
@@ -118,7 +136,7 @@ def read_json(path, default=None, *, mend="delete it, it is made again"):
         return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON ({error}) - {mend}") from error
 
 

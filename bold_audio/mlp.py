@@ -1,5 +1,6 @@
 """The Lightning MLP from sound (and previous volumes) to volumes, and its checkpoint."""
 
+import warnings
 import zipfile
 
 import numpy as np
@@ -198,7 +199,9 @@ def load_checkpoint(path):
     """Open ``best.ckpt`` without running anything that is in it; return the model and its facts."""
     try:
         content = read_checkpoint(path)
-        with torch.device("meta"):  # no memory for sizes that the weights may not have
+        # No memory for sizes that the weights may not have, and no word on sizes of 0.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             model = AudioFmriMLP(**content["hyper_parameters"])
         if not all(w.dtype == torch.float32 and w.is_contiguous() for w in content["state_dict"].values()):
             raise TypeError("weights must be float32, each with a place of its own")

@@ -18,7 +18,9 @@ DEFAULT_DATASET = "ds003688"
 MODEL_KINDS = ("mlp", "history_sound")
 LONGEST = 2000  # characters of a text
 LABEL = re.compile(r"[A-Za-z0-9]+")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+RESERVED = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?![^.])"  # no names of files on Windows, whatever follows a dot
+NAME = re.compile(rf"(?!{RESERVED})[A-Za-z0-9][A-Za-z0-9_.-]{{0,99}}")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of characters, which nobody can write
 
 
 def _no_bool(value):
@@ -41,6 +43,23 @@ def _as_label(value):
 
 
 Label = Annotated[str, BeforeValidator(_as_label), Field(pattern=r"^[A-Za-z0-9]+$", max_length=50)]
+
+
+def _texts(value):
+    """Every text in plain values."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return [text for one in value for text in _texts(one)]
+    return [value] if isinstance(value, str) else []
+
+
+def _home(path):
+    """A path whose ``~`` is the home of who runs this."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ParameterError(f"there is no home folder for {path} - write the whole path") from None
 
 
 class Params(BaseModel):
@@ -144,6 +163,13 @@ class Params(BaseModel):
     chunk_voxels: Annotated[Count, Field(ge=16)]
     seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 
+    @field_validator("*")
+    @classmethod
+    def _plain_text(cls, value):
+        if any(CONTROL.search(text) for text in _texts(value)):
+            raise ValueError("must not hold control characters")
+        return value
+
     @field_validator("delays", "mlp_delays")
     @classmethod
     def _increasing(cls, value):
@@ -196,7 +222,7 @@ class Params(BaseModel):
 
     def resolve(self, path):
         """Path of ``path`` seen from the project folder."""
-        return (project_root() / Path(path).expanduser()).resolve()
+        return (project_root() / _home(path)).resolve()
 
     @property
     def data_path(self):
@@ -206,7 +232,7 @@ class Params(BaseModel):
     @property
     def derivatives_path(self):
         """Root of the preprocessed runs: below ``data_dir``, else below the project folder."""
-        below = (self.data_path / Path(self.derivatives).expanduser()).resolve()
+        below = (self.data_path / _home(self.derivatives)).resolve()
         return below if below.exists() else self.resolve(self.derivatives)
 
     @property
@@ -249,7 +275,7 @@ class Params(BaseModel):
     def audio_files(self):
         """The sound file, or one for each run: below ``data_dir``, else below the project folder; none without one."""
         paths = [self.audio_path] if isinstance(self.audio_path, str) else self.audio_path or []
-        below = [(self.data_path / Path(path).expanduser()).resolve() for path in paths]
+        below = [(self.data_path / _home(path)).resolve() for path in paths]
         return [found if found.exists() else self.resolve(path) for found, path in zip(below, paths, strict=True)]
 
 
@@ -292,7 +318,11 @@ def read_yaml(text):
     """
     try:
         return yaml.load(text, Loader=_PlainLoader)
-    except (ValueError, RecursionError, AttributeError) as error:  # a 13th month, thousands of brackets, !!float on a list
+    except (
+        ValueError,
+        RecursionError,
+        AttributeError,
+    ) as error:  # a 13th month, thousands of brackets, !!float on a list
         raise yaml.YAMLError(str(error)) from None
 
 
@@ -340,7 +370,7 @@ def load_params(subject, dataset=None, **given):
     """
     label = normalise_subject(subject)
     dataset = dataset or (SIMULATED if label == SIMULATED else DEFAULT_DATASET)
-    if not isinstance(dataset, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,50}", dataset):
+    if not isinstance(dataset, str) or not re.fullmatch(rf"(?!{RESERVED})[A-Za-z0-9_]{{1,50}}", dataset):
         raise ParameterError(f"dataset must be letters, digits and '_', got {dataset!r} - check its spelling")
     folder = project_root() / "params"
     given = {name: value for name, value in given.items() if value is not None}

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from bold_audio import bids
-from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, read_table, read_times
+from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, as_numbers, read_table, read_times
 from bold_audio.files import DataError, read_json
 from bold_audio.images import header_warnings, open_image, orientation_warnings
 
 T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
 LATE_END = 30.0  # s that a scan may go on after the last event of the sound: the sound has ended, the scanner has not
+FARTHEST = 1e4  # s from the start of the clock; what is farther is not a time of this run
 SECONDS_OF_CODE = {8: 1.0, 16: 1e-3, 24: 1e-6}  # of xyzt_units; headers with no known unit mean seconds
 
 
@@ -188,9 +188,13 @@ def _read_run(path, params):
 def _first_start(sidecar, t_r, name):
     """When the first volume begins: its slices may have been moved to one moment (``SliceTimingCorrected``)."""
     start = sidecar.get("StartTime", 0.0)
-    if isinstance(start, bool) or not isinstance(start, int | float) or not -1e4 < start < 1e4:
+    if not _is_number(start):
         raise DataError(f"{name}: StartTime in the sidecar must be a number of s, got {start!r} - mend the sidecar")
     return float(start) - (t_r / 2 if sidecar.get("SliceTimingCorrected") is True and "StartTime" in sidecar else 0.0)
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and -FARTHEST < value < FARTHEST
 
 
 def _read_sidecar(path):
@@ -215,7 +219,7 @@ def _read_events(path, *, needed):
 def _repetition_time(header, sidecar, source, name):
     in_header = float(header.get_zooms()[3]) * SECONDS_OF_CODE.get(int(header["xyzt_units"]) & 0x38, 1.0)
     in_sidecar = sidecar.get("RepetitionTime")
-    if in_sidecar is not None and (isinstance(in_sidecar, bool) or not isinstance(in_sidecar, int | float)):
+    if in_sidecar is not None and not _is_number(in_sidecar):
         raise DataError(
             f"{name}: RepetitionTime in the sidecar must be a number, got {in_sidecar!r} - mend the sidecar"
         )
@@ -236,12 +240,18 @@ def _repetition_time(header, sidecar, source, name):
 
 def _sound_onset(given, events, name):
     if given is not None:
-        return float(given)
+        return _checked_onset(float(given), "audio_onset")
     kinds = () if events is None else events["trial_type"].astype(str)
     heard = [k for k, kind in enumerate(kinds) if kind in (*BLOCK_TYPES, *SPEECH_TYPES)]
     if not heard:
         raise DataError(f"no music, speech or story event in {name} - set audio_onset, the onset of the sound in s")
-    return float(read_times(events.iloc[heard], "onset", name).min())
+    return _checked_onset(float(read_times(events.iloc[heard], "onset", name).min()), name)
+
+
+def _checked_onset(onset, name):
+    if not _is_number(onset):
+        raise DataError(f"{name}: an onset of the sound of {onset:g} s cannot be right - mend it")
+    return onset
 
 
 def check_events_end(files):
@@ -258,11 +268,11 @@ def check_events_end(files):
 
 def _check_events_end(files):
     heard = files.events[files.events["trial_type"].astype(str).isin((*BLOCK_TYPES, *SPEECH_TYPES))]
-    ends = pd.to_numeric(heard["onset"], errors="coerce") + pd.to_numeric(heard["duration"], errors="coerce")
+    ends = as_numbers(heard["onset"]) + as_numbers(heard["duration"])
     scanned = float(files.volume_times[-1] + files.t_r)
-    if ends.notna().any() and not -files.t_r <= scanned - ends.max() <= LATE_END:
+    if not np.isnan(ends).all() and not -files.t_r <= scanned - np.nanmax(ends) <= LATE_END:
         raise DataError(
-            f"events end at {ends.max():.1f} s, the scan at {scanned:.1f} s ({files.bold.name}) - "
+            f"events end at {np.nanmax(ends):.1f} s, the scan at {scanned:.1f} s ({files.bold.name}) - "
             "put this run's events beside it, or set audio_onset if these are right"
         )
 

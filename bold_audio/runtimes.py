@@ -152,11 +152,14 @@ def _open_onnx(bundle):
         proto = onnx.load(path, load_external_data=False)
         if any(t.external_data or t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
             raise ModelError(f"{path} points to other files, which is not safe - export it again")
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 4  # it prints what it raises as well
+        options = {"sess_options": quiet, "providers": ["CPUExecutionProvider"]}
+        session = onnxruntime.InferenceSession(str(path), **options)
         # onnxruntime runs the whole graph whatever is asked for; coordinates need but its small beginning.
         inputs = [node.name for node in proto.graph.input]
         beginning = onnx.utils.Extractor(proto).extract_model(inputs, ["coordinates"])
-        small = onnxruntime.InferenceSession(beginning.SerializeToString(), providers=["CPUExecutionProvider"])
+        small = onnxruntime.InferenceSession(beginning.SerializeToString(), **options)
     except ModelError:
         raise
     except Exception as error:  # onnx and onnxruntime raise a class of their own for each kind of damage

@@ -6,7 +6,6 @@ import tempfile
 import zlib
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from bold_audio import slices, timecourse

@@ -468,14 +468,15 @@ def test_arrays_whose_header_claims_more_than_is_there_are_refused(models_dir):
     folder = models_dir / NAME / "1"
     with zipfile.ZipFile(folder / "bundle.npz") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    members["level.npy"] = members["level.npy"].replace(b"(30,), }       ", b"(300000000000,), }")[:-7]
+    members["level.npy"] = members["level.npy"].replace(b"(30,), }" + b" " * 10, b"(300000000000,), }")
     with zipfile.ZipFile(folder / "bundle.npz", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     facts = read_json(folder / "bundle.json") | {"arrays_md5": file_md5(folder / "bundle.npz")}
     write_json(folder / "bundle.json", facts | {"bundle_hash": facts_hash(facts)})
-    with pytest.raises(ModelError, match=r"bundle.npz is damaged \(ValueError\)"):
+    with pytest.raises(ModelError, match="bundle.npz is damaged") as error:
         open_bundle(models_dir, NAME)
+    assert "level.npy is not an array of its size" in str(error.value.__cause__)
 
 
 def test_network_whose_nodes_do_not_fit_is_refused_when_it_is_asked(models_dir):
