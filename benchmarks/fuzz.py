@@ -149,7 +149,6 @@ def judge(kind, case, folder, whole, watch):
     shutil.copytree(whole["folder"], folder, symlinks=True)
     (folder / "outputs").mkdir(exist_ok=True)
     (folder / "tmp").mkdir()
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
     name = list(KINDS).index(case["kind"]), list(kind.harms).index(case["harm"])
     given = kind.harms[case["harm"]](np.random.default_rng([case["seed"], *name]), folder, case["text"])
     before = tree(folder)
@@ -199,23 +198,20 @@ def tree(folder):
 
 def serve(home):
     """Read cases as lines of JSON, answer each with a line; the process that `Worker` starts."""
-    import logging
-
     answers = os.fdopen(os.dup(1), "w")
-    heard = tempfile.TemporaryFile()
+    heard = (home / f"words-{os.getpid()}").open("w+b")
     os.dup2(heard.fileno(), 1)
     os.dup2(heard.fileno(), 2)
-    logging.captureWarnings(False)
-    watch, whole, n = Watch(), {}, 0
-    for line in sys.stdin:
+    watch, whole = Watch(), {}
+    for n, line in enumerate(sys.stdin):
         case = json.loads(line)
         kind = KINDS[case["kind"]]
         if case["kind"] not in whole:
             whole[case["kind"]] = {"folder": ready(kind, home / case["kind"].replace(" ", "_"))}
             whole[case["kind"]]["found"] = read_whole_input(kind, whole[case["kind"]]["folder"], home / "first")
         limit_memory(MEMORY)
-        n += 1
         folder = home / f"case-{os.getpid()}-{n}"
+        tempfile.tempdir = str(folder / "tmp")
         heard.seek(0)
         heard.truncate()
         try:

@@ -169,10 +169,24 @@ def read_scan(folder, given):
     files = runs.locate_runs(params)
     run = data.load_run(files, params, train=np.arange(2, 20))
     return {
-        "t_r": files.t_r, "times": files.sound_times, "affine": run.affine, "mask": run.mask, "warnings": files.warnings,
+        "t_r": files.t_r,
+        "times": files.sound_times, "affine": run.affine, "mask": run.mask, "warnings": files.warnings,
         "volumes": np.array(run.volumes), "range": run.value_range, "regions": list(run.regions),
         "events": None if files.events is None else files.events.to_csv(),
     }  # fmt: skip
+
+
+def read_viewed(ending):
+    """Function that opens the scan as a viewer does, which never holds all of it."""
+
+    def read(folder, given):
+        from bold_audio.viewable import scene_of_image
+
+        scene = scene_of_image(folder / f"{BOLD}{ending}", cache=folder / "outputs" / "cache")
+        volumes = np.asarray(scene.measured.values, np.float32)
+        return {"volumes": volumes, "times": scene.times, "t_r": scene.t_r, "affine": np.eye(4)}
+
+    return read
 
 
 def plain_run(found):
@@ -244,6 +258,18 @@ SCANS = {
         },
         {name: NO_CHECKSUM for name in ("header flipped, packed again", "header set, packed again")},
         plain=plain_run,
+    ),
+    "scan in the viewer": Kind(
+        make_packed,
+        read_viewed(".nii.gz"),
+        {
+            "stream flipped": flipped(PACKED, n=4),
+            "cut": cut(PACKED),
+            "more members": second_member,
+            "header set, packed again": packed(stamped(PLAIN, NIFTI_FIELDS)),
+            "bomb": bomb,
+        },
+        {"header set, packed again": NO_CHECKSUM},
     ),
     "scan .nii": Kind(
         write_scan,

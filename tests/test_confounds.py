@@ -160,6 +160,15 @@ def test_an_unknown_name_is_refused(names, given, match):
         columns(*names, **given)
 
 
+def test_numbers_beyond_all_sizes_say_nothing(rng):
+    table = pd.DataFrame({"csf": rng.normal(size=N)}, dtype=object)
+    huge, missing = table.copy(), table.copy()
+    huge.loc[[30, 50], "csf"] = [10**400, "1e308"]
+    missing.loc[[30, 50], "csf"] = np.nan
+    one, other = (confounds.scale_columns(columns("csf", table=each), TRAIN) for each in (huge, missing))
+    np.testing.assert_allclose(one, other)
+
+
 def test_more_columns_than_train_can_bear_are_refused(rng):
     table = pd.DataFrame(rng.standard_normal((N, 220))).add_prefix("c")
     with pytest.raises(ParameterError, match="confounds are 220 columns for 432 train volumes - name fewer"):

@@ -314,6 +314,95 @@ def test_an_unknown_data_type_gives_one_line(tree):  # S18
         made.locate()
 
 
+NOWHERE = np.float32(np.nan).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            (42, np.array([512, 512, 512, 32], "<i2").tobytes()),
+            "cannot hold the shape .512, 512, 512, 32. of its header",
+        ),
+        ((48, (-5).to_bytes(2, "little", signed=True)), "scan (damaged|cannot be read)"),
+        ((108, np.float32(np.inf).tobytes()), "scan cannot be read: .*infinity"),
+        ((70, (32).to_bytes(2, "little") + (64).to_bytes(2, "little")), "scan holds colours or complex numbers"),
+        ((280, NOWHERE), "scan has a header that puts it nowhere"),
+        ((280, bytes(16)), "scan has a header that puts it nowhere"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_a_header_that_cannot_be_is_refused_before_its_size_is_asked_for(tree, change, match, ending):
+    made = tree()
+    made.edit(change)
+    if ending == ".nii":
+        (made.func / f"{NAME}.nii").write_bytes(gzip.decompress(made.bold.read_bytes()))
+        made.bold.unlink()
+    tracemalloc.start()
+    with refused(match):
+        made.load()
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_a_small_file_that_unpacks_without_end_is_left_alone(tree):
+    made = tree()
+    zeros = gzip.compress(bytes(2**24))
+    with made.bold.open("ab") as handle:
+        for _ in range(60):  # a gigabyte in a megabyte
+            handle.write(zeros)
+    tracemalloc.start()
+    with refused("scan holds more volumes than its header says"):
+        made.load()
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_what_nibabel_mends_in_a_header_is_told_in_the_report_and_not_on_stderr(tree, capfd):
+    made = tree()
+    made.edit((254, (99).to_bytes(2, "little")))  # sform_code
+    assert "the header was mended: sform_code 99 not valid" in " ".join(made.locate().warnings)
+    made.load()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("there", ["folder", "link to nothing", "link to itself"])
+def test_what_is_no_file_is_refused(tree, there):
+    made = tree()
+    made.bold.unlink()
+    if there == "folder":
+        made.bold.mkdir()
+    else:
+        made.bold.symlink_to("nothing" if there == "link to nothing" else made.bold.name)
+    with refused("scan is no file"):
+        made.locate()
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "match"),
+    [
+        ("[" * 100_000, "not readable JSON"),
+        (f'{{"RepetitionTime": 1{"0" * 400}}}', "RepetitionTime in the sidecar must be a number"),
+        (f'{{"RepetitionTime": {{"{"x" * 5000}": 1}}}}', "RepetitionTime in the sidecar must be a number"),
+        ('{"RepetitionTime": 0.608, "StartTime": 1e300}', "StartTime in the sidecar must be a number"),
+    ],
+)
+def test_a_sidecar_of_a_stranger_is_refused_in_one_line(tree, sidecar, match):
+    with refused(match) as caught:
+        tree(sidecar=sidecar).locate()
+    assert len(str(caught.value)) <= 1000
+
+
+def test_region_names_that_are_no_list_name_nothing(tree):
+    assert list(tree(sidecar={"RepetitionTime": T_R, "ROINames": 7}).load().regions) == ["volume"]
+
+
+@pytest.mark.parametrize("onset", ["1e15", "-1e15", "9" * 400])
+def test_a_sound_that_begins_in_another_age_is_refused(tree, onset):
+    with refused("onset"):
+        tree(events=f"onset\tduration\ttrial_type\n{onset}\t6\tmusic\n").load()
+
+
 @pytest.mark.parametrize("shape", [SHAPE, (*SHAPE, 1)])
 def test_a_single_volume_is_no_run(tree, shape):  # S11
     with refused("holds one volume of shape .* - a film run needs a 4-D image"):

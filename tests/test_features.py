@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tracemalloc
 import warnings
 from contextlib import contextmanager
 
@@ -276,6 +277,42 @@ def test_a_cut_wav_is_noticed(tmp_path):  # A04
         read_sound(tmp_path / "cut.wav", sample_rate=RATE)
 
 
+def test_a_cut_or_changed_ogg_is_noticed(tmp_path):
+    whole = write(tmp_path / "whole.ogg", syllables(4.0)).read_bytes()
+    open_sound(tmp_path / "whole.ogg")
+    last = whole.rindex(b"OggS")
+    for content in (whole[:last], whole[: len(whole) // 2], whole[:-1]):
+        (tmp_path / "cut.ogg").write_bytes(content)
+        with refused("sound (stops before its end|file is damaged after)"):
+            open_sound(tmp_path / "cut.ogg")
+    for place in range(0, len(whole), len(whole) // 40):
+        (tmp_path / "flipped.ogg").write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with refused("sound file is damaged|unknown kind"):
+            open_sound(tmp_path / "flipped.ogg")
+
+
+def test_a_header_that_speaks_of_more_samples_than_there_are_costs_no_memory(tmp_path):
+    path = write(tmp_path / "a.flac", syllables(4.0))
+    content = bytearray(path.read_bytes())
+    content[21] |= 0x0F  # the highest bits of the number of samples: 64 thousand million
+    path.write_bytes(content)
+    tracemalloc.start()
+    with refused("sound stops at|damaged"):
+        open_sound(path)
+    assert tracemalloc.get_traced_memory()[1] < 1e9
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rate", [1, 7, 2**31 - 1])
+def test_a_rate_that_no_sound_has_is_refused(tmp_path, rate):
+    path = write(tmp_path / "a.wav", syllables())
+    content = bytearray(path.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+    with refused(f"a rate of {rate} Hz cannot be right"):
+        open_sound(path)
+
+
 # --- video ------------------------------------------------------------------------------
 
 
@@ -393,6 +430,18 @@ def test_a_missing_or_binary_table_gives_one_line(tmp_path):
 def test_a_ragged_table_gives_one_line(tmp_path):
     with refused("not a tab-separated table"):
         annotation_features([write_text(tmp_path / "w.tsv", "onset\toffset\n0.1\t0.2\n0.1\t0.2\t3\t4\n")], duration=1.0)
+
+
+@pytest.mark.parametrize("row", ["0.1\t0.2\t", "word\t0.1\t0.2"])
+def test_rows_of_more_cells_than_names_are_refused_and_not_shifted(tmp_path, row):
+    with refused("has rows of more cells than it has column names"):
+        annotation_features([write_text(tmp_path / "w.tsv", f"onset\toffset\n{row}\n{row}\n")], duration=1.0)
+
+
+@pytest.mark.parametrize("time", ["9" * 400, "1e999", "-inf"])
+def test_a_time_beyond_all_times_gives_one_line(tmp_path, time):
+    with refused("onset in .*w.tsv must be a number of seconds"):
+        annotation_features([write_text(tmp_path / "w.tsv", f"onset\toffset\n{time}\t0.2\n")], duration=1.0)
 
 
 @pytest.mark.parametrize("row", ["n/a\t0.5", "0.4\tn/a"])

@@ -1,6 +1,7 @@
 """The network, its score over all voxels, and its checkpoint, whose file runs nothing."""
 
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -118,6 +119,55 @@ def test_damaged_or_missing_checkpoint_is_one_line(model, tmp_path):  # M06
             load_checkpoint(path)
         assert "\n" not in str(error.value)
         assert error.value.exit_code == 6
+
+
+def test_a_flipped_bit_of_a_weight_is_noticed(model, tmp_path):
+    path = tmp_path / "best.ckpt"
+    save_checkpoint(path, model, FACTS)
+    content, weight = bytearray(path.read_bytes()), model.net[0].weight.detach().numpy().tobytes()
+    content[content.index(weight) + 2] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)  # torch says nothing
+    with pytest.raises(ModelError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused(model, tmp_path):
+    path = tmp_path / "best.ckpt"
+    save_checkpoint(path, model, FACTS)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ModelError, match="damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"hidden_dims": [10**6, 10**6]}, {"n_outputs": 2**40}, {"n_past": 2**50}, {"n_features": 0}]
+)
+def test_sizes_that_the_weights_do_not_have_are_refused_without_memory_for_them(model, tmp_path, sizes, capfd):
+    path = tmp_path / "best.ckpt"
+    save_checkpoint(path, model, FACTS)
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"] |= sizes
+    torch.save(content, path)
+    with pytest.raises(ModelError, match=r"damaged or not a safe checkpoint \(RuntimeError\)") as error:
+        load_checkpoint(path)
+    assert "allocate" not in str(error.value.__cause__)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_that_share_one_place_are_refused(model, tmp_path):
+    path = tmp_path / "best.ckpt"
+    save_checkpoint(path, model, FACTS)
+    content = torch.load(path, weights_only=True)
+    weight = content["state_dict"]["net.0.weight"]
+    content["state_dict"]["net.0.weight"] = torch.zeros(1).expand(weight.shape)
+    torch.save(content, path)
+    with pytest.raises(ModelError, match="TypeError"):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("missing", ["hyper_parameters", "state_dict", "bold_audio"])

@@ -274,6 +274,32 @@ def test_outputs_inside_the_raw_data_are_refused():
         load_params("09", outputs_dir="data/ds003688/sub-09")
 
 
+@pytest.mark.parametrize("name", ["data_dir", "outputs_dir", "mask", "data_note", "mlflow_uri"])
+@pytest.mark.parametrize("text", ["a\0b", "a\x1b[31m", "a\ud800"])
+def test_text_that_cannot_be_a_name_or_written_is_refused(name, text):
+    with refused(f"{name}: must not hold control characters"):
+        load_params("sim", **{name: text})
+
+
+def test_text_within_lists_and_dictionaries_is_looked_at_too():
+    with refused("annotation_tables"):
+        load_params("sim", annotation_tables=[["a", "b\0"]])
+    with refused("regions"):
+        load_params("sim", regions={"a": {"mask": "b\0"}})
+
+
+def test_the_home_of_nobody_is_refused():
+    with refused("there is no home folder for ~nobody_at_all/x - write the whole path"):
+        load_params("sim", outputs_dir="~nobody_at_all/x")
+
+
+@pytest.mark.parametrize("name", ["CON", "nul", "Aux.txt", "com1", "LPT9.onnx"])
+def test_names_that_windows_keeps_for_itself_are_refused(name):  # P14
+    with refused("model_name"):
+        load_params("sim", model_name=name)
+    assert load_params("sim", model_name=f"{name}sole".replace(".", "_")).model_name
+
+
 # --- parameter files --------------------------------------------------------------------
 
 
@@ -294,6 +320,10 @@ def test_yaml_that_would_run_code_is_refused_with_its_line(tmp_path):
         (b"hello", "must hold 'name: value' lines, got a str"),
         (b"\xff\xfe\x00a", "cannot read parameter file .* - write it as"),
         (b"a: \x00", "cannot read parameter file .* - write it as"),
+        (b"a: &x [1, 2]\nb: [*x, *x, *x]\n", "cannot read parameter file .*, line 2 - write it as"),
+        (b"[" * 5000, "cannot read parameter file .* - write it as"),
+        (b"task: 2001-13-01", "cannot read parameter file .* - write it as"),
+        (b"seed: " + b"9" * 5000, "cannot read parameter file .* - write it as"),
     ],
 )
 def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, content, match):

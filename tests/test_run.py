@@ -127,7 +127,15 @@ def test_values_are_read_as_yaml():
 
 def test_value_that_cannot_be_read_or_would_run_code_is_refused(tmp_path):
     canary = tmp_path / "canary"
-    for value in ("[4, 5", f"!!python/object/apply:os.mkdir ['{canary}']", "a: b: c", "\x00"):
+    for value in (
+        "[4, 5",
+        f"!!python/object/apply:os.mkdir ['{canary}']",
+        "a: b: c",
+        "\x00",
+        "[&a [1], *a]",
+        "[" * 5000,
+        "2001-13-01",
+    ):
         with pytest.raises(ParameterError, match="-p delays: cannot read .* quote it"):
             parse_given([("delays", value)])
     assert not canary.exists()

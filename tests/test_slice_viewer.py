@@ -288,6 +288,9 @@ def test_images_that_cannot_be_shown_are_refused(tmp_path):
     (tmp_path / "cut.nii.gz").write_bytes(path.read_bytes()[:-900])
     with pytest.raises(DataError, match="scan damaged"):
         SliceViewer.open(tmp_path / "cut.nii.gz", cache=tmp_path / "cache")
+    (tmp_path / "long.nii.gz").write_bytes(path.read_bytes() + gzip.compress(bytes(2**22)))
+    with pytest.raises(DataError, match="scan holds more volumes than its header says"):
+        SliceViewer.open(tmp_path / "long.nii.gz", cache=tmp_path / "cache")
     short = gzip.decompress(path.read_bytes())[:-900]
     (tmp_path / "short.nii").write_bytes(short)
     with pytest.raises(DataError, match="scan damaged"):
