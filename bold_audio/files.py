@@ -26,7 +26,9 @@ def one_line(text):
     'no subject \\\\x1b[31m in sub-\\\\ud8ff'
     """
     words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
-    return words if len(words) <= LONGEST else f"{words[: LONGEST // 2]} … {words[3 - LONGEST // 2 :]}"
+    if len(words) > LONGEST:
+        words = f"{words[: LONGEST // 2].rstrip()} … {words[3 - LONGEST // 2 :].lstrip()}"
+    return words
 
 
 class BoldAudioError(Exception):

@@ -1,6 +1,7 @@
 """Every parameter, typed and checked: common < dataset file < subject file < what the caller passes."""
 
 import difflib
+import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -55,7 +56,10 @@ def _texts(value):
 
 
 def _home(path):
-    """A path whose ``~`` is the home of who runs this."""
+    """A path whose ``~`` is the home of who runs this, of a length that disks take."""
+    written = [os.fsencode(part) for part in Path(path).parts]
+    if len(os.fsencode(path)) > 4000 or max(map(len, written), default=0) > 255:
+        raise ParameterError(f"the path {str(path)[:60]} … is longer than a disk takes - choose a shorter one")
     try:
         return Path(path).expanduser()
     except RuntimeError:

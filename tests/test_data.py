@@ -150,7 +150,7 @@ def test_the_repetition_time_is_found(tree, in_header, unit, in_sidecar, source,
         (0.608, "sec", None, "sidecar", "there is no RepetitionTime - set t_r_source header"),
         (0.0, "sec", None, None, "a repetition time of 0 s cannot be right - "),
         (608, "sec", 608, None, "a repetition time of 608 s cannot be right - "),
-        (0.608, "sec", float("nan"), None, "a repetition time of nan s cannot be right - "),
+        (0.608, "sec", float("nan"), None, "RepetitionTime in the sidecar must be a number, got nan - "),
         (0.608, "sec", -0.608, "sidecar", "a repetition time of -0.608 s cannot be right - "),
     ],
 )

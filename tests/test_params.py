@@ -293,6 +293,14 @@ def test_the_home_of_nobody_is_refused():
         load_params("sim", outputs_dir="~nobody_at_all/x")
 
 
+@pytest.mark.parametrize("name", ["data_dir", "outputs_dir", "audio_path", "derivatives"])
+@pytest.mark.parametrize("path", ["x" * 256, "é" * 130, "d/" * 3000])
+def test_paths_that_no_disk_takes_are_refused(name, path):
+    with refused("is longer than a disk takes - choose a shorter one"):
+        params = load_params("sim", **{name: path})
+        assert params.audio_files and params.derivatives_path
+
+
 @pytest.mark.parametrize("name", ["CON", "nul", "Aux.txt", "com1", "LPT9.onnx"])
 def test_names_that_windows_keeps_for_itself_are_refused(name):  # P14
     with refused("model_name"):
