@@ -1,9 +1,12 @@
 """What was planted in a simulated subject: the answer that real data do not have."""
 
-import json
-
 import nibabel as nib
 import numpy as np
+
+from bold_audio.files import DataError, read_json
+
+
+ANEW = "simulate the subject anew, or delete this folder"
 
 
 def read_truth(params):
@@ -18,10 +21,13 @@ def folder_of(params):
 
 
 def _simulated_truth(folder):
-    truth = json.loads((folder / "truth.json").read_text())
-    truth["labels"] = {region["name"]: region["label"] for region in truth["regions"]}
-    truth["region_map"] = next(folder.glob("*_dseg.nii.gz"))
-    truth["r2_map"] = next(folder.glob("*r2*.nii.gz"))
+    truth = read_json(folder / "truth.json", mend=ANEW)
+    try:
+        truth["labels"] = {str(region["name"]): region["label"] for region in truth["regions"]}
+        truth["region_map"] = next(folder.glob("*_dseg.nii.gz"))
+        truth["r2_map"] = next(folder.glob("*r2*.nii.gz"))
+    except (KeyError, TypeError, StopIteration) as error:
+        raise DataError(f"{folder} lacks what a simulation leaves ({type(error).__name__}) - {ANEW}") from error
     return truth
 
 
@@ -48,8 +54,10 @@ def planted_regions(truth, mask):
     -------
     dict of str to array of bool, shape (n_voxels,)
     """
-    label = np.asarray(nib.load(truth["region_map"]).dataobj)[mask]
-    r2 = np.asarray(nib.load(truth["r2_map"]).dataobj)[mask]
+    try:
+        label, r2 = (np.asarray(nib.load(truth[name]).dataobj)[mask] for name in ("region_map", "r2_map"))
+    except Exception as error:  # whatever nibabel and NumPy make of a damaged map, or of one in another grid
+        raise DataError(f"{truth['region_map'].parent} has maps that cannot be read - {ANEW}") from error
     planted = {f"planted_{name}": label == number for name, number in truth["labels"].items()}
     regions = {name: where for name, where in planted.items() if where.any()}
     if np.any(r2 >= 0.2):

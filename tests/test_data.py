@@ -1029,6 +1029,22 @@ def test_planted_regions_are_known_voxel_by_voxel(planted):
     assert np.all(left[4:8, 6, 5:7] == 1)
 
 
+@pytest.mark.parametrize("harm", ["[]", "{", '{"regions": [1]}', '{"regions": 7}', "no map", "cut map", "another grid"])
+def test_a_truth_that_no_simulation_left_is_refused(planted, harm):
+    folder = planted.root / "derivatives" / "truth" / "sub-01"
+    label = folder / "sub-01_desc-planted_dseg.nii.gz"
+    if harm == "no map":
+        label.unlink()
+    elif harm == "cut map":
+        label.write_bytes(label.read_bytes()[:60])
+    elif harm == "another grid":
+        nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), label)
+    else:
+        (folder / "truth.json").write_text(harm)
+    with refused("simulate the subject anew, or delete this folder"):
+        planted.load(mask="brain")
+
+
 def test_planted_regions_are_not_claimed_on_another_grid(planted):
     assert list(planted.load(downsample=2).regions) == ["volume"]
 
