@@ -19,6 +19,7 @@ import yaml
 from bold_audio import files
 from bold_audio.access import BUSY
 from bold_audio.files import AccessError, DataError, MachineError
+from bold_audio.params import read_yaml
 from bold_audio.registry import RELEASE, SHARED, ReleaseFile, is_right
 
 ENTRIES, SOUND_ENTRY = "data/ds003688.dvc", "data/ds003688_sound.dvc"
@@ -85,7 +86,7 @@ def sound_entry(root):
     if not path.is_file():
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
         (out,) = content["outs"]
         return ReleaseFile(SHARED, "sound", out["path"], out["size"], out["md5"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:

@@ -162,8 +162,9 @@ def _check_riff(path):
         byte_rate = 0
         while len(header := handle.read(8)) == 8:
             kind, length = header[:4], int.from_bytes(header[4:], "little")
+            after = handle.tell() + length + length % 2
             if kind == b"fmt ":
-                byte_rate = int.from_bytes(handle.read(length)[8:12], "little")
+                byte_rate = int.from_bytes(handle.read(12)[8:], "little")
             elif kind == b"data":
                 there = size - handle.tell()
                 # Lengths of 0 and 2³² − 1 are what a recorder writes before it knows.
@@ -173,8 +174,7 @@ def _check_riff(path):
                         f"sound stops at {heard:.1f} s, its header says {said:.1f} s: {path} - copy it again"
                     )
                 return
-            else:
-                handle.seek(length + length % 2, 1)
+            handle.seek(after)
 
 
 def _check_ogg(path):

@@ -5,7 +5,6 @@ import numpy as np
 
 from bold_audio.files import DataError, read_json
 
-
 ANEW = "simulate the subject anew, or delete this folder"
 
 
