@@ -322,12 +322,10 @@ def read_yaml(text):
     """
     try:
         return yaml.load(text, Loader=_PlainLoader)
-    except (
-        ValueError,
-        RecursionError,
-        AttributeError,
-    ) as error:  # a 13th month, thousands of brackets, !!float on a list
-        raise yaml.YAMLError(str(error)) from None
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # yaml lets out what a 13th month, !!bool maybe or thousands of brackets raise in it
+        raise yaml.YAMLError(str(error)) from error
 
 
 def read_parameter_file(path):

@@ -15,6 +15,7 @@ with pytest.MonkeyPatch.context() as patch:
     from strangers import Kind
 
 PER_KIND = 8
+LINUX = pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is limited by Linux' means")
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def done(tmp_path_factory):
     return fuzz.run_cases(cases, tmp_path_factory.mktemp("fuzz"))
 
 
+@LINUX
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_inputs_from_strangers(done, kind):
@@ -32,6 +34,7 @@ def test_inputs_from_strangers(done, kind):
     assert [one for one in mine if one["outcome"] not in fuzz.PASSES] == []
 
 
+@LINUX
 @pytest.mark.slow
 def test_the_cases_meet_whole_and_refused_inputs(done):
     outcomes = Counter(one["outcome"] for one in done)

@@ -331,6 +331,10 @@ def test_yaml_that_would_run_code_is_refused_with_its_line(tmp_path):
         (b"a: &x [1, 2]\nb: [*x, *x, *x]\n", "cannot read parameter file .*, line 2 - write it as"),
         (b"[" * 5000, "cannot read parameter file .* - write it as"),
         (b"task: 2001-13-01", "cannot read parameter file .* - write it as"),
+        (b"allow_short: !!bool maybe", "cannot read parameter file .* - write it as"),
+        (b"seed: !!int ''", "cannot read parameter file .* - write it as"),
+        (b"task: !!timestamp x", "cannot read parameter file .* - write it as"),
+        (b"gap: 1" + b":01" * 400 + b".5", "cannot read parameter file .* - write it as"),
         (b"seed: " + b"9" * 5000, "cannot read parameter file .* - write it as"),
     ],
 )
