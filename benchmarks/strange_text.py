@@ -40,7 +40,7 @@ YAMLS = (
     "? {a: 1}\n: 2",
     f"n_mfcc: {'9' * 5000}", f"sample_rate: {'9' * 400}", "seed: 0x" + "f" * 400, "lr: 1e999", "lr: .nan", "gap: -.inf",
     "task: 2001-99-99", "task: 2001-01-01", "task: 12:30:45", "subject: 011", "1: 2", "null: 3", "true: no", "~: ~",
-    ".nan: 1",
+    ".nan: 1", "gap: !!int ''", "gap: !!bool maybe", "gap: !!timestamp x", "gap: !!float x", f"gap: 1{':01' * 400}.5",
     "task: \0", "task: a\x07", "\ufeffgap: 16", "task: \ud800", "<<: {task: x}", "<<: [1, 2]",
     "task: *nothing", "%YAML 9.9\n---\n",
     "---\na: 1\n---\nb: 2", "task: |\n  x\n  y", "gap: '16'", "gap: yes", "gap: 16\ngap: 17", "data_dir: 'a\\0b'",
@@ -495,7 +495,7 @@ def make_nothing(folder):
 
 
 def markup(rng, folder, text):
-    return chosen(rng, MARKUP) if text is None or rng.random() < 0.5 else text
+    return chosen(rng, MARKUP) if text is None else f"a{text}b"
 
 
 def read_page(folder, given):

@@ -221,9 +221,7 @@ def read_table(path, *, columns):
     except (ValueError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a tab-separated table ({reason}) - fetch it again") from error
-    if not isinstance(
-        table.index, pd.RangeIndex
-    ):  # pandas would take the first column for row names, and shift all others
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for names of rows: all are shifted
         raise DataError(f"{path} has rows of more cells than it has column names - mend the table")
     missing = [c for c in columns if c not in table.columns]
     if missing or not len(table):

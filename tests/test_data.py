@@ -399,7 +399,7 @@ def test_region_names_that_are_no_list_name_nothing(tree):
 
 @pytest.mark.parametrize("onset", ["1e15", "-1e15", "9" * 400])
 def test_a_sound_that_begins_in_another_age_is_refused(tree, onset):
-    with refused("onset"):
+    with refused("an onset of the sound of .* s cannot be right|onset in .* must be a number of seconds"):
         tree(events=f"onset\tduration\ttrial_type\n{onset}\t6\tmusic\n").load()
 
 

@@ -196,12 +196,13 @@ def test_a_finished_training_is_not_trained_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", [b"", b"<html>", "torn", "one bit"])
 def test_a_damaged_checkpoint_is_made_again(tmp_path, damage):
-    first, last = run_training(tmp_path, max_epochs=10), tmp_path / "last.ckpt"
+    first, last = run_training(tmp_path / "straight", max_epochs=10), tmp_path / "halted" / "last.ckpt"
+    run_training(tmp_path / "halted", max_epochs=5)
     whole = last.read_bytes()
     weight = whole.index(torch.load(last, weights_only=True)["state_dict"]["net.0.weight"].numpy().tobytes())
     flipped = whole[: weight + 3] + bytes([whole[weight + 3] ^ 1]) + whole[weight + 4 :]
     last.write_bytes({"torn": whole[:-100], "one bit": flipped}.get(damage, damage))
-    again = run_training(tmp_path, max_epochs=10)
+    again = run_training(tmp_path / "halted", max_epochs=10)
     assert same_weights(weights_of(first.model), weights_of(again.model))
 
 
