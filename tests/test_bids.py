@@ -345,9 +345,8 @@ def test_one_sound_serves_all_runs(subject):
     np.testing.assert_array_equal(at[:300], at[300:])
     assert one.sound.source.count("film") == 1
     both = subject()
-    assert (
-        "film.wav and sound file film2.wav" in both.sound.source and len(both.input_md5) == 8
-    )  # two runs, their sidecars and events, two sounds
+    assert "film.wav and sound file film2.wav" in both.sound.source
+    assert len(both.input_md5) == 8  # two runs, their sidecars and events, two sounds
 
 
 # --- preprocessed runs --------------------------------------------------------------------
