@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +16,28 @@ from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import yaml
+from release import (
+    BOLD,
+    ROOT,
+    SUBJECT,
+    T1W,
+    TOKEN,
+    child,
+    data,
+    fill,
+    git,
+    make_certificate,
+    make_clone,
+    nothing_but,
+    own_surroundings,
+    pattern,
+    release_content,
+    release_items,
+    store,
+    traces,
+)
 from webdav import WebDav
 
 from bold_audio import access, dvcrepo, execution, fetch, openneuro, registry, run
@@ -30,37 +48,21 @@ from bold_audio.params import load_params
 from bold_audio.registry import ReleaseFile
 
 pytestmark = pytest.mark.slow  # together a minute
-ROOT = Path(__file__).parents[1]
-TOKEN = "y0_planted-SECRET-token.7Qz"
-BOLD = "sub-09/ses-mri3t/func/sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"
-T1W = "sub-09/ses-mri3t/anat/sub-09_ses-mri3t_run-1_T1w.nii.gz"
-WORDS = "stimuli/annotations/sound/words.tsv"
-OTHER = BOLD.replace("09", "13")
-SIZES = {BOLD: 2_000_000, T1W: 2_000, WORDS: 300, OTHER: 1_000}
-KINDS = {BOLD: ("09", "bold"), T1W: ("09", "T1w"), WORDS: ("n/a", "annotation"), OTHER: ("13", "bold")}
-SUBJECT = [BOLD, T1W, WORDS]  # what subject 09 needs
 
 
 @pytest.fixture(scope="module")
 def content():
-    rng = np.random.default_rng(0)
-    return {path: rng.bytes(size) for path, size in SIZES.items()}
+    return release_content()
 
 
 @pytest.fixture(scope="module")
 def items(content):
-    return [ReleaseFile(*KINDS[path], path, len(body), hashlib.md5(body).hexdigest()) for path, body in content.items()]
+    return release_items(content)
 
 
 @pytest.fixture(autouse=True)
 def _own_surroundings(monkeypatch, tmp_path):
-    """DVC's machine-wide folders inside the test's own, the token set, no proxy."""
-    for name in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG"):
-        monkeypatch.setenv(f"DVC_{name}_DIR", str(tmp_path / "dvc" / name))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
+    own_surroundings(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -81,16 +83,7 @@ def clone(tmp_path, remote, items, monkeypatch):
     """Function: a clone of the project as git has it, with a small registry; main() works in the last one made."""
 
     def make(name):
-        root = tmp_path / name
-        for kept in ("data/.gitignore", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
-            (root / kept).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / kept, root / kept)
-        shutil.copytree(ROOT / "params", root / "params")
-        (root / "notebooks").mkdir()
-        dvcrepo.track(root, remote, items)
-        git(root, "init", "-q")
-        git(root, "add", "-A")
-        git(root, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "all")
+        root = make_clone(tmp_path / name, remote, items)
         monkeypatch.setenv("BOLD_AUDIO_ROOT", str(root))
         return root
 
@@ -98,28 +91,10 @@ def clone(tmp_path, remote, items, monkeypatch):
     return make
 
 
-def git(root, *arguments):
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def data(root):
-    return root / "data" / "ds003688"
-
-
-def fill(root, content, paths=tuple(SIZES)):
-    for path in paths:
-        (data(root) / path).parent.mkdir(parents=True, exist_ok=True)
-        (data(root) / path).write_bytes(content[path])
-
-
 @pytest.fixture
 def here(clone, content, server, items):
     """A clone without data, beside a server on which the objects of all files lie, as `publish` puts them there."""
-    for item in items:
-        stored = server.folder / "deep/store/files/md5" / item.md5[:2] / item.md5[2:]
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        stored.write_bytes(content[item.path])
+    store(server.folder / "deep/store", items, content)
     return clone("here")
 
 
@@ -132,18 +107,6 @@ def get(here, remote, items):
         return fetch_subjects(["09"], data(here), **{**usual, **changed})
 
     return get
-
-
-def nothing_but(root, paths):
-    """Assert that no other files lie in the dataset than these, whole, and the facts that `fetch` writes."""
-    there = {p.relative_to(data(root)).as_posix() for p in data(root).rglob("*") if p.is_file()}
-    facts = {p for p in there if p.endswith((".json", "_events.tsv"))}
-    assert there - facts == set(paths)
-
-
-def pattern(items, path, method="GET"):
-    (item,) = (item for item in items if item.path == path)
-    return f"{method} .*/{item.md5[2:]}"
 
 
 # What is committed
@@ -481,20 +444,6 @@ def untrusted(tmp_path):
     running.close()
 
 
-def make_certificate(path):
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
-    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    path.write_bytes(key.private_bytes(*form) + made.sign(key, hashes.SHA256()).public_bytes(form[0]))
-
-
 def test_certificate_that_nobody_signed(command, untrusted):  # D03
     line = one_line(command("fetch", "--subject", "09", "--source", "dvc", url=untrusted.url), 4)
     assert f"{untrusted.host}: " in line and "certificate verify failed" in line.lower() and "check dvc_url" in line
@@ -538,34 +487,6 @@ def test_broken_download_that_stays(fault, get, here, server, items):  # D05, D0
     assert not (data(here) / BOLD).exists()
     (item,) = (item for item in items if item.path == BOLD)
     assert not dvcrepo.cached_object(here, item.md5).exists()
-
-
-CHILD = """
-import sys
-from pathlib import Path
-from bold_audio import fetch, registry
-from bold_audio.access import Remote
-root, url, limit, *rows = sys.argv[1:]
-items = [registry.ReleaseFile(*row.split("|")[:3], int(row.split("|")[3]), row.split("|")[4]) for row in rows]
-if int(limit):
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-remote = Remote("yandex", url, 2, 20)
-try:
-    fetch.fetch_subjects(["09"], Path(root) / "data/ds003688", source="dvc", remote=remote, root=root, items=items)
-except Exception as error:
-    print(f"{getattr(error, 'exit_code', 1)} {error}")
-"""
-
-
-def child(root, remote, items, *, limit=0):
-    rows = ["|".join(map(str, item)) for item in items]
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(root), remote.url, str(limit), *rows],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 def test_killed_fetch_is_completed_by_the_next(get, here, server, remote, items, content):  # D07
@@ -657,15 +578,6 @@ def test_address_that_is_not_safe_for_a_token(url, message):
 
 
 # D10: the token is nowhere but in the environment
-
-
-def traces(token):
-    """What a token looks like in a file: itself, and the middle of its base64 wherever it begins."""
-    found = [token.encode()]
-    for before in range(3):
-        coded = base64.b64encode(b"x" * before + token.encode())
-        found.append(coded[4 if before else 0 : len(coded) // 4 * 4 - 4])
-    return found
 
 
 def test_traces_are_found_where_a_token_is():  # the test of the test
