@@ -15,6 +15,7 @@ from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
+pytest.register_assert_rewrite("faults", "release")
 SMALL = (18, 22, 22)  # voxels: a small head in the same 641 volumes of the full-size run
 
 
@@ -45,6 +46,23 @@ def small_params(sim_dir, tmp_path):
         return load_params("sim", **(folders | given))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def earlier(tmp_path_factory):
+    """A finished run of small simulated subjects, in folders with awkward names."""
+    import faults  # which imports torch
+
+    return faults.earlier_run(tmp_path_factory.mktemp("earlier"))
+
+
+@pytest.fixture
+def site(earlier, tmp_path, monkeypatch, capfd):
+    """A copy of the earlier run's files that the test may spoil; the token is set."""
+    import faults
+
+    monkeypatch.setenv(TOKEN_VARIABLE, faults.TOKEN)
+    return faults.Site(faults.copy_of(earlier, tmp_path / "site"), capfd)
 
 
 @pytest.fixture(scope="session")
