@@ -2,7 +2,7 @@
 
 from bold_audio.files import DataError
 from bold_audio.params import DEFAULT_DATASET, SIMULATED
-from bold_audio.registry import check_fmri_subject
+from bold_audio.registry import RELEASE, check_fmri_subject, files_of
 
 MADE_ENTITIES = {"space", "res", "den", "desc", "label"}  # of preprocessing, not of the measurement
 
@@ -129,6 +129,23 @@ def find_t1w(params, bold):
     there = [path for folder in folders for path in sorted(folder.glob("*_T1w.nii*")) if path.is_file()]
     raw = [path for path in there if not MADE_ENTITIES & set(entities_of(path))]
     return [path for path in raw if path.suffix == ".gz" or path.with_name(f"{path.name}.gz") not in raw]
+
+
+def check_release_file(params, path, *, md5=None):
+    """Refuse a raw scan of ds003688 that is not the release's, by its size and, where given, its MD5.
+
+    Raises
+    ------
+    DataError
+    """
+    if params.dataset != DEFAULT_DATASET or params.derivatives is not None:
+        return
+    for item in files_of([params.subject]):
+        if params.data_path / item.path == path:
+            size = path.stat().st_size
+            what = f"{size} of {item.bytes} bytes" if size != item.bytes else f"its MD5 is not that of {RELEASE}"
+            if size != item.bytes or md5 not in (None, item.md5):
+                raise DataError(f"scan damaged: {what}: {path} - run 'bold-audio fetch --subject {params.subject}'")
 
 
 def _missing_run(params, wanted, run=None):

@@ -111,10 +111,12 @@ def load_run(files, params, *, train, level_on=None, table=None):
     mask_md5 = file_md5(_mask_file(params)) if params.mask not in ("brain", "none") else None
     tables = [table] if table is not None else [runs.read_confounds(part) for part in files.parts]
     from_tables = [confounds.used_of(one, params.confounds) for one in tables]
-    scans = [file_md5(path) for part in files.parts for path in (part.bold, part.mask) if path is not None]
+    scans = {path: file_md5(path) for part in files.parts for path in (part.bold, part.mask) if path is not None}
+    for part in files.parts:
+        bids.check_release_file(params, part.bold, md5=scans[part.bold])
     rows = [list(map(int, volumes)) for volumes in (train, *(level_on or ()))]
     code = code_fingerprint(bids, confounds, images, motion, runs, this)
-    key = "run-" + fingerprint(scans, settings, mask_md5, from_tables, rows, code)
+    key = "run-" + fingerprint(list(scans.values()), settings, mask_md5, from_tables, rows, code)
     made = {"train": train, "level_on": level_on, "tables": tables}
     folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, **made))
     if params.audio_onset is None:

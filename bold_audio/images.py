@@ -3,6 +3,7 @@
 import gzip
 import logging
 import math
+import os
 import zlib
 
 import nibabel as nib
@@ -14,6 +15,8 @@ LARGE, PACKED = 2**28, 200  # bytes; a scan that unpacks to more is never packed
 VOXEL = (1e-6, 1e9)  # mm³
 # nibabel puts right what it can in a header and prints a line each time it looks; `header_warnings` says it once.
 nib.imageglobals.logger.setLevel(logging.CRITICAL)
+# How a NIfTI file begins: the size of its header, 348 or 540 bytes, in either byte order.
+NOT_COMPRESSED = {size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")}
 
 
 def open_image(path, *, mmap=True):
@@ -40,9 +43,11 @@ def open_image(path, *, mmap=True):
         start = handle.read(64)
     if not start:
         raise DataError(f"scan is empty: {path} - fetch it again")
+    if path.suffix == ".gz" and start[:4] in NOT_COMPRESSED:
+        raise DataError(f"scan is not compressed: {path} - rename it to .nii")
     if path.suffix == ".gz" and start[:2] != b"\x1f\x8b":
         raise DataError(
-            f"scan is not compressed or a placeholder (first bytes {start[:24]!r}): {path} - fetch it again"
+            f"scan is a placeholder (first bytes {start[:24]!r}): {path} - the download did not finish, fetch it again"
         )
     try:
         image = nib.load(path, mmap=mmap)
@@ -71,6 +76,25 @@ def content_size(image):
     """Bytes of an opened image, header and values unpacked, and bytes of one volume, as its header says."""
     volume = math.prod(image.shape[:3]) * image.get_data_dtype().itemsize
     return image.dataobj.offset + volume * math.prod(image.shape[3:]), volume
+
+
+def check_length(image, path):
+    """Read an image to its last byte, with all checks of that, where its file is not as long as its header says.
+
+    Nobody should hear that the sound is too short when it is the header that is wrong.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    needed, held = content_size(image)[0], path.stat().st_size
+    if path.suffix == ".gz":  # ends with the length of what is packed, modulo 2³²
+        with path.open("rb") as handle:
+            handle.seek(-4, os.SEEK_END)
+            held, needed = int.from_bytes(handle.read(4), "little"), needed % 2**32
+    if held != needed:
+        read_whole(path)
 
 
 def read_whole(path):

@@ -8,7 +8,7 @@ import numpy as np
 from bold_audio import bids
 from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, as_numbers, read_table, read_times
 from bold_audio.files import DataError, read_json
-from bold_audio.images import header_warnings, open_image, orientation_warnings
+from bold_audio.images import check_length, header_warnings, open_image, orientation_warnings
 
 T_R_TOLERANCE = 0.01  # relative; PAR/REC and DICOM headers round to this
 LATE_END = 30.0  # s that a scan may go on after the last event of the sound: the sound has ended, the scanner has not
@@ -154,8 +154,10 @@ def locate_runs(params):
 
 def _read_run(path, params):
     image = open_image(path)
+    bids.check_release_file(params, path)
     if len(image.shape) != 4 or image.shape[3] < 2:
         raise DataError(f"{path.name} holds one volume of shape {image.shape} - a film run needs a 4-D image")
+    check_length(image, path)
     roots = [params.data_path] if params.derivatives is None else [params.data_path, params.derivatives_path]
     has, acquired = bids.entities_of(path), bids.acquired_of(path)
     sidecar, sidecars = {}, []

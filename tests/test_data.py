@@ -940,7 +940,9 @@ def test_another_scan_under_the_same_name_makes_another_entry(tree, readings):
 
 def test_a_damaged_scan_leaves_nothing_in_the_cache(tree):
     made = tree()
-    made.bold.write_bytes(made.bold.read_bytes()[:-2000])
+    content = bytearray(made.bold.read_bytes())
+    content[-2000] ^= 1  # as long as it should be: only reading it all shows the damage
+    made.bold.write_bytes(content)
     with refused("scan damaged"):
         made.load()
     assert not [p for p in made.params().cache_path.iterdir() if p.suffix != ".lock"]
@@ -1133,6 +1135,6 @@ def test_the_sidecar_and_events_of_ds003688_fit_each_other(shared, tmp_path):
     image = nib.Nifti1Image(np.zeros((2, 2, 2, 641), np.int16), np.diag([4.0, 4, 4, 1]))
     image.header.set_zooms((4, 4, 4, 0.608))
     nib.save(image, tmp_path / func / f"{name}_bold.nii.gz")  # the scan itself is not in the shared folder
-    files = locate_runs(load_params("09", data_dir=str(tmp_path)))
+    files = locate_runs(load_params("09", "standin", data_dir=str(tmp_path), session="mri3t", run=1))
     assert (files.t_r, files.onset, len(files.events)) == (0.608, 0.0, 13)
     assert files.volume_times[-1] == pytest.approx(640 * 0.608)
