@@ -277,10 +277,10 @@ class Params(BaseModel):
 
     @property
     def audio_files(self):
-        """The sound file, or one for each run: below ``data_dir``, else below the project folder; none without one."""
+        """Sound files: below ``data_dir``, or below the project folder where they are there alone."""
         paths = [self.audio_path] if isinstance(self.audio_path, str) else self.audio_path or []
-        below = [(self.data_path / _home(path)).resolve() for path in paths]
-        return [found if found.exists() else self.resolve(path) for found, path in zip(below, paths, strict=True)]
+        both = [((self.data_path / _home(path)).resolve(), self.resolve(path)) for path in paths]
+        return [there if there.exists() and not below.exists() else below for below, there in both]
 
 
 def normalise_subject(subject):

@@ -251,12 +251,24 @@ def _blocks(part):
 def _mfcc(params, part, path):
     settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
     made = features.cached_mfcc(path, params.cache_path, **settings)
-    if made.duration < part.heard - SHORT_SOUND and not params.allow_short:
-        raise DataError(
-            f"sound stops at {made.duration:.1f} s, the scan needs {part.heard:.1f} s of it: {path.name} - "
-            "use the whole sound, or set allow_short true to leave out the volumes after its end"
+    if made.duration < part.heard - SHORT_SOUND:
+        short = f"sound stops at {made.duration:.1f} s, the scan needs {part.heard:.1f} s of it"
+        if not params.allow_short:
+            raise DataError(
+                f"{short}: {path.name} - use the whole sound, or set allow_short true to leave out the volumes after "
+                "its end"
+            )
+        made = replace(
+            made, warnings=(*made.warnings, f"{short}: the last {_unheard(made, params, part)} volumes are left out")
         )
     return adopt.judge_sound(made, params, part, path)
+
+
+def _unheard(made, params, part):
+    """How many volumes at the end of a run the sound does not cover at some delay."""
+    design = design_of([made], part, response=params.response, n_lags=params.sound_lags)
+    covered = pairing.covered_volumes([design], [*params.delays, *params.mlp_delays])
+    return part.n_volumes - 1 - np.flatnonzero(covered)[-1] if covered.any() else part.n_volumes
 
 
 def open_subject(params):

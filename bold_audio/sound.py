@@ -1,5 +1,7 @@
 """A sound file → samples of one channel, with every check on a file that is not what it seems."""
 
+import contextlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -93,7 +95,7 @@ def open_sound(path):
     _check_riff(path)
     _check_ogg(path)
     try:
-        with soundfile.SoundFile(path) as handle:
+        with _decoder_silent(), soundfile.SoundFile(path) as handle:
             n_samples, rate = handle.frames, handle.samplerate
             samples = _read_pieces(handle)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
@@ -131,6 +133,19 @@ def _read_pieces(handle):
     while len(pieces[-1]) == PIECE // handle.channels:
         pieces.append(handle.read(PIECE // handle.channels, dtype="float32", always_2d=True))
     return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+
+@contextlib.contextmanager
+def _decoder_silent():
+    """Without the words that the MP3 decoder, which is no Python, writes to stderr: what is wrong is said here."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def clipped_share(samples):
