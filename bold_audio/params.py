@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bold_audio.files import ParameterError, project_root, without_credentials
 from bold_audio.region_specs import check_regions
@@ -31,9 +40,15 @@ def _no_bool(value):
     return value
 
 
+def _seconds(value):
+    if not 0 <= value <= 120:
+        raise ValueError("must be from 0 to 120 s")
+    return value
+
+
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=120, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_seconds)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 
@@ -341,10 +356,12 @@ def read_parameter_file(path):
         line = f", line {where.line + 1}" if where else ""
         raise ParameterError(f"cannot read parameter file {path}{line} - write it as 'name: value' lines") from error
     if not isinstance(content, dict):
-        raise ParameterError(f"{path} must hold 'name: value' lines, got a {type(content).__name__}")
+        raise ParameterError(f"{path} must hold 'name: value' lines, got a {type(content).__name__} - mend the file")
     if bare := re.search(r"^\s*subject:\s*(0\d+)\s*(?:#.*)?$", text, flags=re.MULTILINE):
         # YAML reads 011 as the octal number 9.
-        raise ParameterError(f'{path}: write the subject in quotes: "{bare[1]}"')
+        raise ParameterError(
+            f'{path}: YAML may read {bare[1]} as another number - write the subject in quotes: "{bare[1]}"'
+        )
     return content
 
 
@@ -392,11 +409,15 @@ def load_params(subject, dataset=None, **given):
     except ValidationError as error:
         raise ParameterError(_one_line(error)) from None
     except TypeError as error:
-        raise ParameterError(f"parameter names must be words ({error})") from None
-    for name in ("outputs_dir", "models_dir"):
-        folder = params.resolve(getattr(params, name))
+        raise ParameterError(
+            f"a parameter's name is no word ({error}) - see params/common.yaml for the names"
+        ) from None
+    for name in ("outputs_dir", "models_dir", "checkpoint_dir"):
+        folder = params.resolve(getattr(params, name) or params.outputs_dir)
         if folder == params.data_path or params.data_path in folder.parents:
-            raise ParameterError(f"{name} must lie outside the data, got {folder} inside {params.data_path}")
+            raise ParameterError(
+                f"{name} must lie outside the data, got {folder} inside {params.data_path} - choose another folder"
+            )
     return params
 
 
@@ -413,7 +434,8 @@ def _one_line(error):
     got = without_credentials(str(first["input"]))[:80]
     whole = first["type"] == "value_error" and (not first["loc"] or " - " in what)  # it says what to do itself
     value = "" if whole else f", got {got!r}"
-    return f"{name}: {what[0].lower() + what[1:]}{value}"
+    mend = "" if " - " in what else f" - see {name.split('.')[0]} in params/common.yaml"
+    return f"{name}: {what[0].lower() + what[1:]}{value}{mend}"
 
 
 def nearest(name):

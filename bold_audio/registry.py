@@ -4,6 +4,7 @@
 (CC0, doi 10.18112/openneuro.ds003688.v1.0.7). The film and its sound are not in the release.
 """
 
+import difflib
 import math
 from collections import namedtuple
 from functools import cache
@@ -38,12 +39,16 @@ def fmri_subjects(registry=None):
 
 
 def check_fmri_subject(subject, registry=None):
-    """Refuse a subject of whom the release holds no fMRI, and name those it holds."""
+    """Refuse a subject of whom the release holds no fMRI; name those it holds, and the nearest to a misspelt one."""
     known = fmri_subjects(registry)
     if subject not in known:
-        absent = subject in [f"{number:02}" for number in range(1, 64)]  # 63 people, those without fMRI have iEEG
-        what = f"sub-{subject} has no fMRI (iEEG only)" if absent else f"unknown subject {subject!r}"
-        raise ParameterError(f"{what} - fMRI subjects: {' '.join(known)}")
+        listed = f"fMRI subjects: {' '.join(known)}"
+        if subject in [f"{number:02}" for number in range(1, 64)]:  # 63 people, those without fMRI have iEEG
+            raise ParameterError(f"sub-{subject} has no fMRI (iEEG only) - {listed}")
+        alike = {one: difflib.SequenceMatcher(None, str(subject), one).ratio() for one in known}
+        close = max(known, key=alike.get)
+        meant = f"did you mean {close}? " if alike[close] >= 0.5 else ""
+        raise ParameterError(f"unknown subject {subject!r} - {meant}{listed}")
 
 
 def files_of(subjects, registry=None):

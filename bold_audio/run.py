@@ -109,8 +109,15 @@ def _say(text):
     sys.stdout.flush()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one line."""
+
+    def error(self, message):
+        self.exit(2, f"bold_audio: {message} - see '{self.prog} --help'\n")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(prog="bold-audio", description=__doc__)
+    parser = _Parser(prog="bold-audio", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     simulate = commands.add_parser("simulate", help="make a SIMULATED subject with a known answer")
@@ -276,7 +283,11 @@ def _predict(options):
     params = load_params(options.subject, options.dataset, **given)
     options.current = params.subject
     if options.out is not None and not options.out.name.endswith(".nii.gz"):
-        raise ParameterError(f"out must end in .nii.gz, got {options.out.name}")
+        raise ParameterError(f"out must end in .nii.gz, got {options.out.name} - give it that ending")
+    if options.out is not None and params.data_path in options.out.resolve().parents:
+        raise ParameterError(
+            f"out must lie outside the data, got {options.out} inside {params.data_path} - choose another folder"
+        )
     if not options.sound.is_file():
         raise DataError(f"no sound file at {options.sound} - give the path of a wav, flac, ogg or mp3 file")
     predictor = serving.open_named(params, params.exported_as(params.served_model))

@@ -1,6 +1,7 @@
 """One small simulated BIDS tree for all tests, and the shared folder of real data where it is."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import requests
 
 from bold_audio.access import TOKEN_VARIABLE
+from bold_audio.files import project_root
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
@@ -63,6 +65,15 @@ def site(earlier, tmp_path, monkeypatch, capfd):
 
     monkeypatch.setenv(TOKEN_VARIABLE, faults.TOKEN)
     return faults.Site(faults.copy_of(earlier, tmp_path / "site"), capfd)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project folder of its own, without data."""
+    folder = tmp_path / "project"
+    for part in ("params", "notebooks"):
+        shutil.copytree(project_root() / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -115,7 +115,7 @@ def test_a_quoted_number_with_a_zero_is_taken(tmp_path, line):
 
 def test_a_subject_file_with_a_bare_number_is_refused_when_it_is_used(project):
     (project / "params" / "tiny" / "sub-01.yaml").write_text("subject: 01\n")
-    with refused('sub-01.yaml: write the subject in quotes: "01"'):
+    with refused('sub-01.yaml: .* - write the subject in quotes: "01"'):
         load_params("01", "tiny")
 
 
@@ -181,7 +181,7 @@ def test_a_wrong_value_is_refused_under_its_name(name, value):
 
 
 def test_the_message_tells_the_rule_and_the_value():
-    with refused(r"^dropout: input should be less than 1, got '1.5'$"):
+    with refused(r"^dropout: input should be less than 1, got '1.5' - see dropout in params/common.yaml$"):
         load_params("09", dropout=1.5)
     with refused(r"^delays: must be in increasing order, each delay once, got '\[5, 4\]'$"):
         load_params("09", delays=[5, 4])
@@ -437,8 +437,11 @@ def test_paths_are_the_same_from_every_folder(monkeypatch):
 
 def test_the_sound_file_lies_below_the_data_or_below_the_project(project):
     params = load_params("01", "tiny", audio_path="stimuli/film.wav")
-    assert params.audio_files == [project / "stimuli" / "film.wav"]
-    below = params.data_path / "stimuli" / "film.wav"
+    below, beside = (root / "stimuli" / "film.wav" for root in (params.data_path, project))
+    assert params.audio_files == [below], "one that is nowhere is expected in the dataset"
+    beside.parent.mkdir(parents=True)
+    beside.touch()
+    assert params.audio_files == [beside]
     below.parent.mkdir(parents=True)
     below.touch()
     assert params.audio_files == [below]

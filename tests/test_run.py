@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sysconfig
 from html.parser import HTMLParser
@@ -201,15 +200,6 @@ def test_second_run_of_a_subject_waits_for_nobody(capsys, tmp_path):
     assert status == 5
     assert re.fullmatch(r"bold_audio: sub-sim: sub-sim of sim is locked by another process .*\n", error)
     assert [p.name for p in folder.iterdir()] == [".lock"]
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A project folder of its own, without data."""
-    folder = tmp_path / "project"
-    for part in ("params", "notebooks"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    return folder
 
 
 @pytest.mark.slow
