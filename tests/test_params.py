@@ -183,7 +183,9 @@ def test_a_wrong_value_is_refused_under_its_name(name, value):
 def test_the_message_tells_the_rule_and_the_value():
     with refused(r"^dropout: input should be less than 1, got '1.5' - see dropout in params/common.yaml$"):
         load_params("09", dropout=1.5)
-    with refused(r"^delays: must be in increasing order, each delay once, got '\[5, 4\]'$"):
+    with refused(
+        r"^delays: must be in increasing order, each delay once, got '\[5, 4\]' - see delays in params/common.yaml$"
+    ):
         load_params("09", delays=[5, 4])
 
 
