@@ -70,11 +70,14 @@ class Predictor:
         given = {"features": X} | ({} if previous is None else {"previous": np.reshape(previous, (len(X), -1))})
         widths = input_widths(self.facts, self.facts["n_voxels"])
         if set(given) != set(widths):
-            raise ModelError(f"the model takes {' and '.join(widths)}, got {' and '.join(given)}")
+            raise ModelError(f"the model takes {' and '.join(widths)}, got {' and '.join(given)} - give just these")
         for name, array in given.items():
             array = given[name] = np.ascontiguousarray(array, dtype=np.float32)
             if array.ndim != 2 or array.shape[1] != widths[name]:
-                raise ModelError(f"the model expects {name} of width {widths[name]}, got shape {array.shape}")
+                raise ModelError(
+                    f"the model expects {name} of width {widths[name]}, got shape {array.shape} - make them with the "
+                    "settings of the bundle"
+                )
             if not np.isfinite(array).all():
                 raise ModelError(f"{name} hold NaN or infinite numbers - leave out volumes without sound")
         return given
