@@ -174,10 +174,20 @@ class Subject:
 
 
 def input_md5(params, files, *, others=()):
-    """MD5 of the scan's files and their sidecars, of what the sound was read from and of ``others``, by name."""
-    sources = [params.audio_files] if params.feature_source == "audio" else annotation_paths(params)
+    """MD5 of the scan's files and their sidecars, of what the sound is read from and of ``others``, by name.
+
+    Raises
+    ------
+    DataError
+        If what the sound is read from is not there.
+    """
+    heard = params.feature_source == "audio"
+    sources = list(itertools.chain(*([params.audio_files] if heard else annotation_paths(params))))
+    for path in sources:
+        if not path.is_file():  # whoever reads it says what to do
+            sound.open_sound(path) if heard else features.read_table(path, columns=())
     paths = [path for part in files.parts for path in (part.bold, part.mask, part.confounds, *part.beside)]
-    paths = [path for path in (*paths, *itertools.chain(*sources), *others) if path is not None]
+    paths = [path for path in (*paths, *sources, *others) if path is not None]
     names = [path.name for path in dict.fromkeys(paths)]
     return {path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)}
 

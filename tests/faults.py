@@ -109,7 +109,7 @@ def nothing_lost(before, after, *, subjects=("sim",)):
     what describes the outputs as a dataset.
     """
     failed = "|".join(subjects)
-    tells = rf"[^/]+/[\w-]+/(index\.html|sub-({failed})/(status\.json|\d\d_\w+\.ipynb|report/(index|\d\d_\w+)\.html))"
+    tells = rf"[^/]+/[\w-]+/(index\.html|sub-({failed})/((status|done)\.json|\d\d_\w+\.ipynb|report/(index|\d\d_\w+)\.html))"
     new = rf"{tells}|(.*/)?\.[^/]*lock(\.owner)?|[^/]+/cache/.*|[^/]+/[\w-]+/(dataset_description\.json|\.bidsignore)"
     new += rf"|[^/]+/[\w-]+/sub-({failed})/report/plotly\.min\.js|(.*/)?\.(fetch|dvc)/.*|.*\.part"
     new += rf"|[^/]+/[\w-]+/sub-({failed})/training/.*"
