@@ -30,7 +30,7 @@ from bold_audio.locking import remove_scratch
 from bold_audio.provenance import git_commit, package_versions
 
 EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, AccessError, MachineError, ModelError)}
-EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5}
+EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5, "OSError": 5}
 OPENING = "scan and sound"  # what comes before the first notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from bold_audio.files import ModelError
+from bold_audio.files import MachineError, ModelError
 from bold_audio.mlp import MONITOR, AudioFmriMLP, fold_basis, read_checkpoint, seed_of
 
 LOOK_EVERY = 5  # epochs between two looks at all voxels, each of which may leave a checkpoint
@@ -153,6 +153,8 @@ def train_mlp(X, targets, *, delay, settings, folder, space=None, n_previous=0, 
     ------
     ModelError
         If the loss is not a number.
+    MachineError
+        If a checkpoint cannot be written.
     """
     folder = Path(folder)
     n_past = 0 if space is None else n_previous * space.loadings.shape[1]
@@ -195,7 +197,13 @@ def train_mlp(X, targets, *, delay, settings, folder, space=None, n_previous=0, 
             losses.rows = rows
         else:
             last = folder / "last.ckpt" if rows else None
-            trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True if rows else None)
+            try:
+                trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True if rows else None)
+            except OSError as error:
+                raise MachineError(
+                    f"a checkpoint cannot be written in {folder} ({error.strerror}) - free space or permit writing; "
+                    "training goes on from the last one"
+                ) from error
         looks = [row for row in losses.rows if MONITOR in row]
         if not looks or not np.isfinite([looks[-1][n] for n in ("train_MSE", MONITOR)]).all():
             raise ModelError(f"the loss is not a number at epoch {len(losses.rows) - 1} - lower lr {settings.lr:g}")
