@@ -3,15 +3,20 @@
 import contextlib
 import ctypes
 import json
+import resource
 import signal
 import socket
+import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 import torch
 from bs4 import BeautifulSoup
-from faults import NOTE, OUTPUTS, one_line, rows, tree_hash
+from faults import NOTE, OUTPUTS, Said, command_line, nothing_lost, one_line, refused, rows, tree_hash
 from processes import python
 
 from bold_audio import mlp, workflow
@@ -106,6 +111,126 @@ def test_second_run_of_a_subject(site, row):
         site.refuse_run(5, [who, "wait until it is done"])
 
 
+@rows("R04")
+def test_lock_of_a_process_that_died(site, row):
+    with python(HOLDER, site.folder / ".lock") as process:
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+        process.wait()
+    before = tree_hash(site.root)
+    said = site.call("run", "--dataset", "sim", "--subject", "sim", "--steps", "00", **site.given, data_note=NOTE)
+    assert said.status == 0 and "sub-sim: 00_data_download is done" in said.out
+    (line,) = said.lines
+    assert f"process {process.pid} on {socket.gethostname()} " in line and line.endswith("of its lock; taken over")
+    nothing_lost(before, tree_hash(site.root))
+
+
+SMALL_NOTEBOOK = "import os\nsubject = 'sim'\nn_mfcc = 20"
+
+
+def write_notebook(project, cell):
+    """Put a notebook of two cells in place of the first one."""
+    cells = [nbformat.v4.new_code_cell(text) for text in (SMALL_NOTEBOOK, cell)]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(made, project / "notebooks/00_data_download.ipynb")
+
+
+@pytest.fixture
+def own_project(project, monkeypatch):
+    """A project whose first notebook the test may write."""
+    monkeypatch.setenv("BOLD_AUDIO_ROOT", str(project))
+    return project
+
+
+@pytest.mark.slow
+@rows("R02-SIGTERM", "R02-SIGINT")
+def test_run_that_is_stopped(site, own_project, row):
+    """The kernel stops the program that started it, as a person would."""
+    number, status = getattr(signal, row[4:]), {"R02-SIGTERM": 143, "R02-SIGINT": 130}[row]
+    write_notebook(own_project, f"import time\nos.kill(os.getppid(), {int(number)})\ntime.sleep(600)")
+    words = command_line("run", "--dataset", "sim", "--subject", "sim", "--steps", "00", **site.given)
+    with refused(site.root, status, "sub-sim: stopped - run the same command again to go on") as said:
+        program = [Path(sysconfig.get_path("scripts")) / "bold-audio", *words]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+        said.append(Said(done.returncode, done.stdout, done.stderr))
+
+
+@pytest.mark.slow
+@rows("R13")
+def test_run_again(site, own_project, row):
+    write_notebook(own_project, "print(n_mfcc)")
+
+    def again(**given):
+        wanted = ("run", "--dataset", "sim", "--subject", "sim", "--steps", "00")
+        said = site.call(*wanted, **(site.given | given))
+        assert (said.status, said.err) == (0, "")
+        return said.out
+
+    again()
+    before = tree_hash(site.root)
+    site.scan.touch()
+    for given in ({}, {"max_epochs": 3}):  # only what comes later depends on it
+        assert "00_data_download is done, and nothing that it was made from has changed" in again(**given)
+    after = tree_hash(site.root)
+    assert {path for path in before if after[path] != before[path]} == {f"{OUTPUTS}/sim/sub-sim/status.json"}
+    assert "parameter n_mfcc changed" in again(n_mfcc=13)
+
+
+WRITER = """
+import os, signal, sys
+from bold_audio import workflow
+from bold_audio.params import load_params
+subject, killed, plain = workflow.open_subject(load_params("sim", "sim", **eval(sys.argv[1]))), 0, os.replace
+status = 1
+while status:
+    if (child := os.fork()) == 0:
+        calls = []
+        def replace(*names):
+            calls.append(names)
+            if len(calls) > killed:  # after as many files as children died before
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(*names)
+        os.replace = replace
+        workflow.ensure_sweep(subject)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    killed += 1
+    print(status, flush=True)
+"""
+
+
+@pytest.mark.slow
+@rows("R06")
+def test_killed_between_any_two_files(site, row):
+    """Each run is killed one file later than the one before, until one comes to its end."""
+    whole = site.root / "whole"
+    workflow.ensure_sweep(site.open(outputs_dir=str(whole)))
+    with python(WRITER, site.given) as process:
+        said = [int(line) for line in process.stdout]
+    assert set(said[:-1]) == {-signal.SIGKILL} and said[-1] == 0 and len(said) > 8
+    made = whole / "sim/sub-sim"
+    for path in made.iterdir():
+        if path.suffix in (".tsv", ".txt") or path.name.endswith(".nii.gz"):
+            assert (site.folder / path.name).read_bytes() == path.read_bytes(), path.name
+    assert {path.name for path in made.iterdir()} <= {path.name for path in site.folder.iterdir()}
+
+
+@rows("R07")
+def test_disk_that_fills_while_a_checkpoint_is_saved(site, row):
+    subject, before = site.open(lr=0.01), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        site.refuse_call(
+            workflow.ensure_mlp, subject, status=5, says=["a checkpoint cannot be written in", "free space"]
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    _, facts = mlp.load_checkpoint(site.folder / "best.ckpt")
+    assert facts["delay"] == 5.0
+
+
 @rows("R08")
 def test_mlflow_that_is_down(site, row):
     with socket.socket() as held:
@@ -119,6 +244,16 @@ def test_mlflow_that_is_down(site, row):
 # --- machine and kernel -------------------------------------------------------------------
 
 
+@rows("R10")
+def test_memory_that_does_not_suffice(site, row):
+    taken, before = psutil.Process().memory_info().vms, resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 10**9, before[1]))
+    try:
+        site.refuse_run(5, ["1.2 GB of memory needed, ", " GB free - end other programs, or set downsample"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="root may write everywhere")
 @rows("R05-outputs", "R05-data")
 def test_folder_that_is_read_only(site, row):
@@ -130,21 +265,14 @@ def test_folder_that_is_read_only(site, row):
         site.refuse_run(5, [f"cannot write in {site.folder} (Permission denied)", "permit writing"])
 
 
-KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-NOTEBOOK = "import os\nsubject = 'sim'", "if subject == 'b':\n    os._exit(9)"
-
-
 def state(outputs, subject):
     return json.loads((outputs / f"sim/sub-{subject}/status.json").read_text())["state"]
 
 
 @pytest.mark.slow
 @rows("R11")
-def test_kernel_that_dies_leaves_the_other_subjects_alone(site, row, project, monkeypatch):
-    monkeypatch.setenv("BOLD_AUDIO_ROOT", str(project))
-    cells = [nbformat.v4.new_code_cell(text) for text in NOTEBOOK]
-    cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), project / "notebooks/00_data_download.ipynb")
+def test_kernel_that_dies_leaves_the_other_subjects_alone(site, own_project, row):
+    write_notebook(own_project, "if subject == 'b':\n    os._exit(9)")
     wanted = ("run", "--dataset", "sim", "--subject", "b", "--subject", "sim", "--steps", "00")
     path = site.outputs / "sim/sub-b/00_data_download.ipynb"
     says = ["sub-b: 00_data_download: its kernel died - check the memory", str(path)]
