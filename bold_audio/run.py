@@ -30,7 +30,7 @@ from bold_audio.registry import fmri_subjects
 from bold_audio.steps import chosen_steps
 
 LOG = "bold_audio.log"  # in the outputs: tracebacks of faults that nobody foresaw
-LONGEST = 100_000  # characters of a value, which YAML takes its time to read
+LONGEST_VALUE = 100_000  # characters of a value, which YAML takes its time to read
 
 
 def main(arguments=None):
@@ -340,8 +340,8 @@ def parse_given(pairs):
     for name, value in pairs:
         if name in ("subject", "dataset"):
             raise ParameterError(f"-p {name} has an option of its own - use --{name} {value}")
-        if len(value) > LONGEST:
-            raise ParameterError(f"-p {name}: {len(value)} characters are too many - give at most {LONGEST}")
+        if len(value) > LONGEST_VALUE:
+            raise ParameterError(f"-p {name}: {len(value)} characters are too many - give at most {LONGEST_VALUE}")
         try:
             given[name] = read_yaml(value)
         except yaml.YAMLError:
