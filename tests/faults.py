@@ -23,9 +23,7 @@ from bold_audio.report import write_report
 from bold_audio.simulate import simulate_subject
 
 N_ROWS = {"S": 19, "A": 13, "P": 15, "D": 11, "R": 16, "M": 19}
-CANNOT_APPLY = dict.fromkeys(  # row → why no test shows it here
-    ["R09"], "runs are not brought to the server afterwards yet (mlflow-sync)"
-)
+CANNOT_APPLY = {}  # row → why no test can show it here
 ROWS = []  # of the tests imported so far
 
 N_VOLUMES, T_R = 130, 0.608

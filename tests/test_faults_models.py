@@ -15,6 +15,7 @@ from bold_audio import export, serving, triton, workflow
 from bold_audio.files import file_md5, read_json, write_json
 from bold_audio.server import TritonServer, install
 
+pytestmark = pytest.mark.slow
 NAME = "sim_sub-sim"
 
 
@@ -250,7 +251,6 @@ def served(earlier, tmp_path_factory):
         yield {"runtime": "triton", "triton_url": running.url("grpc")}
 
 
-@pytest.mark.slow
 @rows("M15", "M16", "M19-weights", "M19-bundle")
 def test_server_that_serves_another_model(site, version, served, row, monkeypatch):
     if row == "M15":

@@ -9,6 +9,8 @@ from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.params import load_params
 from bold_audio.run import parse_given
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def nothing_made(site):

@@ -21,6 +21,8 @@ from processes import python
 
 from bold_audio import mlp, workflow
 
+pytestmark = pytest.mark.slow
+
 
 @contextlib.contextmanager
 def no_right_of_root():
@@ -68,7 +70,6 @@ workflow.ensure_mlp(workflow.open_subject(load_params("sim", "sim", **eval(sys.a
 """
 
 
-@pytest.mark.slow
 @rows("R01")
 def test_killed_training_goes_on(site, row, monkeypatch):
     given = {"max_epochs": 20, "lr": 0.01}
@@ -144,7 +145,6 @@ def own_project(project, monkeypatch):
     return project
 
 
-@pytest.mark.slow
 @rows("R02-SIGTERM", "R02-SIGINT")
 def test_run_that_is_stopped(site, own_project, row):
     """The kernel stops the program that started it, as a person would."""
@@ -157,7 +157,6 @@ def test_run_that_is_stopped(site, own_project, row):
         said.append(Said(done.returncode, done.stdout, done.stderr))
 
 
-@pytest.mark.slow
 @rows("R13")
 def test_run_again(site, own_project, row):
     write_notebook(own_project, "print(n_mfcc)")
@@ -201,7 +200,6 @@ while status:
 """
 
 
-@pytest.mark.slow
 @rows("R06")
 def test_killed_between_any_two_files(site, row):
     """Each run is killed one file later than the one before, until one comes to its end."""
@@ -231,14 +229,34 @@ def test_disk_that_fills_while_a_checkpoint_is_saved(site, row):
     assert facts["delay"] == 5.0
 
 
-@rows("R08")
-def test_mlflow_that_is_down(site, row):
+def nowhere():
+    """Address of a server that is not there."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{held.getsockname()[1]}"
-    *_, notes = workflow.ensure_mlp(site.open(lr=0.01, mlflow_uri=uri))  # notebook 04 shows the notes
-    assert notes == [f"MLflow does not answer at {uri}; runs are logged in {site.outputs / 'mlflow'} instead"]
-    assert (site.outputs / "mlflow/mlflow.db").is_file()
+        return f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@rows("R08-as it is", "R08-required")
+def test_mlflow_that_is_down(site, row):
+    uri = nowhere()
+    if row == "R08-required":
+        subject = site.open(lr=0.01, mlflow_uri=uri, mlflow_required=True)
+        says = f"MLflow does not answer at {uri} - start it, or set mlflow_required false"
+        site.refuse_call(workflow.ensure_mlp, subject, status=4, says=says)
+        return
+    *_, (note,) = workflow.ensure_mlp(site.open(lr=0.01, mlflow_uri=uri))  # notebook 04 shows it
+    assert note.startswith(f"MLflow does not answer at {uri}; runs are logged in {site.outputs / 'mlflow'} instead")
+    assert "'bold-audio mlflow-sync'" in note and (site.outputs / "mlflow/mlflow.db").is_file()
+
+
+@rows("R09")
+def test_runs_reach_the_server_when_it_is_back(site, row, mlflow_server, mlflow_runs):
+    site.refuse("mlflow-sync", status=4, says="MLflow does not answer at", mlflow_uri=nowhere())
+    for said in ("1 runs sent to", "0 runs sent to"):
+        done = site.call("mlflow-sync", **site.given, mlflow_uri=mlflow_server)
+        assert (done.status, done.err) == (0, "") and said in done.out
+    _, found = mlflow_runs(mlflow_server, "sim")
+    assert [run.info.run_name for run in found] == ["subsim_dt5"]
 
 
 # --- machine and kernel -------------------------------------------------------------------
@@ -269,7 +287,6 @@ def state(outputs, subject):
     return json.loads((outputs / f"sim/sub-{subject}/status.json").read_text())["state"]
 
 
-@pytest.mark.slow
 @rows("R11")
 def test_kernel_that_dies_leaves_the_other_subjects_alone(site, own_project, row):
     write_notebook(own_project, "if subject == 'b':\n    os._exit(9)")

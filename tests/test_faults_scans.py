@@ -15,6 +15,7 @@ from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.files import file_md5
 from bold_audio.registry import ReleaseFile
 
+pytestmark = pytest.mark.slow
 DIM4, DATATYPE, SLOPE = 48, 70, 112  # places of the number of volumes, the data type and the slope in a NIfTI header
 
 

@@ -11,6 +11,7 @@ from bold_audio import sentences, workflow
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
+pytestmark = pytest.mark.slow
 NEEDED = N_VOLUMES * T_R  # s
 RATE = 44100
 
