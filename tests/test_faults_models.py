@@ -73,11 +73,11 @@ def test_delay_of_another_model(site, version, row):
     elif row == "M03-bundle":
         (version / "best_dt.txt").write_text("8\n")
         rewrite(version, delay=8.0)
-        says = "was made with a delay of 5 s"
+        says = "bundle.json was changed after the export"
     else:
         rewrite(version, bundle_hash="a1b2")
-        says = "bundle.json says 5 s and a1b2"
-    refuse(site, [says, "export it again"])
+        says = "bundle.json was changed after the export"
+    refuse(site, [says, "export "])
 
 
 # --- whose model --------------------------------------------------------------------------
@@ -252,10 +252,9 @@ def served(earlier, tmp_path_factory):
 
 
 @rows("M15", "M16", "M19-weights", "M19-bundle")
-def test_server_that_serves_another_model(site, version, served, row, monkeypatch):
+def test_server_that_serves_another_model(site, served, row, monkeypatch):
     if row == "M15":
-        shutil.copytree(version, version.with_name("2"))
-        rewrite(version.with_name("2"), model_version=2)
+        workflow.ensure_export(site.open(model_version=2))
         refuse(site, [f"{NAME} version 2 is not ready on Triton", f"ready are {NAME} version 1"], **served)
         return
     other = {"n_mfcc": 15} if row == "M16" else {"seed": 1}

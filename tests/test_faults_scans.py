@@ -103,7 +103,10 @@ def test_scan_that_cannot_be_used(site, row):
     spoil, says = {
         "S04": (lambda: site.replace(site.scan, b""), ["scan is empty", "fetch it again"]),
         "S07": (lambda: site.replace(site.scan, gzip.decompress(site.scan.read_bytes())), ["rename it to .nii"]),
-        "S08": (lambda: edit(site, DIM4, b"\x14\0"), ["scan holds more volumes than its header says", "fetch it again"]),
+        "S08": (
+            lambda: edit(site, DIM4, b"\x14\0"),
+            ["scan holds more volumes than its header says", "fetch it again"],
+        ),
         "S09": (lambda: edit(site, DIM4, b"\x81\2"), ["scan damaged"]),
         "S11": (lambda: change(site, lambda volumes: volumes[..., 0]), ["one volume", "needs a 4-D image"]),
         "S13-many": (write(site, np.s_[:4], np.nan), ["33% of the voxels", "are not numbers"]),
