@@ -1,4 +1,4 @@
-"""The matrix of FAULTS.md: a place with an earlier run in it, and what every fault has to leave of that.
+"""The matrix of docs/faults.md: a place with an earlier run in it, and what every fault has to leave of that.
 
 Each row has a test in one of the ``test_faults_*.py``; its id is the row's, so that ``pytest -k S01`` finds it.
 """
@@ -44,7 +44,7 @@ LARGE = 1e6  # bytes: files of this size are not copied for each test
 
 
 def rows(*ids):
-    """Make a test that of these rows of FAULTS.md; it is given the id as ``row``. ``S01-more`` is a case of S01."""
+    """Make a test that of these rows of docs/faults.md; it is given the id as ``row``. ``S01-more`` is a case of S01."""
     ROWS.extend(ids)
     return pytest.mark.parametrize("row", ids)
 
@@ -128,7 +128,7 @@ def no_token(said, paths):
 
 @contextlib.contextmanager
 def refused(root, status, says, *, warnings=0, subjects=("sim",)):
-    """Assert the common contract of FAULTS.md for what is said inside, and what it does to the files below ``root``."""
+    """Assert the common contract of docs/faults.md for what is said inside, and what it does to the files below ``root``."""
     before, held = tree_hash(root), []
     yield held
     (said,) = held
@@ -174,7 +174,7 @@ class Site:
         return Said(status, *self.capfd.readouterr())
 
     def refuse(self, command, *arguments, status, says, warnings=0, subjects=("sim",), **given):
-        """Assert the common contract of FAULTS.md for a command that cannot be done; return its line."""
+        """Assert the common contract of docs/faults.md for a command that cannot be done; return its line."""
         with refused(self.root, status, says, warnings=warnings, subjects=subjects) as said:
             said.append(self.call(command, *arguments, **(self.given | given)))
         return said[0].lines[-1]

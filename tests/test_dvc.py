@@ -1,4 +1,4 @@
-"""DVC against a real WebDAV server on loopback: what is committed, what travels, and every fault of FAULTS.md."""
+"""DVC against a real WebDAV server on loopback: what is committed, what travels, and every fault of docs/faults.md."""
 
 import base64
 import hashlib

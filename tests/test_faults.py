@@ -1,6 +1,7 @@
-"""Every row of FAULTS.md has a test, or a reason why none can show it."""
+"""Every row of docs/faults.md has a test, or a reason why none can show it."""
 
 import importlib
+import re
 from pathlib import Path
 
 from faults import CANNOT_APPLY, N_ROWS, ROWS
@@ -16,3 +17,11 @@ def test_every_row_has_a_test_or_a_reason():
     assert tested | CANNOT_APPLY.keys() == wanted
     assert not tested & CANNOT_APPLY.keys()
     assert all(reason.strip() for reason in CANNOT_APPLY.values())
+
+
+def test_every_row_is_told_to_people():
+    """The first cells of the tables name all rows, each once."""
+    text = (Path(__file__).parents[1] / "docs/faults.md").read_text(encoding="utf-8")
+    first = [line.split("|")[1] for line in text.splitlines() if line.startswith("| ")]
+    told = [row for cell in first for row in re.findall(r"\b[A-Z][0-9]{2}\b", cell)]
+    assert sorted(told) == sorted(f"{letter}{k:02}" for letter, n in N_ROWS.items() for k in range(1, n + 1))

@@ -1,4 +1,4 @@
-"""FAULTS.md, model files and serving: a model that does not fit, is damaged or is not served ends in one line."""
+"""docs/faults.md, model files and serving: a model that does not fit, is damaged or is not served ends in one line."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""FAULTS.md, parameters and paths: what cannot be right is refused before anything is made."""
+"""docs/faults.md, parameters and paths: what cannot be right is refused before anything is made."""
 
 import pytest
 from faults import OUTPUTS, rows, tree_hash

@@ -1,4 +1,4 @@
-"""FAULTS.md, runs and outputs: runs that fail, end early or meet each other."""
+"""docs/faults.md, runs and outputs: runs that fail, end early or meet each other."""
 
 import contextlib
 import ctypes

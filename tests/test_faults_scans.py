@@ -1,4 +1,4 @@
-"""FAULTS.md, scans: what a person sees of a scan that is missing, damaged or odd."""
+"""docs/faults.md, scans: what a person sees of a scan that is missing, damaged or odd."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""FAULTS.md, sound: what a person sees of a sound file that is missing, damaged, odd or another film's."""
+"""docs/faults.md, sound: what a person sees of a sound file that is missing, damaged, odd or another film's."""
 
 import io
 
