@@ -44,7 +44,7 @@ LARGE = 1e6  # bytes: files of this size are not copied for each test
 
 
 def rows(*ids):
-    """Make a test that of these rows of docs/faults.md; it is given the id as ``row``. ``S01-more`` is a case of S01."""
+    """Make a test that of rows of docs/faults.md; it is given the id as ``row``. ``S01-more`` is a case of S01."""
     ROWS.extend(ids)
     return pytest.mark.parametrize("row", ids)
 
@@ -128,7 +128,7 @@ def no_token(said, paths):
 
 @contextlib.contextmanager
 def refused(root, status, says, *, warnings=0, subjects=("sim",)):
-    """Assert the common contract of docs/faults.md for what is said inside, and what it does to the files below ``root``."""
+    """Assert the contract of docs/faults.md for what is said inside, and what it does to files below ``root``."""
     before, held = tree_hash(root), []
     yield held
     (said,) = held

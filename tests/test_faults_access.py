@@ -56,7 +56,7 @@ class Place:
         return Said(status, *self.capfd.readouterr())
 
     def refuse(self, *says, status=4, warnings=0, url=None):
-        """Assert the common contract of docs/faults.md for a fetch that cannot be done; no data may be there after it."""
+        """Assert the contract of docs/faults.md for a fetch that cannot be done; no data may be there after it."""
         with refused(self.root, status, says, warnings=warnings) as said:
             said.append(self.call(url=url))
         assert not (data(self.root) / BOLD).exists()
