@@ -17,8 +17,10 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 from filelock import FileLock
+from release import TOKEN, traces
 
 from bold_audio import run, workflow
+from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.execution import OPENING
 from bold_audio.files import ParameterError, file_md5
 from bold_audio.models import LINEAR_NAMES
@@ -44,9 +46,9 @@ COLUMNS = [
 MODEL = "sim_sub-sim"
 
 
-def call(program, *arguments, cwd=ROOT):
-    """Run an installed program the way a person does."""
-    environment = {k: v for k, v in os.environ.items() if k != "BOLD_AUDIO_ROOT"}
+def call(program, *arguments, cwd=ROOT, **variables):
+    """Run an installed program the way a person does, with further variables in its environment."""
+    environment = {k: v for k, v in os.environ.items() if k != "BOLD_AUDIO_ROOT"} | variables
     command = [str(SCRIPTS / program), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, env=environment)
 
@@ -287,7 +289,8 @@ class Finished:
         self.provenance = json.loads(self.path("provenance.json").read_text()) if self.done.returncode == 0 else {}
 
     def again(self, *options):
-        return call("bold-audio", "run", "--subject", "sim", *given(**self.given), *options)
+        words = ("run", "--subject", "sim", *given(**self.given), *options)
+        return call("bold-audio", *words, **{TOKEN_VARIABLE: TOKEN})
 
     def path(self, name):
         return self.folder / name
@@ -332,6 +335,18 @@ def test_run_says_each_step(finished):
 @pytest.mark.slow
 def test_run_that_goes_well_says_nothing_on_stderr(finished):
     assert finished.done.stderr == ""
+
+
+@pytest.mark.slow
+def test_token_in_the_environment_is_in_nothing_that_was_written_or_said(finished):  # D10
+    written = {
+        p: p.read_bytes() for base in (finished.outputs, finished.models) for p in base.rglob("*") if p.is_file()
+    }
+    assert {"mlflow.db", "04_train.ipynb", "04_train.html", "model.onnx", "best.ckpt"} <= {
+        path.name for path in written
+    }
+    said = [finished.done.stdout.encode(), finished.done.stderr.encode()]
+    assert [place for place in (*written.values(), *said) for trace in traces(TOKEN) if trace in place] == []
 
 
 @pytest.mark.slow
