@@ -26,13 +26,17 @@ def check_memory(files):
     MachineError
         With what it needs and what is free.
     """
-    i, j, k = files.grid
-    needed = PROGRAM + COPIES * 4 * files.n_volumes * i * j * k
-    free = free_memory()
+    needed, free = memory_needed(files), free_memory()
     if needed > free:
         raise MachineError(
             f"{needed / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB free - end other programs, or set downsample"
         )
+
+
+def memory_needed(files):
+    """Bytes that a subject's run takes at its peak."""
+    i, j, k = files.grid
+    return PROGRAM + COPIES * 4 * files.n_volumes * i * j * k
 
 
 def free_memory():

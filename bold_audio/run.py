@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from bold_audio import cohort, machine
 from bold_audio.execution import run_subject
 from bold_audio.files import (
     BoldAudioError,
@@ -25,7 +26,7 @@ from bold_audio.files import (
     without_credentials,
 )
 from bold_audio.locking import lock
-from bold_audio.params import DEFAULT_DATASET, load_params, normalise_subject, read_yaml
+from bold_audio.params import DEFAULT_DATASET, SIMULATED, load_params, normalise_subject, read_yaml
 from bold_audio.registry import fmri_subjects
 from bold_audio.steps import chosen_steps
 
@@ -35,8 +36,8 @@ LONGEST_VALUE = 100_000  # characters of a value, which YAML takes its time to r
 
 def main(arguments=None):
     """Run the command line and exit with its status: 0 only when all that was asked is done."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    cohort.end_with_parent()
+    options = _parser().parse_args(arguments)
     try:
         with _warnings_shown(), _terminated_as_interrupted():
             status = options.work(options)
@@ -159,10 +160,19 @@ def _parser():
     token.set_defaults(work=_print_token)
 
     run = commands.add_parser("run", help="run the notebooks for one or more subjects and write their reports")
-    run.add_argument("--subject", action="append", required=True)
+    who = run.add_mutually_exclusive_group(required=True)
+    who.add_argument("--subject", action="append", help="once for each subject")
+    who.add_argument("--subjects", choices=("all",), help="everybody in the dataset")
     run.add_argument("--dataset")
     run.add_argument("--steps", default="00-06", help="such as 00-06, 03 or 02,03 (default 00-06)")
     run.add_argument("--force", action="store_true", help="run steps again whose inputs have not changed")
+    where = run.add_argument_group("several subjects at once, by Dask")
+    where.add_argument("--workers", type=int, metavar="N", help="programs at a time on this machine, or Slurm jobs")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://10.0.0.1:8786")
+    where.add_argument("--slurm", action="store_true", help="workers are Slurm jobs, by dask-jobqueue")
+    where.add_argument("--slurm-option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    where.add_argument("--threads", type=int, default=1, help="threads of each program (default 1)")
+    where.add_argument("--dry-run", action="store_true", help="show what would be run, and Slurm's job script")
     run.set_defaults(work=_run)
 
     report = commands.add_parser("report", help="write the report's pages again, from the executed notebooks")
@@ -352,7 +362,11 @@ def parse_given(pairs):
 def _run(options):
     """Run the notebooks subject by subject; one that fails does not stop the others."""
     steps, given = chosen_steps(options.steps), parse_given(options.given)
+    if options.subjects:
+        options.subject = _everybody(options.dataset, given)
     all_params = [load_params(subject, options.dataset, **given) for subject in options.subject]
+    if options.workers is not None or options.scheduler or options.slurm or options.dry_run:
+        return _run_cohort(options, all_params, steps, given)
     status = 0
     for params in all_params:
         options.current = params.subject
@@ -367,6 +381,59 @@ def _run(options):
                 raise
             status = max(status, _fail(options, *_told(error, options)))
     return status
+
+
+def _everybody(dataset, given):
+    """All subjects of a dataset: those in its tree and, of ds003688, all who have fMRI."""
+    from bold_audio import bids
+
+    listed = fmri_subjects() if dataset in (None, DEFAULT_DATASET) else []
+    subject = listed[0] if listed else SIMULATED
+    there = listed or bids.known_subjects(load_params(subject, dataset, **given))
+    if not there:
+        raise DataError(f"nobody is there in dataset {dataset} - set data_dir, or name subjects with --subject")
+    return there
+
+
+def _run_cohort(options, all_params, steps, given):
+    """Run subjects on workers, each in a program of its own; a line for each that ends, and a table at the end."""
+    from bold_audio import cohort_table
+
+    lacking = cohort.plan(all_params, steps, force=options.force)
+    tasks = [
+        cohort.make_task(one, options.steps, given, force=options.force) for one in all_params if lacking[one.subject]
+    ]
+    needed = max((cohort.memory_of(one) for one in all_params if lacking[one.subject]), default=0.0)
+    slurm = cohort.slurm_cluster(parse_given(options.slurm_option)) if options.slurm else None
+    if options.dry_run:
+        for subject, whys in lacking.items():
+            for step, why in whys.items():
+                _say(f"sub-{subject}: {step} ({why})")
+        if slurm is not None:
+            _say(slurm.job_script())
+        return 0
+    if not tasks:
+        _say("everything is done, and nothing that it was made from has changed")
+        return 0
+    n = options.workers or 1
+    if not (options.scheduler or slurm) and (fits := cohort.fitting_workers(n, needed, machine.free_memory())) < n:
+        _say(f"{fits} workers instead of {n}: a subject takes up to {needed / 1e9:.1f} GB")
+        n = fits
+    if slurm is not None:
+        slurm.scale(n)
+    ended = {}
+    with (
+        cohort.open_executor(n, scheduler=options.scheduler, cluster=slurm) as executor,
+        cohort_table.live_table(tasks, ended, stream=sys.stdout) as draw,
+    ):
+        for one in cohort.follow(tasks, executor, threads=options.threads, root=project_root()):
+            if one is not None:
+                ended[one.subject] = one
+                _say(f"sub-{one.subject}: {'failed' if one.status else 'done'} in {one.seconds:.0f} s")
+            draw()
+    for line in cohort_table.lines_at_the_end(list(ended.values()), len(all_params) - len(tasks)):
+        _say(line)
+    return max(one.status for one in ended.values())
 
 
 def _whose(params):

@@ -1,0 +1,209 @@
+"""Many subjects on Dask's workers: the same files as one after the other, whoever is killed."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from bold_audio import cohort, cohort_table, run
+from bold_audio.params import load_params
+from bold_audio.simulate import simulate_subject
+from conftest import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = {
+    "delays": [4.0, 5.0], "mlp_delays": [5.0], "history_order": 2, "n_folds": 2, "gap": 4, "skip_initial": 2,
+    "regions": {}, "audio_path": "stimuli/film.wav",
+}  # fmt: skip
+CELL = """
+import time
+from pathlib import Path
+from bold_audio import workflow
+from bold_audio.files import write_text
+from bold_audio.params import notebook_params
+params = notebook_params(globals())
+if Path("slow").exists():
+    Path(f"{subject}.asleep").touch()
+    time.sleep(600)
+opened = workflow.open_subject(params)
+write_text(opened.path("sum.txt"), f"{float(opened.Y.sum()):.3f}\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Three SIMULATED subjects of 130 volumes; the scan of a fourth is damaged."""
+    root = tmp_path_factory.mktemp("people") / "sim"
+    for seed, subject in enumerate(("a", "b", "c")):
+        simulate_subject(root, subject=subject, seed=seed, shape=(12, 12, 12), n_volumes=130)
+    return root
+
+
+@pytest.fixture
+def project(people, tmp_path, monkeypatch):
+    """Folder of a project whose first notebook is one cell, with the people's data."""
+    for part in ("params", "notebooks"):
+        (tmp_path / part).mkdir()
+    shutil.copy(ROOT / "params/common.yaml", tmp_path / "params")
+    shutil.copytree(people, tmp_path / "data")
+    (tmp_path / "params/sim.yaml").write_text(json.dumps(QUICK | {"data_dir": "data", "data_note": "SIMULATED"}))
+    names = "subject = 'a'\ndataset = 'sim'"
+    made = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
+        cells=[nbformat.v4.new_code_cell(names, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(CELL)],
+    )
+    nbformat.write(made, tmp_path / "notebooks/00_data_download.ipynb")
+    monkeypatch.setenv("BOLD_AUDIO_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def call(capfd, *words):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["run", "--dataset", "sim", "--steps", "00", *words])
+    return stopped.value.code or 0, *capfd.readouterr()
+
+
+def made(project, outputs="outputs"):
+    """What the notebooks wrote, by subject."""
+    return {path.parent.name: path.read_bytes() for path in (project / outputs).rglob("sum.txt")}
+
+
+@pytest.mark.slow
+def test_workers_make_what_one_after_the_other_makes_and_only_what_is_missing(project, capfd):
+    assert call(capfd, "--subjects", "all", "-p", "outputs_dir", "serial")[0] == 0
+    status, out, err = call(capfd, "--subjects", "all", "--workers", "2")
+    assert (status, err) == (0, "")
+    assert made(project) == made(project, "serial") and len(made(project)) == 3
+    assert out.splitlines()[-1] == "3 subjects done, 0 failed"
+    assert sorted(line.split()[0] for line in out.splitlines()[:-1]) == ["sub-a:", "sub-b:", "sub-c:"]
+    shutil.rmtree(project / "outputs/sim/sub-b")
+    status, out, _ = call(capfd, "--subjects", "all", "--workers", "2")
+    assert out.splitlines()[-1] == "1 subjects done, 0 failed, 2 were done before" and "sub-b" in out
+    assert call(capfd, "--subjects", "all", "--workers", "2")[1].startswith("everything is done")
+
+
+@pytest.mark.slow
+def test_subject_that_fails_stops_nobody_and_stands_in_the_table(project, capfd):
+    scan = next(project.glob("data/sub-b/**/*_bold.nii.gz"))
+    scan.write_bytes(scan.read_bytes()[:1000])
+    status, out, _ = call(capfd, "--subjects", "all", "--workers", "2")
+    assert status == 3 and sorted(made(project)) == ["sub-a", "sub-c"]
+    assert "2 subjects done, 1 failed" in out and "sub-b (exit 3): bold_audio: sub-b: scan damaged" in out
+
+
+@pytest.mark.slow
+def test_worker_that_is_killed_costs_time_and_nothing_else(project):
+    (project / "slow").touch()
+    words = ["run", "--dataset", "sim", "--steps", "00", "--subjects", "all", "--workers", "2"]
+    command = [sys.executable, "-m", "bold_audio", *words]
+    program = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    asleep = wait_for(program, lambda: list(project.glob("*.asleep")))
+    subjects = [one for one in psutil.Process(program.pid).children(recursive=True) if "run" in one.cmdline()]
+    killed = subjects[0].parent()
+    assert killed.pid != program.pid
+    (project / "slow").unlink()
+    children = killed.children(recursive=True)
+    killed.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, "the subject's program and its kernel end with their worker"
+    for one in psutil.Process(program.pid).children(recursive=True):  # the other sleeper
+        if "ipykernel_launcher" in " ".join(one.cmdline()):
+            one.kill()
+    out, _ = program.communicate(timeout=300)
+    assert asleep
+    again = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0 and len(made(project)) == 3, (out, again.stderr)
+
+
+def wait_for(program, found, timeout=120):
+    for _ in range(timeout * 10):
+        if there := found():
+            return there
+        assert program.poll() is None, program.stderr.read()
+        time.sleep(0.1)
+    raise AssertionError("it never came")
+
+
+@pytest.mark.slow
+def test_scheduler_that_is_killed_is_told_and_the_next_finishes_the_rest(project):
+    (project / "slow").touch()
+    here = {"cwd": project, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    address = "tcp://127.0.0.1:" + str(free_port())
+    host, port = ["--host", "127.0.0.1"], address.rpartition(":")[2]
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", *host, "--port", port, "--no-dashboard"]
+    scheduler = subprocess.Popen(dask, **here)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"], **here
+    )
+    words = ["run", "--dataset", "sim", "--steps", "00", "--subjects", "all"]
+    program = subprocess.Popen([sys.executable, "-m", "bold_audio", *words, "--scheduler", address], **here)
+    try:
+        wait_for(program, lambda: list(project.glob("*.asleep")))
+        scheduler.kill()
+        _, err = program.communicate(timeout=180)
+        assert program.returncode == 4
+        assert err.splitlines()[-1].startswith("bold_audio: the scheduler is gone - run the same command again")
+    finally:
+        for one in (program, worker, scheduler):
+            one.kill()
+            one.communicate()
+    (project / "slow").unlink()
+    command = [sys.executable, "-m", "bold_audio", *words, "--workers", "1"]
+    again = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0 and len(made(project)) == 3, again.stderr
+
+
+def test_scheduler_that_is_not_there_is_one_line(project, capfd):
+    status, _, err = call(capfd, "--subjects", "all", "--scheduler", "tcp://127.0.0.1:9")
+    assert status == 4 and err == (
+        "bold_audio: no Dask scheduler answers at tcp://127.0.0.1:9 - start it: dask scheduler\n"
+    )
+
+
+def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd):
+    options = ("--slurm-option", "memory", "4GB", "--slurm-option", "queue", "short")
+    status, out, _ = call(capfd, "--subjects", "all", "--slurm", "--dry-run", *options)
+    assert status == 0 and not (project / "outputs").exists()
+    assert out.splitlines()[:3] == [f"sub-{one}: 00_data_download (not done yet)" for one in "abc"]
+    assert "#SBATCH -p short" in out and "#SBATCH --mem=4G" in out and "dask" in out
+    status, _, err = call(capfd, "--subjects", "all", "--slurm", "--dry-run", "--slurm-option", "memry", "4GB")
+    assert status == 2 and "memry" in err
+
+
+def test_workers_are_as_many_as_fit_into_memory(project, capfd, monkeypatch):
+    monkeypatch.setattr(run.machine, "free_memory", lambda: 2.5e9)
+    monkeypatch.setattr(cohort, "follow", lambda tasks, *_, **__: iter([cohort.Ended("a", 0, "", 1.0)]))
+    _, out, _ = call(capfd, "--subjects", "all", "--workers", "4")
+    assert out.splitlines()[0] == "2 workers instead of 4: a subject takes up to 1.0 GB"
+
+
+def test_program_ends_with_the_one_that_started_it():
+    code = "import time\nfrom bold_audio import cohort\ncohort.end_with_parent()\nprint(1, flush=True)\ntime.sleep(600)"
+    parent = (
+        "import os, subprocess, sys, time\n"
+        f"os.environ['{cohort.PARENT}'] = str(os.getpid())\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {code!r}])\nprint(child.pid, flush=True)\ntime.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        child = psutil.Process(int(process.stdout.readline()))
+        assert process.stdout.readline() == "1\n"
+        process.kill()
+        assert psutil.wait_procs([child], timeout=10)[1] == []
+
+
+def test_table_in_a_terminal_lists_who_is_under_way_first(project):
+    tasks = [cohort.make_task(load_params(one, "sim"), "00", {}) for one in "abc"]
+    folder = Path(tasks[2].folder)
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text('{"state": "stopped", "step": "00_data_download", "started": "now"}')
+    ended = {"a": cohort.Ended("a", 3, "bold_audio: sub-a: scan damaged - fetch it again", 2.0)}
+    table = cohort_table._table(tasks, ended)
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert [row[:2] for row in cells] == [("sub-c", "running"), ("sub-b", "waiting"), ("sub-a", "failed")]
+    assert cells[2][3:] == ("2 s", "bold_audio: sub-a: scan damaged - fetch it again")
