@@ -124,8 +124,7 @@ def _run_and_note(params, step, given, made_from):
     from bold_audio.report import STAMP, write_page
 
     folder, begun = params.subject_path, time.perf_counter()
-    done.forget(folder, step)
-    before = done.snapshot(params)
+    before = done.begin(params, step)
     try:
         executed = run_step(step, folder, given)
     finally:

@@ -90,8 +90,8 @@ def _write_version(served, facts, extra, source, part, name, version):
     if not difference <= MAX_DIFFERENCE:
         raise ModelError(f"torch and onnxruntime differ by {difference:.2g} - nothing was exported")
     write_text(part / "best_dt.txt", f"{facts['delay']:.10g}\n")
-    hashes = {"bundle_hash": bundle_hash, "onnx_md5": file_md5(part / "model.onnx")}
-    write_json(part / "bundle.json", about | hashes)
+    made = {"bundle_hash": bundle_hash, "onnx_md5": file_md5(part / "model.onnx"), "max_difference": difference}
+    write_json(part / "bundle.json", about | made)
     return difference, bundle_hash
 
 

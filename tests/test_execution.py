@@ -187,13 +187,25 @@ def test_step_that_fails_is_not_done_and_is_made_again(project):
     for _ in range(2):
         with pytest.raises(StepError):
             run_subject(params, STEPS, {}, say=said.append)
-    assert list(json.loads((params.subject_path / "done.json").read_text())) == [STEPS[1]]
+    listed = json.loads((params.subject_path / "done.json").read_text())
+    assert [step for step, entry in listed.items() if "finished" in entry] == [STEPS[1]]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"00_data_download": 3}', '{"00_data_download": {"files": 2}}'])
 def test_a_damaged_list_of_what_is_done_makes_everything_again(tmp_path, content):
     (tmp_path / "done.json").write_text(content)
     assert done.why_again(tmp_path, STEPS[0], {"parameters": {}, "inputs": {}}) is not None
+
+
+@pytest.mark.slow
+def test_step_that_was_stopped_and_begins_again_stands_on_what_it_had_written(project):
+    wrote = "from pathlib import Path\nmade = Path('outputs/sim/sub-sim/made.tsv')\n"
+    params = project(wrote + "made.touch()\nmade.write_text('1')\n" + FORESEEN, "1")
+    with pytest.raises(StepError):
+        run_subject(params, STEPS[:1], {}, say=lambda line: None)
+    params = project(wrote + "assert made.is_file()", "1")  # as everything that is made once
+    run_subject(params, STEPS[:1], {}, say=lambda line: None)
+    assert "made.tsv" in json.loads((params.subject_path / "done.json").read_text())[STEPS[0]]["files"]
 
 
 SLEEPS = "import time, pathlib\npathlib.Path('asleep').touch()\ntime.sleep(600)"
