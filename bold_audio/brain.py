@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from bold_audio.files import write_json, write_text, write_whole
+from bold_audio.locking import DATASET_LOCK, lock
 from bold_audio.params import DEFAULT_DATASET
 
 
@@ -96,15 +97,14 @@ def write_dataset_description(params, version):
     """Make the outputs of a dataset a BIDS derivative."""
     source = {"DOI": "doi:10.18112/openneuro.ds003688.v1.0.7", "Version": "1.0.7"}
     folder = params.subject_path.parent
-    write_json(
-        folder / "dataset_description.json",
-        {
-            "Name": f"bold_audio outputs for {params.label}",
-            "BIDSVersion": "1.9.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "bold_audio", "Version": version}],
-            "SourceDatasets": [source] if params.dataset == DEFAULT_DATASET else [],
-            "DatasetLinks": {"raw": params.data_path.as_uri()},
-        },
-    )
-    write_text(folder / ".bidsignore", "**/*_statmap.*\n**/*_xfm.*\n**/*.html\n**/*.ipynb\n")
+    about = {
+        "Name": f"bold_audio outputs for {params.label}",
+        "BIDSVersion": "1.9.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "bold_audio", "Version": version}],
+        "SourceDatasets": [source] if params.dataset == DEFAULT_DATASET else [],
+        "DatasetLinks": {"raw": params.data_path.as_uri()},
+    }
+    with lock(folder / DATASET_LOCK, wait=60, doing=f"{folder}"):
+        write_json(folder / "dataset_description.json", about)
+        write_text(folder / ".bidsignore", "**/*_statmap.*\n**/*_xfm.*\n**/*.html\n**/*.ipynb\n")

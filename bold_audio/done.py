@@ -1,7 +1,8 @@
 """What a step was made from, and whether it has to be made again.
 
-``done.json`` in a subject's outputs says of every finished step what it was made from: parameters, input files,
-notebook, code; and of a step under way what was there before it. A step is made again where one of them has changed, or a file that it wrote is gone.
+``done.json`` in a subject's outputs says of every finished step what it was made from (parameters, input files,
+notebook, code), and of a step under way what was there before it. A step is made again where one of them has changed,
+or a file that it wrote is gone.
 """
 
 import json

@@ -18,7 +18,7 @@ from bold_audio.files import (
     write_text,
     write_whole,
 )
-from bold_audio.locking import lock
+from bold_audio.locking import EXPORT_LOCK, lock
 
 OPSET = 18
 MAX_DIFFERENCE = 1e-4  # between torch and onnxruntime, relative to the largest value
@@ -63,7 +63,7 @@ def export_model(served, facts, *, extra, source, models_dir, name, version, ove
         If name or version cannot be one.
     """
     folder = version_folder(models_dir, name, version)
-    with lock(folder.parent / ".export.lock", wait=600, doing=f"export of {name}"):
+    with lock(folder.parent / EXPORT_LOCK, wait=600, doing=f"export of {name}"):
         if folder.exists() and not overwrite:
             raise ModelError(f"{name} version {version} exists - choose another model_version, or set overwrite_model")
         with write_whole(folder, replace_folder=overwrite) as part:
