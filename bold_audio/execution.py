@@ -108,7 +108,8 @@ def _remove_leftovers(params):
     models = params.resolve(params.models_dir)
     remove_scratch(params.subject_path, below=True)
     remove_scratch(kept_folder(params))
-    remove_unlocked_scratch(params.cache_path)
+    for folder in (params.cache_path, params.mlflow_path):
+        remove_unlocked_scratch(folder)
     remove_unlocked_scratch(params.subject_path.parent, lock_name=DATASET_LOCK)
     for kind in MODEL_KINDS:
         remove_unlocked_scratch(models / params.exported_as(kind), lock_name=EXPORT_LOCK)
