@@ -51,7 +51,6 @@ GIVEN = {
 PROGRAM = Path(sysconfig.get_path("scripts")) / "bold-audio"
 WAYS = ("all", "program", "kernel")
 PATIENCE = 600  # s that a run may take on a busy machine
-KERNEL_ENDS = 30  # s in which a kernel whose program is gone must have ended
 TIMES = {"started", "finished", "seconds"}
 HOOK = '''
 """Counts writes below some folders, in this process and the kernels that it starts, and ends both at one of them."""
@@ -117,6 +116,7 @@ class Site:
     def __init__(self, root, steps="00-06"):
         self.root, self.steps = Path(root), chosen_steps(steps)
         self.work, self.data, self.log = self.root / "work", self.root / "data", self.root / "log"
+        self.references = {}
         self.counter, hook = self.root / "counter", self.root / "hook"
         simulate_subject(self.data, subject="sim", **SMALL)
         hook.mkdir()
@@ -137,10 +137,6 @@ class Site:
         if state is not None:
             shutil.copytree(state, self.work, symlinks=True)
 
-    def keep(self, name):
-        """Copy outputs and models: path of the copy."""
-        return Path(shutil.copytree(self.work, self.root / name, symlinks=True))
-
     def start(self, steps, *, at=0):
         """Begin a run of these steps, which the hook ends at write number ``at``; 0: at none."""
         self.counter.write_bytes(b"")
@@ -151,16 +147,35 @@ class Site:
                 command, stdout=log, stderr=log, env=self.environment | {"CRASH_AT": str(at)}, cwd=self.root
             )
 
-    def finish(self, steps):
-        """Run these steps to their end: what is wrong with how it ended, in words, and the seconds."""
-        begun = time.perf_counter()
-        status = self.start(steps).wait(PATIENCE)
-        said = [] if status == 0 else [f"status {status}: {self.log.read_text()[-400:].strip()}"]
-        return said, time.perf_counter() - begun
+    def finish(self, steps, orphans=()):
+        """Run these steps to their end, while kernels of a killed program may go on.
 
-    def writes(self):
-        """How many writes the hook has counted."""
-        return self.counter.stat().st_size
+        Returns
+        -------
+        said : list of str
+            What is wrong with how it ended.
+        seconds, outlived : float
+            That it took, and that the kernels went on for.
+        """
+        begun, program = time.perf_counter(), self.start(steps)
+        _, left = psutil.wait_procs(orphans, timeout=PATIENCE)
+        outlived = time.perf_counter() - begun if orphans else 0.0
+        status = program.wait(PATIENCE)
+        said = ["a kernel without a program did not end"] if left else []
+        if status:
+            said.append(f"status {status}: {self.log.read_text()[-400:].strip()}")
+        return said, time.perf_counter() - begun, outlived
+
+    def reference(self, steps, before=None):
+        """What these steps make of an earlier state when nobody kills them: a copy of it, the writes, the seconds."""
+        if tuple(steps) not in self.references:
+            self.put(before)
+            said, seconds, _ = self.finish(steps)
+            if said:
+                raise SystemExit(f"a run that nobody killed failed: {said}")
+            copy = Path(shutil.copytree(self.work, self.root / f"reference-{len(self.references)}", symlinks=True))
+            self.references[tuple(steps)] = copy, self.counter.stat().st_size, seconds
+        return self.references[tuple(steps)]
 
     def kill_kernels(self):
         """Kill what a killed program left."""
@@ -171,28 +186,19 @@ class Site:
 
 
 def kill(program, way):
-    """Kill a running program in one of `WAYS`, once it has a kernel where the kernel is to be killed.
-
-    Returns
-    -------
-    float or None
-        Seconds that a kernel which was left alone went on for.
-    """
-    running = psutil.Process(program.pid)
-    kernels = running.children()
-    while way == "kernel" and not kernels and program.poll() is None:
+    """Kill a running program in one of `WAYS`, once it has a kernel where the kernel is to be killed: what goes on."""
+    running, below, kernels = psutil.Process(program.pid), [], []
+    while program.poll() is None and not kernels:
+        with contextlib.suppress(psutil.Error):
+            below = running.children(recursive=True)
+            kernels = [one for one in below if "ipykernel_launcher" in one.cmdline()]
+        if way != "kernel":
+            break
         time.sleep(0.02)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            kernels = running.children()
-    below = running.children(recursive=True) if program.poll() is None else []
     for process in {"all": [running, *below], "program": [running], "kernel": kernels}[way]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
-    if way != "program":
-        return None
-    begun = time.perf_counter()
-    _, left = psutil.wait_procs(below, timeout=KERNEL_ENDS)
-    return float("inf") if left else time.perf_counter() - begun
+            process.kill()
+    return kernels if way == "program" else []
 
 
 # --- what is compared ---------------------------------------------------------------------
@@ -314,11 +320,7 @@ def killed_at_moments(site, n, *, rng, say=print):
         ``kills``, ``kills_equal``, ``mlflow_unfinished``, ``kernel_outlived`` (the longest that a kernel which was left
         alone went on for, s).
     """
-    site.put()
-    said, whole = site.finish(site.steps)
-    if said:
-        raise SystemExit(f"the reference failed: {said}")
-    reference = site.keep("reference")
+    reference, _, whole = site.reference(site.steps)
     say(f"reference: {whole:.0f} s")
     counts = {"kills": 0, "kills_equal": 0, "mlflow_unfinished": 0, "kernel_outlived": 0.0}
     for k in range(n):
@@ -327,12 +329,10 @@ def killed_at_moments(site, n, *, rng, say=print):
         program = site.start(site.steps)
         with contextlib.suppress(subprocess.TimeoutExpired):
             program.wait(moment)
-        outlived = kill(program, way) or 0.0 if program.poll() is None else 0.0
+        orphans = kill(program, way) if program.poll() is None else []
         ended = program.wait(PATIENCE)
-        said = [] if ended in {"kernel": (0, 5)}.get(way, (-signal.SIGKILL, 0)) else [f"status {ended} when killed"]
-        if outlived > KERNEL_ENDS:
-            said.append("the kernel did not end")
-        wrong, seconds = site.finish(site.steps)
+        said = [] if ended in (0, 5 if way == "kernel" else -signal.SIGKILL) else [f"status {ended} when killed"]
+        wrong, seconds, outlived = site.finish(site.steps, orphans)
         more, unfinished = differences(reference, site.work)
         said += wrong + more
         counts["kills"] += 1
@@ -359,11 +359,7 @@ def killed_at_writes(site, *, choose, say=print):
     """
     before, rows = None, []
     for step in site.steps:
-        site.put(before)
-        said, seconds = site.finish([step])
-        if said:
-            raise SystemExit(f"the reference failed: {said}")
-        reference, n = site.keep(f"after-{step}"), site.writes()
+        reference, n, seconds = site.reference([step], before)
         points = choose(n)
         say(f"{step}: {n} writes in {seconds:.0f} s, {len(points)} of them tried")
         equal = 0
@@ -374,7 +370,7 @@ def killed_at_writes(site, *, choose, say=print):
             at = site.counter.with_name("counter.at")
             where = at.read_text() if at.is_file() else "nowhere"
             at.unlink(missing_ok=True)
-            said, _ = site.finish([step])
+            said, *_ = site.finish([step])
             said += differences(reference, site.work)[0]
             equal += not said
             where = where.replace(f"{site.work}/", "")

@@ -165,13 +165,14 @@ def run_step(step, folder, given):
     ------
     StepError
     """
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     where = folder / f"{step}.ipynb"
     try:
         return execute(step, folder, given)
-    except DeadKernelError as error:
+    except RuntimeError as error:
+        if "Kernel died" not in str(error):  # also of one that never answered
+            raise
         said = f"{step}: its kernel died - check the memory; what it had done is in {where}"
         raise StepError(said, 5) from error
     except PapermillExecutionError as error:

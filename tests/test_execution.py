@@ -119,6 +119,17 @@ def test_kernel_that_dies_says_so_on_its_page(project):
     assert "its kernel died" in page and "What to do: check the memory" in page
 
 
+def test_kernel_that_dies_before_it_answers_says_so_too(project, monkeypatch):
+    def die(*_):
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    params = project("1", "1")
+    monkeypatch.setattr(execution, "execute", die)
+    with pytest.raises(StepError, match="its kernel died - check the memory") as failed:
+        run_step(STEPS[0], params.subject_path, {})
+    assert failed.value.exit_code == 5
+
+
 @pytest.mark.slow
 def test_second_run_that_goes_well_forgets_the_failure(project):
     params = project(FORESEEN, "1 + 1")
