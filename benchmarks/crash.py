@@ -397,7 +397,7 @@ def main():
     rng, begun, every = random.Random(options.seed), time.perf_counter(), options.every
 
     def choose(n):
-        return sorted(rng.sample(range(1, n + 1), 3)) if options.quick else range(1, n + 1, every) if every else []
+        return sorted(rng.sample(range(1, n + 1), 3)) if options.quick else range(rng.randint(1, every), n + 1, every)
 
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
         site = Site(folder, options.steps)
