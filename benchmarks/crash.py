@@ -177,8 +177,8 @@ class Site:
             self.references[tuple(steps)] = copy, self.counter.stat().st_size, seconds
         return self.references[tuple(steps)]
 
-    def kill_kernels(self):
-        """Kill what a killed program left."""
+    def kill_all(self):
+        """Kill what runs here."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("CRASH_COUNTER") == str(self.counter):
@@ -366,7 +366,7 @@ def killed_at_writes(site, *, choose, say=print):
         for point in points:
             site.put(before)
             site.start([step], at=point).wait(PATIENCE)
-            site.kill_kernels()
+            site.kill_all()
             at = site.counter.with_name("counter.at")
             where = at.read_text() if at.is_file() else "nowhere"
             at.unlink(missing_ok=True)
@@ -402,10 +402,13 @@ def main():
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
         site = Site(folder, options.steps)
         made = {"quick": options.quick}
-        if options.kills:
-            made |= killed_at_moments(site, options.kills, rng=rng)
-        if every:
-            made |= killed_at_writes(site, choose=choose)
+        try:
+            if options.kills:
+                made |= killed_at_moments(site, options.kills, rng=rng)
+            if every:
+                made |= killed_at_writes(site, choose=choose)
+        finally:
+            site.kill_all()
     print(json.dumps(made | {"seconds": round(time.perf_counter() - begun)}))
     if (made.get("kills"), made.get("writes_tried")) != (made.get("kills_equal"), made.get("writes_equal")):
         sys.exit("a run that was killed did not end as one that was not: see above")

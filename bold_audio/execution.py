@@ -106,8 +106,8 @@ def _remove_leftovers(params):
     from bold_audio.viewed import kept_folder
 
     models = params.resolve(params.models_dir)
-    remove_scratch(params.subject_path, below=True)
-    remove_scratch(kept_folder(params))
+    for folder in (params.subject_path, params.checkpoint_path, kept_folder(params)):
+        remove_scratch(folder, below=True)
     for folder in (params.cache_path, params.mlflow_path):
         remove_unlocked_scratch(folder)
     remove_unlocked_scratch(params.subject_path.parent, lock_name=DATASET_LOCK)
