@@ -85,8 +85,8 @@ def mask_fingerprint(mask, affine):
 
 
 def facts_hash(facts):
-    """Hash of all that ``bundle.json`` says, but of itself and of the network, which carries it."""
-    about = {name: value for name, value in facts.items() if name not in ("bundle_hash", "onnx_md5")}
+    """Hash of all that ``bundle.json`` says, but of itself and of the network, which carries it, and of what was measured on that."""
+    about = {name: value for name, value in facts.items() if name not in ("bundle_hash", "onnx_md5", "max_difference")}
     return fingerprint(json.dumps(about, sort_keys=True, default=str))
 
 
