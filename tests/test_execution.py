@@ -13,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 from bs4 import BeautifulSoup
+from processes import hears_ctrl_c
 
 from bold_audio import done, execution, fetch
 from bold_audio.execution import StepError, run_step, run_subject
@@ -231,7 +232,9 @@ def test_a_signal_ends_the_run_and_its_kernel_in_one_line(project, number, statu
     given = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
     program = Path(sysconfig.get_path("scripts")) / "bold-audio"
     command = [program, "run", "--subject", "sim", "--dataset", "sim", "--steps", "00"]
-    running = subprocess.Popen([*command, *given], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*command, *given], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+    )
     while not (root / "asleep").exists():
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.1)
