@@ -107,7 +107,7 @@ def flip_test(values, *, n_flips=N_FLIPS, seed=0):
     Notes
     -----
     A person is flipped as a whole, all columns at once [1]_. The observed signs count as one of the flips, so that
-    no p is 0; for up to `ALL_FLIPS` people all flips are made, which gives the exact p of ``scipy.stats.permutation_test``.
+    no p is 0. For up to `ALL_FLIPS` people all flips are made: the exact p of ``scipy.stats.permutation_test``.
 
     References
     ----------
