@@ -16,6 +16,7 @@ N_FLIPS = 10_000
 MOST_MOTION = 0.5  # mm of mean framewise displacement above which a person is left out once
 FEWEST_FOR_AGE = 4  # people that an interval of a correlation takes
 BLOCK = 256  # flips made at a time
+CHUNK = 2048  # columns tested at a time
 HUGE = 1e12  # t of values that do not vary
 
 
@@ -92,7 +93,8 @@ def flip_test(values, *, n_flips=N_FLIPS, seed=0):
     Parameters
     ----------
     values : array of shape (n_people, n_columns)
-        NaN where a person has no value. A column with fewer than two people gets no p and is in no maximum.
+        NaN where a person has no value. A column with fewer than two people gets no p and is in no maximum. Read
+        `CHUNK` columns at a time, so it may be memory-mapped.
     n_flips : int
         Random flips where more than `ALL_FLIPS` people make all of them too many.
     seed : int
@@ -119,24 +121,33 @@ def flip_test(values, *, n_flips=N_FLIPS, seed=0):
     >>> flip_test(np.array([[1.0, -1.0], [2.0, 3.0], [3.0, -2.0]]))[["p", "p_fwe"]].values.tolist()
     [[0.125, 0.25], [0.625, 0.875]]
     """
-    values = np.asarray(values, dtype=np.float64)
-    n, mean, _ = _moments(values)
-    tested, known = n >= 2, np.isfinite(values)
-    filled = np.where(known, values, 0.0)[:, tested]
-    squares, count = (filled**2).sum(axis=0), n[tested]
-    observed = _t(filled.sum(axis=0), squares, count)
-    # Equal sums come out of another order of adding a few last digits apart.
-    least = observed - 1e-9 * np.maximum(1, np.abs(observed))
-    above, largest_above, total = np.zeros(tested.sum()), np.zeros(tested.sum()), 0
-    for signs in flips(len(values), n_flips=n_flips, seed=seed):
-        t = _t(signs @ filled, squares, count)
-        above += (t >= least).sum(axis=0)
-        largest_above += (t.max(axis=1, initial=-np.inf)[:, None] >= least).sum(axis=0)
-        total += len(signs)
-    found = pd.DataFrame({"n_people": n, "mean": mean, "t": np.nan, "p": np.nan, "p_fwe": np.nan, "smallest_p": np.nan})
-    found.loc[tested, ["t", "p", "p_fwe"]] = np.c_[observed, above / total, largest_above / total]
-    found.loc[tested, "smallest_p"] = np.maximum(1 / total, 0.5**count)
+    maxima, parts = -np.inf, []
+    for start in range(0, max(1, np.shape(values)[1]), CHUNK):
+        some = np.asarray(values[:, start : start + CHUNK], dtype=np.float64)
+        n, mean, _ = _moments(some)
+        tested, filled = n >= 2, np.nan_to_num(some[:, n >= 2])
+        squares, count = (filled**2).sum(axis=0), n[tested]
+        t = _t(filled.sum(axis=0), squares, count)
+        above, largest = np.zeros(len(t)), []
+        for signs in flips(len(some), n_flips=n_flips, seed=seed):
+            flipped = _t(signs @ filled, squares, count)
+            above += (flipped >= _least(t)).sum(axis=0)
+            largest.append(flipped.max(axis=1, initial=-np.inf))
+        maxima = np.maximum(maxima, np.concatenate(largest))
+        found = pd.DataFrame({"n_people": n, "mean": mean} | dict.fromkeys(["t", "p", "p_fwe", "smallest_p"], np.nan))
+        found.loc[tested, ["t", "p"]] = np.c_[t, above / len(maxima)]
+        found.loc[tested, "smallest_p"] = np.maximum(1 / len(maxima), 0.5**count)
+        parts.append(found)
+    found = pd.concat(parts, ignore_index=True)
+    tested = found["t"].notna()
+    below = np.searchsorted(np.sort(maxima), _least(found.loc[tested, "t"].to_numpy()))
+    found.loc[tested, "p_fwe"] = 1 - below / len(maxima)
     return found
+
+
+def _least(t):
+    """What counts as t at least: equal sums come out a few last digits apart in another order of adding."""
+    return t - 1e-9 * np.maximum(1, np.abs(t))
 
 
 def _t(sums, squares, n):

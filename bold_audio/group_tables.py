@@ -3,7 +3,6 @@
 Only small tables are read, one subject after the other, so that thousands of folders need seconds and little memory.
 """
 
-import csv
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ GAINS = {"gain": "history_sound", "gain_within": "history_blocks_sound"}
 VALUES = ["r", "gain", "p", "gain_within", "p_within", "delay", "low", "high"]
 COLUMNS = ["subject", "region", *VALUES, "identifiable", "n_voxels"]
 PERSON = ["subject", "age", "language_side", "language_certain", "mean_fd"]
-DAMAGED = (DataError, OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error)
+DAMAGED = (DataError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _region_rows(path, label):
 
 
 def read_rows(path, columns, *, may_be_missing=False):
-    """Rows of a small table as dicts of text; several times as fast as pandas, which counts over thousands of folders.
+    """Columns of a small table as one dict of text per row; pandas takes several times as long.
 
     Raises
     ------
@@ -193,14 +192,14 @@ def read_rows(path, columns, *, may_be_missing=False):
     text = path.read_text(encoding="utf-8")
     if not text.endswith("\n"):
         raise DataError(f"{path.name} was cut - run the subject again")
-    table = csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
-    missing = [name for name in columns if name not in (table.fieldnames or ())]
+    head, *lines = (line.split("\t") for line in text.splitlines())
+    missing = [name for name in columns if name not in head]
     if missing:
         raise DataError(f"{path.name} has no column {missing[0]} - run the subject again")
-    rows = list(table)
-    if any(None in row or None in row.values() for row in rows):
+    if any(len(line) != len(head) for line in lines):
         raise DataError(f"{path.name} has rows of another length than its head - run the subject again")
-    return rows
+    places = [head.index(name) for name in columns]
+    return [dict(zip(columns, [line[k] for k in places], strict=True)) for line in lines]
 
 
 def _number(text):
