@@ -1,7 +1,11 @@
-"""Outputs of made-up subjects, as their runs leave them: tables, provenance and status, no scan."""
+"""Outputs of made-up subjects, as their runs leave them: tables, provenance, status and maps, no scan."""
 
+import numpy as np
 import pandas as pd
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
+from bold_audio import brain, register
 from bold_audio.files import write_json, write_table
 
 PARAMETERS = {"dataset": "sim", "sweep_fwhm": 8.0, "delays": [2.0, 4.0, 6.0], "data_note": "SIMULATED subject"}
@@ -26,3 +30,47 @@ def write_person(folder, label, gains, *, r=0.2, delay=5.0, mean_fd=0.1, within=
     write_json(path / "provenance.json", dict.fromkeys(("inference_regions", "out_of_fold", "dt_sweep"), made))
     write_json(path / "status.json", {"state": "done"})
     return path
+
+
+def write_person_map(folder, label, values, affine, *, model="oofHistorySound", points=None):
+    """Write a person's map of the gain; ``points``: template mm of each voxel, else the scan is in MNI space."""
+    space = "_space-MNI152NLin2009cAsym" if points is None else ""
+    path, codes = folder / f"sub-{label}", (1, 1)
+    name = f"sub-{label}_task-film{space}"
+    known = {"about": {}, "named": "made up", "form_codes": codes}
+    made = brain.write_statmap(path / f"{name}_desc-{model}_stat-gain_statmap.nii.gz", values, affine, **known)
+    if points is not None:
+        ending = f"from-boldref_to-{register.TEMPLATE}_mode-points_xfm.nii.gz"
+        brain.write_statmap(path / f"{name}_{ending}", points.astype(np.float32), affine, **known)
+    return made
+
+
+def head_map(rng, planted, *, voxel=6.0, effect=0.03, spread=0.006):
+    """A made-up head with its map of the gain: smooth noise, and in ``planted`` an effect that differs by person.
+
+    Parameters
+    ----------
+    planted : sequence of (float, float, float)
+        Centres of balls of 12 mm, template mm; empty for nothing.
+
+    Returns
+    -------
+    values : array of shape (i, j, k), float32
+        NaN outside the brain.
+    affine : array of shape (4, 4)
+    points : array of shape (i, j, k, 3)
+        Template mm of each voxel: the head is turned, shifted and of another size.
+    """
+    shape = (30, 34, 28)
+    turn = Rotation.from_euler("xyz", rng.normal(0, 5, 3), degrees=True).as_matrix() * rng.uniform(0.95, 1.05)
+    affine = np.diag([-voxel, voxel, voxel, 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) - 1) / 2 + rng.normal(0, 5, 3)
+    middle = affine[:3, :3] @ (np.array(shape) - 1) / 2 + affine[:3, 3]
+    points = register.grid_points(shape, affine).T.reshape(*shape, 3)
+    points = (points - middle) @ turn.T + [0, -18, 8]
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape), 1.0)
+    values = (spread * noise / noise.std()).astype(np.float32)
+    inside = np.linalg.norm((points - [0, -18, 8]) / [80, 98, 82], axis=-1) <= 1
+    for centre in planted:
+        values += max(rng.normal(effect, effect / 5), 0) * (np.linalg.norm(points - centre, axis=-1) <= 12)
+    return np.where(inside, values, np.nan), affine, points
