@@ -70,7 +70,8 @@ def about_motion(table, still, region, people, *, limit):
     if not len(moved):
         return f"Nobody moved more than {limit:g} mm on average (framewise displacement).{unknown}"
     whole, rest = (part[part["region"] == region] for part in (table, still))
-    text = f"Without {len(moved)} people who moved more than {limit:g} mm on average ({_named(moved)})"
+    who = "one person" if len(moved) == 1 else f"{len(moved)} people"
+    text = f"Without {who} who moved more than {limit:g} mm on average ({_named(moved)})"
     if not len(whole) or not len(rest) or not rest["n_people"].iloc[0] > 1:
         return f"{text} too few are left to ask again.{unknown}"
     a, b = whole.iloc[0], rest.iloc[0]
