@@ -58,8 +58,9 @@ def about_other_regions(table, region):
     others = table[(table["region"] != region) & table["p_fwe"].notna()]
     if not len(others):
         return "No other region was asked about."
+    other = "other regions" if len(others) < len(table) else "regions"
     sure = list(others.loc[others["p_fwe"] <= LEVEL, "region"])
-    return f"Of {len(others)} other regions {len(sure)} hold at family-wise p ≤ {LEVEL:g} ({_named(sure)})."
+    return f"Of {len(others)} {other} {len(sure)} hold at family-wise p ≤ {LEVEL:g} ({_named(sure)})."
 
 
 def about_motion(table, still, region, people, *, limit):
@@ -67,6 +68,8 @@ def about_motion(table, still, region, people, *, limit):
     known = people["mean_fd"].notna()
     moved = people.loc[people["mean_fd"] > limit, "subject"]
     unknown = f" Of {(~known).sum()} people no motion is known." if not known.all() else ""
+    if not known.any():
+        return "Motion is known of nobody."
     if not len(moved):
         return f"Nobody moved more than {limit:g} mm on average (framewise displacement).{unknown}"
     whole, rest = (part[part["region"] == region] for part in (table, still))

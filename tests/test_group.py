@@ -101,6 +101,7 @@ def test_region_says_what_is_shown_and_what_is_not():
     assert "that the past and the film's blocks leave, in" in nothing
     assert "no primary outcome" in group_sentences.about_region(tables_of(8, 0)[1], None, value="gain")
     others = group_sentences.about_other_regions(tables_of(8, 1)[1], "auditory")
+    assert group_sentences.about_other_regions(tables_of(8, 1)[1], None).startswith("Of 4 regions 3 hold")
     assert others == "Of 3 other regions 2 hold at family-wise p ≤ 0.05 (auditory_left, auditory_right)."
 
 
@@ -117,6 +118,8 @@ def test_motion_says_whether_the_answer_changes():
     assert "**the answer changes**" in group_sentences.about_motion(whole, fewer, "auditory", people, limit=0.5)
     assert "too few are left" in group_sentences.about_motion(whole, still[:0], "auditory", people, limit=0.5)
     assert group_sentences.about_motion(whole, whole, "auditory", people[1:3], limit=0.5).startswith("Nobody moved")
+    nothing = group_sentences.about_motion(whole, whole, "auditory", people[3:4], limit=0.5)
+    assert nothing == "Motion is known of nobody."
 
 
 def test_delay_age_and_language_say_what_is_not_known():
