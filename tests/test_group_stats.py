@@ -49,6 +49,14 @@ def test_random_flips_come_near_all_of_them_and_are_seeded(monkeypatch):
     assert (some[0]["smallest_p"] == 0.5**12).all()
 
 
+def test_columns_in_chunks_and_in_a_file_are_as_all_at_once(monkeypatch, tmp_path):
+    values = np.random.default_rng(9).normal(0.3, 1, (13, 11))
+    whole = group_stats.flip_test(values)
+    np.save(tmp_path / "values.npy", values)
+    monkeypatch.setattr(group_stats, "CHUNK", 3)
+    pd.testing.assert_frame_equal(group_stats.flip_test(np.load(tmp_path / "values.npy", mmap_mode="r")), whole)
+
+
 def test_a_person_without_a_region_is_as_if_not_asked_about_it():
     values = np.random.default_rng(3).normal(0.5, 1, (8, 2))
     values[[1, 4], 1] = np.nan
