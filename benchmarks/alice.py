@@ -12,11 +12,9 @@ import argparse
 import json
 import sys
 
-import numpy as np
 import pandas as pd
-from scipy.stats import permutation_test
 
-from bold_audio import bids, inferred, workflow
+from bold_audio import bids, group_stats, inferred, workflow
 from bold_audio.params import load_params
 
 
@@ -39,15 +37,9 @@ def together(inference):
 
     2 to the power of the number of people are all sign flips there are; the p is exact.
     """
-    lines = []
-    for region, rows in inference.groupby("region", sort=False):
-        gains = rows["gain"].to_numpy()
-        flipped = permutation_test(
-            (gains,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
-        )
-        alone = {"people_p_05": int((rows["p"] <= 0.05).sum()), "smallest_p": rows["p"].min()}
-        lines.append({"region": region, "gain": gains.mean(), "p_sign_flip": flipped.pvalue} | alone)
-    return pd.DataFrame(lines).set_index("region")
+    group = group_stats.region_table(inference[inference["model"] == "history_sound"], "gain").set_index("region")
+    alone = inference.groupby("region")["p"].agg(people_p_05=lambda p: int((p <= 0.05).sum()), smallest_p="min")
+    return group[["mean", "p"]].set_axis(["gain", "p_sign_flip"], axis="columns").join(alone)
 
 
 def main():

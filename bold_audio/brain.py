@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from bold_audio.files import write_json, write_text, write_whole
+from bold_audio.locking import DATASET_LOCK, lock
 from bold_audio.params import DEFAULT_DATASET
 
 
@@ -21,23 +22,39 @@ def write_map(run, params, values, *, model, stat, description):
     Path
     """
     path = params.subject_path / f"{run.files.entities}_desc-{model}_stat-{stat}_statmap.nii.gz"
-    image = nib.Nifti1Image(run.to_grid(values), run.affine)
-    image.set_sform(run.affine, code=run.files.form_codes[0])
-    image.set_qform(run.affine, code=run.files.form_codes[1])
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = f"bold_audio {model} {stat}"[:79].encode()
-    with write_whole(path) as part:
-        nib.save(image, part)
     # Without a space in its name a map is in the scan's own, which BIDS wants to be said.
     where = {} if "space-" in run.files.entities else {"SpatialReference": "orig"}
-    write_text(
-        path.with_name(path.name.replace(".nii.gz", ".json")),
-        json.dumps(
-            {"Description": description, "Sources": sources(run, params)} | where,
-            indent=1,
-        )
-        + "\n",
+    about = {"Description": description, "Sources": sources(run, params)} | where
+    named = f"bold_audio {model} {stat}"
+    return write_statmap(
+        path, run.to_grid(values), run.affine, about=about, named=named, form_codes=run.files.form_codes
     )
+
+
+def write_statmap(path, grid, affine, *, about, named, form_codes):
+    """Write a map, an array of shape (i, j, k), as NIfTI beside its JSON description ``about``.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.nii.gz``.
+    named : str
+        What the header says of it.
+    form_codes : (int, int)
+        Of sform and qform.
+
+    Returns
+    -------
+    Path
+    """
+    image = nib.Nifti1Image(grid, affine)
+    image.set_sform(affine, code=form_codes[0])
+    image.set_qform(affine, code=form_codes[1])
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = named[:79].encode()
+    with write_whole(path) as part:
+        nib.save(image, part)
+    write_text(path.with_name(path.name.replace(".nii.gz", ".json")), json.dumps(about, indent=1) + "\n")
     return path
 
 
@@ -96,15 +113,14 @@ def write_dataset_description(params, version):
     """Make the outputs of a dataset a BIDS derivative."""
     source = {"DOI": "doi:10.18112/openneuro.ds003688.v1.0.7", "Version": "1.0.7"}
     folder = params.subject_path.parent
-    write_json(
-        folder / "dataset_description.json",
-        {
-            "Name": f"bold_audio outputs for {params.label}",
-            "BIDSVersion": "1.9.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "bold_audio", "Version": version}],
-            "SourceDatasets": [source] if params.dataset == DEFAULT_DATASET else [],
-            "DatasetLinks": {"raw": params.data_path.as_uri()},
-        },
-    )
-    write_text(folder / ".bidsignore", "**/*_statmap.*\n**/*_xfm.*\n**/*.html\n**/*.ipynb\n")
+    about = {
+        "Name": f"bold_audio outputs for {params.label}",
+        "BIDSVersion": "1.9.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "bold_audio", "Version": version}],
+        "SourceDatasets": [source] if params.dataset == DEFAULT_DATASET else [],
+        "DatasetLinks": {"raw": params.data_path.as_uri()},
+    }
+    with lock(folder / DATASET_LOCK, wait=60, doing=f"{folder}"):
+        write_json(folder / "dataset_description.json", about)
+        write_text(folder / ".bidsignore", "**/*_statmap.*\n**/*_xfm.*\n**/*.html\n**/*.ipynb\n")

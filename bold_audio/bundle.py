@@ -85,8 +85,9 @@ def mask_fingerprint(mask, affine):
 
 
 def facts_hash(facts):
-    """Hash of all that ``bundle.json`` says, but of itself and of the network, which carries it."""
-    about = {name: value for name, value in facts.items() if name not in ("bundle_hash", "onnx_md5")}
+    """Hash of all that ``bundle.json`` says, but of itself, and of the network, which carries it."""
+    later = ("bundle_hash", "onnx_md5", "max_difference")
+    about = {name: value for name, value in facts.items() if name not in later}
     return fingerprint(json.dumps(about, sort_keys=True, default=str))
 
 

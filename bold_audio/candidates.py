@@ -223,27 +223,33 @@ def ensure_mlp(subject, candidates, *, progress=None):
     folder, key = subject.params.checkpoint_path, fingerprint(training_key(subject), list(candidates))
     with lock(folder / ".training.lock", wait=3600, doing=f"training of sub-{subject.params.subject}"):
         done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
-        if done.get("key") == key and (folder / "best.ckpt").is_file() and subject.path(HISTORY).is_file():
-            model, facts = mlp.load_checkpoint(folder / "best.ckpt")
-            return model, facts, pd.read_csv(subject.path(HISTORY), sep="\t"), []
-        progress = training.somebody_watches() if progress is None else progress
-        trained, notes = train_candidates(subject, candidates, progress=progress)
-        best = max(trained, key=lambda one: one.best[MONITOR])
-        facts = model_facts(subject, best.delay)
-        mlp.save_checkpoint(folder / "best.ckpt", best.model, facts)
-        losses = pd.concat(
-            pd.DataFrame(one.losses).assign(run=f"sub{subject.params.subject}_dt{one.delay:g}", delay=one.delay)
-            for one in trained
-        )
-        write_table(subject.path(HISTORY), losses)
-        subject.record(
-            "mlp",
-            key=key,
-            delay=best.delay,
-            candidates=list(candidates),
-            why="the only candidate" if len(trained) == 1 else f"largest {MONITOR} on the last block of train",
-            kept_share=best.kept,
-            **{f"best_{name}": value for name, value in best.best.items()},
-        )
-        shutil.rmtree(folder / "training", ignore_errors=True)
-    return best.model, facts, losses, notes
+        notes = []
+        if not (done.get("key") == key and (folder / "best.ckpt").is_file() and subject.path(HISTORY).is_file()):
+            progress = training.somebody_watches() if progress is None else progress
+            notes = _train_and_keep_best(subject, candidates, key=key, progress=progress)
+        shutil.rmtree(folder / "training", ignore_errors=True)  # also what a killed process left
+        model, facts = mlp.load_checkpoint(folder / "best.ckpt")
+        # What was written is what is shown, by whichever process.
+        return model, facts, pd.read_csv(subject.path(HISTORY), sep="\t"), notes
+
+
+def _train_and_keep_best(subject, candidates, *, key, progress):
+    """Train at every delay, write the best with the losses of all, and record it last: what to know of the logging."""
+    trained, notes = train_candidates(subject, candidates, progress=progress)
+    best = max(trained, key=lambda one: one.best[MONITOR])
+    mlp.save_checkpoint(subject.params.checkpoint_path / "best.ckpt", best.model, model_facts(subject, best.delay))
+    losses = pd.concat(
+        pd.DataFrame(one.losses).assign(run=f"sub{subject.params.subject}_dt{one.delay:g}", delay=one.delay)
+        for one in trained
+    )
+    write_table(subject.path(HISTORY), losses)
+    subject.record(
+        "mlp",
+        key=key,
+        delay=best.delay,
+        candidates=list(candidates),
+        why="the only candidate" if len(trained) == 1 else f"largest {MONITOR} on the last block of train",
+        kept_share=best.kept,
+        **{f"best_{name}": value for name, value in best.best.items()},
+    )
+    return notes

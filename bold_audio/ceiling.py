@@ -231,13 +231,15 @@ def region_r(measured, predicted, regions, *, t_r, period=HIGH_PASS_PERIOD):
     return pd.DataFrame({"region": list(regions), "r": pearson_r(*both)})
 
 
-def read_people(params, *, regions_of=None, voxels=False):
+def read_people(params, *, labels=None, regions_of=None, voxels=False):
     """Read the people of a dataset whose scans are there and have the clock of ``params.subject``'s.
 
     Parameters
     ----------
     params : Params
         Of one subject; the others' are those of their files, and what was passed for this one.
+    labels : sequence of str, optional
+        Whom to read; everybody who has a folder without it.
     regions_of : function, optional
         ``Subject`` → dict of str to array of bool, shape (n_voxels,). The regions of the run without it.
     voxels : bool
@@ -257,7 +259,7 @@ def read_people(params, *, regions_of=None, voxels=False):
     if voxels and params.space is None:
         raise DataError("voxels of different people can be compared in a template's space only - set space, or regions")
     reference = runs.locate_runs(params)
-    labels = dict.fromkeys([params.subject, *bids.known_subjects(params)])
+    labels = dict.fromkeys([params.subject, *(bids.known_subjects(params) if labels is None else labels)])
     people, left_out = {}, {}
     for label in labels:
         try:

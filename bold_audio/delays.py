@@ -57,8 +57,9 @@ def ensure_sweep(subject):
     with write_whole(mask_path) as part:
         nib.save(nib.Nifti1Image((run.to_grid(found.responsive) > 0).astype(np.uint8), run.affine), part)
     write_delay_maps(subject, found)
-    subject.record("dt_sweep", key=key, delay=found.delay, region=found.region, why=params.delay_by)
-    return found
+    made = {"delay": found.delay, "region": found.region}
+    subject.record("dt_sweep", key=key, **made, why=params.delay_by)
+    return _read_sweep(subject, paths, mask_path, made)  # what was written is what is shown, by whichever process
 
 
 def _read_sweep(subject, paths, mask_path, done):

@@ -1,7 +1,8 @@
 """What a step was made from, and whether it has to be made again.
 
-``done.json`` in a subject's outputs says of every finished step what it was made from: parameters, input files,
-notebook, code. A step is made again where one of them has changed, or a file that it wrote is gone.
+``done.json`` in a subject's outputs says of every finished step what it was made from (parameters, input files,
+notebook, code), and of a step under way what was there before it. A step is made again where one of them has changed,
+or a file that it wrote is gone.
 """
 
 import json
@@ -133,28 +134,42 @@ def why_again(folder, step, now):
 
 
 def _read_done(folder):
-    """Entries by step; a damaged one is none, so that its step is made again."""
+    """Entries of finished steps; a damaged one is none, so that its step is made again."""
+    return {step: entry for step, entry in _read(folder).items() if _is_entry(entry)}
+
+
+def _read(folder):
     try:
         known = read_json(folder / DONE, default={})
     except DataError:
         return {}
-    return {step: entry for step, entry in known.items() if _is_entry(entry)} if isinstance(known, dict) else {}
+    return {k: v for k, v in known.items() if isinstance(v, dict)} if isinstance(known, dict) else {}
 
 
 def _is_entry(entry):
     return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("files"), list)
+        isinstance(entry.get("files"), list)
         and isinstance(made := entry.get("made_from"), dict)
         and all(isinstance(made.get(name), dict) for name in ("parameters", "inputs"))
     )
 
 
-def forget(folder, step):
-    """Take a step off the list before it begins."""
-    done = _read_done(folder)
-    if done.pop(step, None) is not None:
-        write_json(folder / DONE, done)
+def begin(params, step):
+    """Take a step off the list, and say what was there before it began.
+
+    A step that was stopped half-way and begins again began then: what it had written by then is its own.
+
+    Returns
+    -------
+    dict
+        As of `snapshot`.
+    """
+    folder = params.subject_path
+    before = _read(folder).get(step, {}).get("before")
+    if before is None:
+        before = snapshot(params)
+    write_json(folder / DONE, _read_done(folder) | {step: {"before": before}})
+    return before
 
 
 def mark_done(folder, step, now, *, files, seconds):
@@ -187,7 +202,7 @@ def snapshot(params):
         for path in root.rglob("*"):
             if path.is_file() and not any(PASSING.fullmatch(part) for part in path.relative_to(root).parts):
                 state = path.stat()
-                found[os.path.relpath(path, params.subject_path)] = (state.st_mtime_ns, state.st_size)
+                found[os.path.relpath(path, params.subject_path)] = [state.st_mtime_ns, state.st_size]
     return found
 
 

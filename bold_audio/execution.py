@@ -26,7 +26,8 @@ from bold_audio.files import (
     write_json,
     write_text,
 )
-from bold_audio.locking import remove_scratch
+from bold_audio.locking import DATASET_LOCK, EXPORT_LOCK, remove_scratch, remove_unlocked_scratch
+from bold_audio.params import MODEL_KINDS
 from bold_audio.provenance import git_commit, package_versions
 
 EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, AccessError, MachineError, ModelError)}
@@ -71,15 +72,14 @@ def run_subject(params, steps, given, *, say, force=False):
     BoldAudioError
         With the line that names what is wrong and what to do.
     """
-    from bold_audio.report import INDEX, write_report
+    from bold_audio.report import write_report
     from bold_audio.subjects import STATUS
 
-    folder, name, todo = params.subject_path, f"sub-{params.subject}", None
-    index = folder / "report" / INDEX
+    folder, name = params.subject_path, f"sub-{params.subject}"
     status = {"state": "stopped", "step": OPENING, "started": _now()}
     try:
         write_json(folder / STATUS, status)
-        remove_scratch(folder)
+        _remove_leftovers(params)
         begun = time.perf_counter()
         made_from, todo = _open(params, steps, force)
         for step in steps:
@@ -97,9 +97,22 @@ def run_subject(params, steps, given, *, say, force=False):
         raise
     finally:
         write_json(folder / STATUS, status | {"finished": _now()})
-        if todo is None or todo or not index.is_file():
-            index = write_report(params)
+        index = write_report(params)  # always: the run before may have been killed in the midst of it
     return index
+
+
+def _remove_leftovers(params):
+    """Remove what killed processes left half-written, but where another process is writing now."""
+    from bold_audio.viewed import kept_folder
+
+    models = params.resolve(params.models_dir)
+    for folder in (params.subject_path, params.checkpoint_path, kept_folder(params)):
+        remove_scratch(folder, below=True)
+    for folder in (params.cache_path, params.mlflow_path):
+        remove_unlocked_scratch(folder)
+    remove_unlocked_scratch(params.subject_path.parent, lock_name=DATASET_LOCK)
+    for kind in MODEL_KINDS:
+        remove_unlocked_scratch(models / params.exported_as(kind), lock_name=EXPORT_LOCK)
 
 
 def _open(params, steps, force):
@@ -124,8 +137,7 @@ def _run_and_note(params, step, given, made_from):
     from bold_audio.report import STAMP, write_page
 
     folder, begun = params.subject_path, time.perf_counter()
-    done.forget(folder, step)
-    before = done.snapshot(params)
+    before = done.begin(params, step)
     try:
         executed = run_step(step, folder, given)
     finally:
@@ -153,13 +165,14 @@ def run_step(step, folder, given):
     ------
     StepError
     """
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     where = folder / f"{step}.ipynb"
     try:
         return execute(step, folder, given)
-    except DeadKernelError as error:
+    except RuntimeError as error:
+        if "Kernel died" not in str(error):  # also of one that never answered
+            raise
         said = f"{step}: its kernel died - check the memory; what it had done is in {where}"
         raise StepError(said, 5) from error
     except PapermillExecutionError as error:

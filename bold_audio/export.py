@@ -18,7 +18,7 @@ from bold_audio.files import (
     write_text,
     write_whole,
 )
-from bold_audio.locking import lock
+from bold_audio.locking import EXPORT_LOCK, lock
 
 OPSET = 18
 MAX_DIFFERENCE = 1e-4  # between torch and onnxruntime, relative to the largest value
@@ -63,7 +63,7 @@ def export_model(served, facts, *, extra, source, models_dir, name, version, ove
         If name or version cannot be one.
     """
     folder = version_folder(models_dir, name, version)
-    with lock(folder.parent / ".export.lock", wait=600, doing=f"export of {name}"):
+    with lock(folder.parent / EXPORT_LOCK, wait=600, doing=f"export of {name}"):
         if folder.exists() and not overwrite:
             raise ModelError(f"{name} version {version} exists - choose another model_version, or set overwrite_model")
         with write_whole(folder, replace_folder=overwrite) as part:
@@ -90,8 +90,8 @@ def _write_version(served, facts, extra, source, part, name, version):
     if not difference <= MAX_DIFFERENCE:
         raise ModelError(f"torch and onnxruntime differ by {difference:.2g} - nothing was exported")
     write_text(part / "best_dt.txt", f"{facts['delay']:.10g}\n")
-    hashes = {"bundle_hash": bundle_hash, "onnx_md5": file_md5(part / "model.onnx")}
-    write_json(part / "bundle.json", about | hashes)
+    made = {"bundle_hash": bundle_hash, "onnx_md5": file_md5(part / "model.onnx"), "max_difference": difference}
+    write_json(part / "bundle.json", about | made)
     return difference, bundle_hash
 
 

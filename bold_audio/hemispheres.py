@@ -40,6 +40,34 @@ def side_of(text):
     return side, side != UNKNOWN and word == text
 
 
+def read_participants(folder):
+    """Read participants.tsv of a dataset.
+
+    Parameters
+    ----------
+    folder : Path
+        Root of the BIDS tree.
+
+    Returns
+    -------
+    DataFrame or None
+        One row per person, by label: a label such as 09 may have been written as the number 9 or without its "sub-".
+        None where there is no table.
+
+    Raises
+    ------
+    DataError
+        If the table is there and cannot be read.
+    """
+    path = folder / "participants.tsv"
+    if not path.is_file():
+        return None
+    table = read_table(path, columns=("participant_id",))
+    labels = table["participant_id"].astype(str).str.strip().str.removeprefix("sub-")
+    table.index = labels.where(~labels.str.fullmatch("[0-9]"), labels.str.zfill(2))
+    return table[~table.index.duplicated()]
+
+
 def read_dominance(params):
     """Read a person's language dominance from participants.tsv of the dataset.
 
@@ -59,15 +87,9 @@ def read_dominance(params):
         If the table is there and cannot be read.
     """
     names = ("language_dominance", "language_dominance_technique")
-    path = params.data_path / "participants.tsv"
-    if not path.is_file():
-        return dict.fromkeys(names, UNKNOWN)
-    table = read_table(path, columns=("participant_id",))
-    # A label such as 09 may have been written as the number 9 or without its "sub-".
-    labels = table["participant_id"].astype(str).str.strip().str.removeprefix("sub-")
-    mine = table[(labels == params.subject) | (labels.str.zfill(2) == params.subject)]
-    found = {name: mine[name].iloc[0] if name in mine and len(mine) else np.nan for name in names}
-    return {name: UNKNOWN if pd.isna(value) else str(value).strip() for name, value in found.items()}
+    table = read_participants(params.data_path)
+    mine = {} if table is None or params.subject not in table.index else table.loc[params.subject]
+    return {name: UNKNOWN if pd.isna(mine.get(name)) else str(mine[name]).strip() for name in names}
 
 
 def hemisphere_table(regions, scores=None, *, subject, dominance=None, score="r"):

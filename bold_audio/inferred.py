@@ -32,17 +32,16 @@ def ensure_voxels(subject):
     key = subject.result_key(this, without=MLP_ONLY)
     path = subject.path("inference_voxels.npz")
     done = read_json(subject.path("provenance.json"), default={}).get(STEP[0], {})
-    if done.get("key") == key and path.is_file():
-        with np.load(path) as kept:
-            voxels = pd.DataFrame({name: kept[name] for name in kept.files if name not in ("largest", "counts")})
-            return voxel_inference.VoxelInference(voxels, kept["largest"], *map(int, kept["counts"]))
-    found = infer_subject_voxels(subject)
-    arrays = {name: found.voxels[name].to_numpy() for name in found.voxels}
-    counts = np.array([found.n_shifts, found.n_randomised])
-    write_arrays(path, arrays | {"largest": found.largest, "counts": counts})
-    write_voxel_maps(subject, found)
-    subject.record(STEP[0], key=key)
-    return found
+    if not (done.get("key") == key and path.is_file()):
+        found = infer_subject_voxels(subject)
+        arrays = {name: found.voxels[name].to_numpy() for name in found.voxels}
+        counts = np.array([found.n_shifts, found.n_randomised])
+        write_arrays(path, arrays | {"largest": found.largest, "counts": counts})
+        write_voxel_maps(subject, found)
+        subject.record(STEP[0], key=key)
+    with np.load(path) as kept:
+        voxels = pd.DataFrame({name: kept[name] for name in kept.files if name not in ("largest", "counts")})
+        return voxel_inference.VoxelInference(voxels, kept["largest"], *map(int, kept["counts"]))
 
 
 def infer_subject_voxels(subject, *, seed=None):
@@ -77,12 +76,10 @@ def ensure_regions(subject):
     key = subject.result_key(this, without=MLP_ONLY)
     path = subject.path("inference_regions.tsv")
     done = read_json(subject.path("provenance.json"), default={}).get(STEP[1], {})
-    if done.get("key") == key and path.is_file():
-        return pd.read_csv(path, sep="\t")
-    table = infer_subject_regions(subject, asked_regions(subject))
-    write_table(path, table)
-    subject.record(STEP[1], key=key)
-    return table
+    if not (done.get("key") == key and path.is_file()):
+        write_table(path, infer_subject_regions(subject, asked_regions(subject)))
+        subject.record(STEP[1], key=key)
+    return pd.read_csv(path, sep="\t")
 
 
 def asked_regions(subject):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import time
@@ -12,6 +13,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bold_audio.files import SCRATCH, MachineError, write_whole
+
+DATASET_LOCK = ".dataset.lock"  # of a dataset's outputs: the files that all its subjects share
+EXPORT_LOCK = ".export.lock"  # of a model in the repository
+OWNER = ".owner"  # how the names end of files that tell who holds a lock
+LEFT = re.compile(rf"\.(.+)\.(lock{re.escape(OWNER)}|[^.]+{re.escape(SCRATCH)})")
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +44,7 @@ def lock(path, *, wait=0.0, doing="this", told=False):
         If another process holds it for longer, with its number, machine and start; or if it cannot be written.
     """
     path = Path(path)
-    owner = path.with_name(f"{path.name}.owner")
+    owner = path.with_name(f"{path.name}{OWNER}")
     held = FileLock(str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,10 +78,27 @@ def _who(owner):
         return ""
 
 
-def remove_scratch(folder, *, of="*"):
-    """Remove what `files.write_whole` of a killed process left in ``folder``, or of one name there; hold its lock."""
-    for left in Path(folder).glob(f".{of}.*{SCRATCH}"):
-        shutil.rmtree(left, ignore_errors=True)
+def remove_scratch(folder, *, of="*", below=False):
+    """Remove what killed processes left in ``folder``, or of one name there, or also below it; hold its lock.
+
+    That is what `files.write_whole` had begun, and who held a lock.
+    """
+    for left in Path(folder).glob(f"{'**/' if below else ''}.{of}.*"):
+        if LEFT.fullmatch(left.name) and left.name.endswith(SCRATCH):
+            shutil.rmtree(left, ignore_errors=True)
+        elif LEFT.fullmatch(left.name):
+            left.unlink(missing_ok=True)
+
+
+def remove_unlocked_scratch(folder, *, lock_name=None):
+    """As `remove_scratch`, in a folder that other processes may write in; what they are writing stays.
+
+    ``lock_name`` is the lock of the whole folder; without it each name in the folder has its own, as in the cache.
+    """
+    left = {match[1] for path in Path(folder).glob(".*") if (match := LEFT.fullmatch(path.name))}
+    for name in left if lock_name is None else {"*"} if left else ():
+        with contextlib.suppress(MachineError), lock(Path(folder) / (lock_name or f".{name}.lock")):
+            remove_scratch(folder, of=name)
 
 
 def cached_folder(cache_dir, key, make):

@@ -1,5 +1,6 @@
 """The Lightning MLP from sound (and previous volumes) to volumes, and its checkpoint."""
 
+import io
 import warnings
 import zipfile
 
@@ -176,8 +177,15 @@ def save_checkpoint(path, model, facts):
         "global_step": 0,
         "bold_audio": facts,
     }
+    write_torch(path, content)
+
+
+def write_torch(path, content):
+    """Write what torch can save, whole or not at all; a full disk is an ``OSError``."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with write_whole(path) as part:
-        torch.save(content, part)
+        part.write_bytes(buffer.getbuffer())
 
 
 def read_checkpoint(path):

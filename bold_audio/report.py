@@ -9,6 +9,7 @@ from plotly.offline import get_plotlyjs
 
 from bold_audio import model_card, subjects, thumbnails
 from bold_audio.files import DataError, read_json, write_text
+from bold_audio.locking import DATASET_LOCK, lock
 from bold_audio.notebook_page import Failure, notebook_parts, read_failure, read_title
 from bold_audio.templates import plain, render
 
@@ -277,5 +278,6 @@ def write_dataset_index(folder, *, title, note=""):
         rows=shown,
         foot="Each row is read from the subject's scores.tsv, summary.json, provenance.json and status.json.",
     )
-    write_text(folder / INDEX, html)
+    with lock(folder / DATASET_LOCK, wait=60, doing=f"{folder}"):
+        write_text(folder / INDEX, html)
     return folder / INDEX

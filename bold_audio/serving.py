@@ -7,7 +7,7 @@ import pandas as pd
 
 from bold_audio import bundle, candidates, encoding, export, mlp, models, runtimes, training
 from bold_audio.delays import ensure_sweep
-from bold_audio.files import ModelError, file_md5, fingerprint
+from bold_audio.files import ModelError, file_md5, fingerprint, read_json
 from bold_audio.space import Space, SpatialHistory
 
 
@@ -38,10 +38,11 @@ def ensure_export(subject, kind="mlp"):
     source = fingerprint(key, subject.result_key(export, bundle, models, encoding, _this(), served_code()))
     there = bundle.find_same_model(models_dir, name, source)
     if there is not None and params.model_version in (None, there) and not params.overwrite_model:
+        _record(subject, kind, models_dir / name / str(there))
         return there, None
     version = params.model_version or bundle.next_version(models_dir, name)
     network, extra = make()
-    _, difference = export.export_model(
+    folder, difference = export.export_model(
         network,
         facts,
         extra=extra | {"mask": subject.run.mask, "mean_volume": _train_mean(subject)},
@@ -51,8 +52,17 @@ def ensure_export(subject, kind="mlp"):
         version=version,
         overwrite=params.overwrite_model,
     )
-    subject.record(f"export_{kind}", model_name=name, model_version=version, max_difference=difference)
+    _record(subject, kind, folder)
     return version, difference
+
+
+def _record(subject, kind, folder):
+    """Record an exported version, unless it is; a process may have been killed between the export and this."""
+    about = read_json(folder / "bundle.json")
+    facts = {name: about.get(name) for name in ("model_name", "model_version", "max_difference")}
+    known = read_json(subject.path("provenance.json"), default={}).get(f"export_{kind}", {})
+    if any(known.get(name) != value for name, value in facts.items()):
+        subject.record(f"export_{kind}", **facts)
 
 
 def served_code():

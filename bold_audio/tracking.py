@@ -8,10 +8,11 @@ from pathlib import Path
 
 import requests
 
-from bold_audio.files import AccessError, without_credentials
+from bold_audio.files import AccessError, without_credentials, write_whole
+from bold_audio.locking import lock, remove_scratch
 
 KEY = "bold_audio.key"  # tag by which a training that is already there is known
-FINISHED = "FINISHED"
+FINISHED, RUNNING = "FINISHED", "RUNNING"
 
 
 def require_server(uri):
@@ -143,9 +144,22 @@ def _content_of(client, run, folder):
 
 
 def _write_locally(run_name, folder, content):
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(run_name, uri=f"sqlite:///{folder / 'mlflow.db'}", artifacts=(folder / "artifacts").as_uri(), **content)
+    store, artifacts = Path(folder) / "mlflow.db", (Path(folder) / "artifacts").as_uri()
+    _ensure_store(store, artifacts)
+    _write(run_name, uri=f"sqlite:///{store}", artifacts=artifacts, **content)
+
+
+def _ensure_store(path, artifacts):
+    """Make a local store where there is none, whole or not at all: one with half of its tables never opens again."""
+    if path.is_file():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with lock(path.with_name(f".{path.name}.lock"), wait=600, doing="MLflow's local store"):
+        if not path.is_file():
+            remove_scratch(path.parent, of=path.name)
+            with write_whole(path) as part:
+                SqlAlchemyStore(f"sqlite:///{part}", artifacts).engine.dispose()
 
 
 def _write(run_name, *, key, experiment, parameters, losses, files, tags, uri, artifacts):
@@ -154,9 +168,12 @@ def _write(run_name, *, key, experiment, parameters, losses, files, tags, uri, a
 
     client = _client(uri)
     number = _experiment(client, experiment, artifacts)
-    done = client.search_runs([number], filter_string=f"tags.`{KEY}` = '{key}' and attributes.status = '{FINISHED}'")
-    if done:
+    known = client.search_runs([number], filter_string=f"tags.`{KEY}` = '{key}'")
+    if any(run.info.status == FINISHED for run in known):
         return False
+    for run in known:
+        if run.info.status == RUNNING:  # by a process that was killed; one that lives sets it to finished
+            client.set_terminated(run.info.run_id, "KILLED")
     now = int(time.time() * 1000)
     metrics = [
         Metric(name, float(value), now, int(row["epoch"]))

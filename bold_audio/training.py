@@ -12,10 +12,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from bold_audio.files import MachineError, ModelError
-from bold_audio.mlp import MONITOR, AudioFmriMLP, fold_basis, read_checkpoint, seed_of
+from bold_audio.mlp import MONITOR, AudioFmriMLP, fold_basis, read_checkpoint, seed_of, write_torch
 
 LOOK_EVERY = 5  # epochs between two looks at all voxels, each of which may leave a checkpoint
 PATIENCE = 4  # looks without more evidence before training stops
@@ -94,6 +95,13 @@ class _Losses(Callback):
 
     def load_state_dict(self, state):
         self.rows = list(state["rows"])
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Write checkpoints beside where they go; Lightning writes them in /tmp, which may be another disk, and copies."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        write_torch(path, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,7 @@ def train_mlp(X, targets, *, delay, settings, folder, space=None, n_previous=0, 
             devices=1,
             logger=False,
             callbacks=[losses, early, *checkpoints],
+            plugins=[_WholeCheckpoints()],
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,

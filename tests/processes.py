@@ -1,10 +1,16 @@
 """Other Python processes, for what two of them do to the same files."""
 
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 
 from bold_audio.files import project_root
+
+
+def hears_ctrl_c():
+    """For ``preexec_fn``: a program that is started in the background would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def test_a_damaged_t1w_is_an_error(make_run, shifted, tmp_path):
     run, params = make_run()
     (tmp_path / "data/sub-01/anat").mkdir()
     (tmp_path / "data/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"../.git/annex/objects")
-    with pytest.raises(DataError, match="not compressed or a placeholder"):
+    with pytest.raises(DataError, match="scan is a placeholder"):
         anatomy.find_anatomy(run, params)
 
 
@@ -296,13 +296,13 @@ def test_a_small_head_opens_without_regions_and_says_why(small_params):
     assert "too little to find a place" in subject.anatomy.reason
 
 
-def test_regions_of_an_opened_subject(small_params, monkeypatch):
+def test_regions_of_an_opened_subject(small_params, sim_dir, monkeypatch):
     """What `open_subject` adds: regions after the whole, the T1w in the key, the reason in provenance."""
-    roi = {}
+    roi, t1w = {}, next(sim_dir.glob("sub-sim/**/*_T1w.nii.gz"))
 
     def found(run, params):
         roi["auditory"] = np.arange(run.n_voxels) < 5
-        return anatomy.Anatomy(roi, how="direct", files=(run.files.bold.with_name(f"{run.files.entities}_events.tsv"),))
+        return anatomy.Anatomy(roi, how="direct", files=(t1w,))
 
     plain = workflow.open_subject(small_params())
     monkeypatch.setattr(anatomy, "find_anatomy", found)

@@ -262,7 +262,7 @@ def test_a_missing_subject_is_fetched_where_the_token_is_set(here, server, conte
         ensure_scan(params)
     assert server.requests == []
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    with pytest.raises(DataError, match="scan is not compressed"):  # random bytes are no scan
+    with pytest.raises(DataError, match="scan is a placeholder"):  # random bytes are no scan
         ensure_scan(params)
     assert (data(here) / BOLD).read_bytes() == content[BOLD]
 

@@ -13,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 from bs4 import BeautifulSoup
+from processes import hears_ctrl_c
 
 from bold_audio import done, execution, fetch
 from bold_audio.execution import StepError, run_step, run_subject
@@ -119,6 +120,17 @@ def test_kernel_that_dies_says_so_on_its_page(project):
     assert "its kernel died" in page and "What to do: check the memory" in page
 
 
+def test_kernel_that_dies_before_it_answers_says_so_too(project, monkeypatch):
+    def die(*_):
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    params = project("1", "1")
+    monkeypatch.setattr(execution, "execute", die)
+    with pytest.raises(StepError, match="its kernel died - check the memory") as failed:
+        run_step(STEPS[0], params.subject_path, {})
+    assert failed.value.exit_code == 5
+
+
 @pytest.mark.slow
 def test_second_run_that_goes_well_forgets_the_failure(project):
     params = project(FORESEEN, "1 + 1")
@@ -187,13 +199,25 @@ def test_step_that_fails_is_not_done_and_is_made_again(project):
     for _ in range(2):
         with pytest.raises(StepError):
             run_subject(params, STEPS, {}, say=said.append)
-    assert list(json.loads((params.subject_path / "done.json").read_text())) == [STEPS[1]]
+    listed = json.loads((params.subject_path / "done.json").read_text())
+    assert [step for step, entry in listed.items() if "finished" in entry] == [STEPS[1]]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"00_data_download": 3}', '{"00_data_download": {"files": 2}}'])
 def test_a_damaged_list_of_what_is_done_makes_everything_again(tmp_path, content):
     (tmp_path / "done.json").write_text(content)
     assert done.why_again(tmp_path, STEPS[0], {"parameters": {}, "inputs": {}}) is not None
+
+
+@pytest.mark.slow
+def test_step_that_was_stopped_and_begins_again_stands_on_what_it_had_written(project):
+    wrote = "from pathlib import Path\nmade = Path('outputs/sim/sub-sim/made.tsv')\n"
+    params = project(wrote + "made.touch()\nmade.write_text('1')\n" + FORESEEN, "1")
+    with pytest.raises(StepError):
+        run_subject(params, STEPS[:1], {}, say=lambda line: None)
+    params = project(wrote + "assert made.is_file()", "1")  # as everything that is made once
+    run_subject(params, STEPS[:1], {}, say=lambda line: None)
+    assert "made.tsv" in json.loads((params.subject_path / "done.json").read_text())[STEPS[0]]["files"]
 
 
 SLEEPS = "import time, pathlib\npathlib.Path('asleep').touch()\ntime.sleep(600)"
@@ -208,7 +232,9 @@ def test_a_signal_ends_the_run_and_its_kernel_in_one_line(project, number, statu
     given = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
     program = Path(sysconfig.get_path("scripts")) / "bold-audio"
     command = [program, "run", "--subject", "sim", "--dataset", "sim", "--steps", "00"]
-    running = subprocess.Popen([*command, *given], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*command, *given], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+    )
     while not (root / "asleep").exists():
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.1)

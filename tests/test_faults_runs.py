@@ -17,7 +17,7 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 from faults import NOTE, OUTPUTS, Said, command_line, nothing_lost, one_line, refused, rows, tree_hash
-from processes import python
+from processes import hears_ctrl_c, python
 
 from bold_audio import mlp, workflow
 
@@ -153,7 +153,9 @@ def test_run_that_is_stopped(site, own_project, row):
     words = command_line("run", "--dataset", "sim", "--subject", "sim", "--steps", "00", **site.given)
     with refused(site.root, status, "sub-sim: stopped - run the same command again to go on") as said:
         program = [Path(sysconfig.get_path("scripts")) / "bold-audio", *words]
-        done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            program, capture_output=True, text=True, timeout=300, check=False, preexec_fn=hears_ctrl_c
+        )
         said.append(Said(done.returncode, done.stdout, done.stderr))
 
 

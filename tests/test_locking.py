@@ -11,7 +11,7 @@ from bold_audio.files import (
     DataError,
     MachineError,
 )
-from bold_audio.locking import cached_folder, lock
+from bold_audio.locking import cached_folder, lock, remove_scratch, remove_unlocked_scratch
 
 
 def names(folder):
@@ -160,3 +160,36 @@ def test_a_cache_entry_whose_making_fails_is_not_there(tmp_path):
     assert set(names(tmp_path)) <= {".key.lock"}
     assert names(cached_folder(tmp_path, "key", make)) == ["a"]
     cached_folder(tmp_path, "key", fail)  # there now, so not made again
+
+
+# --- what killed processes left -----------------------------------------------------------
+
+WRITE = (
+    "import sys\nfrom pathlib import Path\nfrom bold_audio.files import write_whole\n"
+    "from bold_audio.locking import lock\nfolder = Path(sys.argv[1])\n"
+    "with lock(folder / sys.argv[2]), write_whole(folder / 'made') as part:\n"
+    "    part.mkdir(); print('begun', flush=True); sys.stdin.readline()\n"
+)
+
+
+@pytest.mark.parametrize("lock_name", [".made.lock", ".all.lock"])
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_stays(tmp_path, lock_name):
+    named = {} if lock_name == ".made.lock" else {"lock_name": lock_name}
+    with python(WRITE, tmp_path, lock_name) as other:
+        assert other.stdout.readline() == "begun\n"
+        remove_unlocked_scratch(tmp_path, **named)
+        assert len(names(tmp_path)) == 3  # the lock, its holder, what is being written
+        other.kill()
+        other.wait(10)
+    remove_unlocked_scratch(tmp_path, **named)
+    assert names(tmp_path) == [lock_name]
+
+
+def test_scratch_below_a_folder_goes_with_it_and_the_holder_of_its_own_lock_stays(tmp_path):
+    below = tmp_path / "report"
+    with lock(tmp_path / ".lock"):
+        (below / ".index.html.abc.part").mkdir(parents=True)
+        (below / ".training.lock.owner").touch()
+        (below / "my.part").touch()
+        remove_scratch(tmp_path, below=True)
+        assert names(tmp_path) == [".lock", ".lock.owner", "report"] and names(below) == ["my.part"]

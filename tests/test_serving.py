@@ -74,6 +74,12 @@ def test_exported_once_and_again_when_something_changes(subject):
     first = [workflow.ensure_export(one, kind) for kind in MODEL_KINDS]
     assert [version for version, _ in first] == [1, 1] and all(d <= 1e-5 for _, d in first)
     assert [workflow.ensure_export(one, kind) for kind in MODEL_KINDS] == [(1, None)] * 2
+    recorded = json.loads(one.path("provenance.json").read_text())["export_mlp"]
+    one.path("provenance.json").write_text("{}")  # killed between the export and its record
+    workflow.ensure_export(one, "mlp")
+    again = json.loads(one.path("provenance.json").read_text())["export_mlp"]
+    assert recorded["max_difference"] == first[MODEL_KINDS.index("mlp")][1]
+    assert again | {"finished": ""} == recorded | {"finished": ""}
     other = subject(history_order=3)
     assert workflow.ensure_export(other, "mlp")[0] == 2
     with pytest.raises(ModelError, match="version 1 exists"):

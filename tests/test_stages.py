@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bold_audio.run import STEPS
+from bold_audio.steps import STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stages")]
 

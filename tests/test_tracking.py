@@ -1,11 +1,13 @@
 """Finished trainings in MLflow: once each, in a real server or in the local file, never lost."""
 
 import http.server
+import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from processes import python
 
 from bold_audio import tracking
 from bold_audio.files import AccessError
@@ -55,6 +57,49 @@ def test_a_run_holds_parameters_losses_files_and_commit(log, local):
 def test_the_same_training_is_one_run_however_often_it_is_logged(log, local):
     log(), log(), log("sub09_dt5")
     assert sorted(run.info.run_name for run in local()[1]) == ["sub09_dt4", "sub09_dt5"]
+
+
+DIES = """
+import os, signal, sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from bold_audio import tracking
+left = int(sys.argv[2])
+@event.listens_for(Engine, "before_cursor_execute")
+def count(*_):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+what = {"key": "key of sub09_dt4", "experiment": "ds003688", "parameters": {}, "losses": [], "files": [], "tags": {}}
+tracking.log_run("sub09_dt4", uri=None, local_folder=sys.argv[1], **what)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statement", [533, 880])
+def test_a_store_whose_maker_was_killed_is_made_again(log, local, tmp_path, statement):  # R06
+    with python(DIES, tmp_path / "mlflow", statement) as other:
+        assert other.wait(120) == -signal.SIGKILL
+    assert not (tmp_path / "mlflow" / "mlflow.db").exists(), "killed after its tables were made"
+    log()
+    assert [run.info.status for run in local()[1]] == ["FINISHED"]
+
+
+def test_a_run_that_a_killed_process_left_is_closed_and_logged_anew(log, local, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    log("sub09_dt5")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("mlflow.MlflowClient.log_artifact", die)
+        log()
+    log()
+    states = sorted((run.info.run_name, run.info.status) for run in local()[1])
+    assert states == [("sub09_dt4", "FINISHED"), ("sub09_dt4", "KILLED"), ("sub09_dt5", "FINISHED")]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 
@@ -12,7 +13,7 @@ import torch
 
 from bold_audio import training
 from bold_audio.coordinates import make_targets
-from bold_audio.files import ModelError
+from bold_audio.files import MachineError, ModelError
 from bold_audio.mlp import MONITOR, mlp_output
 from bold_audio.params import load_params
 from bold_audio.training import train_mlp
@@ -204,6 +205,27 @@ def test_a_damaged_checkpoint_is_made_again(tmp_path, damage):
     last.write_bytes({"torn": whole[:-100], "one bit": flipped}.get(damage, damage))
     again = run_training(tmp_path / "halted", max_epochs=10)
     assert same_weights(weights_of(first.model), weights_of(again.model))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_from_it(train, tmp_path, monkeypatch):  # R07
+    whole, folder, limits = train(max_epochs=20), tmp_path / "full", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write(path, content):
+        if (folder / "last.ckpt").is_file():  # of the first look
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        plain(path, content)
+
+    plain = training.write_torch
+    with monkeypatch.context() as patch, pytest.raises(MachineError, match="a checkpoint cannot be written .* - free"):
+        patch.setattr(training, "write_torch", write)
+        try:
+            run_training(folder, max_epochs=20)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == training.LOOK_EVERY - 1
+    again = run_training(folder, max_epochs=20)
+    assert again.losses == whole.losses and same_weights(weights_of(whole.model), weights_of(again.model))
 
 
 def test_lightning_checkpoint_opens_with_weights_only(tmp_path):

@@ -343,9 +343,10 @@ def test_picture_follows_the_sound(page):
 
 def test_click_on_the_time_axis_goes_there(page):
     go(page, 60)
-    box = page.locator(".ba-svg").first.bounding_box()
-    left, width = box["x"] + 64, box["width"] - 76
-    page.mouse.click(left + width * 24.5 * T_R / (N * T_R), box["y"] + box["height"] / 2)
+    axis = page.locator(".ba-svg").first
+    box = axis.bounding_box()
+    width = box["width"] - 76
+    axis.click(position={"x": 64 + width * 24.5 / N, "y": box["height"] / 2})  # waits until nothing moves
     page.wait_for_selector('.ba-viewer[data-volume="24"]')
 
 
