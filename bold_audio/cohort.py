@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,8 @@ def open_executor(n, *, scheduler=None, cluster=None):
 
     how = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": logging.CRITICAL}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of ports that another scheduler has taken
         if scheduler is None:
             cluster = stack.enter_context(cluster or LocalCluster(n_workers=n, host="127.0.0.1", **how))
         try:
