@@ -42,7 +42,7 @@ if _root and _notes:
     sys.addaudithook(_note)
 """
 # What several stages write, so that it can be an out of none; and locks.
-SHARED = ("provenance.json", "status.json", "dataset_description.json", ".bidsignore", "index.html")
+SHARED = ("provenance.json", "done.json", "status.json", "dataset_description.json", ".bidsignore", "index.html")
 SHARED += ("report/model_card.html", "report/plotly.min.js")
 
 
