@@ -323,13 +323,16 @@ def killed_at_moments(site, n, *, rng, say=print):
     reference, _, whole = site.reference(site.steps)
     say(f"reference: {whole:.0f} s")
     counts = {"kills": 0, "kills_equal": 0, "mlflow_unfinished": 0, "kernel_outlived": 0.0}
-    for k in range(n):
-        moment, way = rng.uniform(0, whole), WAYS[k % len(WAYS)]
+    while counts["kills"] < n:
+        moment, way = rng.uniform(0, whole), WAYS[counts["kills"] % len(WAYS)]
         site.put()
         program = site.start(site.steps)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             program.wait(moment)
-        orphans = kill(program, way) if program.poll() is None else []
+            whole = moment  # the machine has less to do than before, and the run had ended: another moment
+            continue
+        except subprocess.TimeoutExpired:
+            orphans = kill(program, way)
         ended = program.wait(PATIENCE)
         said = [] if ended in (0, 5 if way == "kernel" else -signal.SIGKILL) else [f"status {ended} when killed"]
         wrong, seconds, outlived = site.finish(site.steps, orphans)
