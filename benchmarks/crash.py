@@ -233,7 +233,7 @@ def page_content(path):
     page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
     figures = [timeless(one.text) for one in page.find_all("script")]
     links = [timeless(one.get("src") or one.get("href") or "") for one in page.find_all(["img", "a", "link"])]
-    tables = [[timeless(row.get_text(" ")) for row in one.find_all("tr")] for one in page.find_all("table")]
+    tables = [timeless(" ".join(one.get_text(" ").split())) for one in page.find_all("table")]
     for one in page.find_all(["script", "table", "style"]):
         one.extract()
     return [timeless(" ".join(page.get_text(" ").split())), tables, figures, links]
