@@ -57,6 +57,12 @@ def _seconds(value):
     return "" if math.isnan(value) else f"{value:.0f} s"
 
 
+def line_of(one):
+    """That a subject has ended, and how long it took where that is known."""
+    took = _seconds(one.seconds)
+    return f"sub-{one.subject}: {'failed' if one.status else 'done'}" + (f" in {took}" if took else "")
+
+
 def lines_at_the_end(ended, left_alone):
     """What became of everybody, in lines: how many, and each who failed with the reason.
 
@@ -68,5 +74,6 @@ def lines_at_the_end(ended, left_alone):
     """
     failed = [one for one in ended if one.status]
     before = f", {left_alone} were done before" if left_alone else ""
-    lines = [f"{len(ended) - len(failed)} subjects done, {len(failed)} failed{before}"]
+    n = len(ended) - len(failed)
+    lines = [f"{n} subject{'s' * (n != 1)} done, {len(failed)} failed{before}"]
     return lines + [f"  sub-{one.subject} (exit {one.status}): {one.said}" for one in failed]

@@ -2,25 +2,21 @@
 
 import argparse
 import contextlib
-import logging
 import os
 import re
-import signal
 import sys
-import threading
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from bold_audio import cohort, machine
+from bold_audio.ending import terminated_as_interrupted, told, warnings_shown
 from bold_audio.execution import run_subject
 from bold_audio.files import (
     BoldAudioError,
     DataError,
-    MachineError,
     ParameterError,
     project_root,
     without_credentials,
@@ -30,7 +26,6 @@ from bold_audio.params import DEFAULT_DATASET, SIMULATED, load_params, normalise
 from bold_audio.registry import fmri_subjects
 from bold_audio.steps import chosen_steps
 
-LOG = "bold_audio.log"  # in the outputs: tracebacks of faults that nobody foresaw
 LONGEST_VALUE = 100_000  # characters of a value, which YAML takes its time to read
 
 
@@ -39,68 +34,26 @@ def main(arguments=None):
     cohort.end_with_parent()
     options = _parser().parse_args(arguments)
     try:
-        with _warnings_shown(), _terminated_as_interrupted():
+        with warnings_shown(), terminated_as_interrupted():
             status = options.work(options)
     except KeyboardInterrupt as error:
-        status = _fail(options, "stopped - run the same command again to go on", 143 if error.args else 130)
+        status = _tell(options, "stopped - run the same command again to go on", 143 if error.args else 130)
     except Exception as error:  # nothing ends with a traceback that nobody asked for
         if options.debug:
             raise
-        status = _fail(options, *_told(error, options))
+        status = _fail(options, error)
     sys.exit(status)
 
 
-def _told(error, options):
-    """The line for an error, and the exit status."""
-    if isinstance(error, BoldAudioError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError | MemoryError):
-        return f"{error or type(error).__name__} - check disk, memory and permissions", MachineError.exit_code
-    what = f"{type(error).__name__}: {str(error)[:200]}"
-    return f"{what} - a fault of bold_audio itself; {_log_traceback(options)}", BoldAudioError.exit_code
+def _fail(options, error):
+    """Tell an error in one line: the exit status."""
+    outputs = "outputs"
+    with contextlib.suppress(BoldAudioError):  # it may be the parameters that are at fault
+        outputs = parse_given(getattr(options, "given", [])).get("outputs_dir") or outputs
+    return _tell(options, *told(error, outputs=outputs, command=options.command))
 
 
-def _log_traceback(options):
-    """Keep the traceback of a fault that nobody foresaw, and say where it is."""
-    with contextlib.suppress(OSError, BoldAudioError, TypeError):
-        path = project_root() / parse_given(getattr(options, "given", [])).get("outputs_dir", "outputs") / LOG
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {options.command}\n{traceback.format_exc()}\n")
-        return f"please report it with its traceback, in {path}"
-    return "run again with --debug for the traceback, and please report it"
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted():
-    """Let SIGTERM end what runs as Ctrl-C does, so that kernels are stopped and the report is written."""
-
-    def stop(number, frame):
-        raise KeyboardInterrupt(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread hears signals
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _warnings_shown():
-    """Show the package's warnings, such as that a server is asked again, as lines on stderr."""
-    shown, logger = logging.StreamHandler(), logging.getLogger("bold_audio")
-    shown.setFormatter(logging.Formatter("bold_audio: %(message)s"))
-    logger.addHandler(shown)
-    try:
-        yield
-    finally:
-        logger.removeHandler(shown)
-
-
-def _fail(options, message, status):
+def _tell(options, message, status):
     who = f"sub-{options.current}: " if getattr(options, "current", None) else ""
     sys.stderr.write(f"bold_audio: {who}{' '.join(message.split())}\n")
     return status
@@ -116,6 +69,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"bold_audio: {message} - see '{self.prog} --help'\n")
+
+
+def _from_one_on(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text[:60]!r}")
+    return int(text)
 
 
 def _parser():
@@ -167,11 +126,14 @@ def _parser():
     run.add_argument("--steps", default="00-06", help="such as 00-06, 03 or 02,03 (default 00-06)")
     run.add_argument("--force", action="store_true", help="run steps again whose inputs have not changed")
     where = run.add_argument_group("several subjects at once, by Dask")
-    where.add_argument("--workers", type=int, metavar="N", help="programs at a time on this machine, or Slurm jobs")
-    where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://10.0.0.1:8786")
-    where.add_argument("--slurm", action="store_true", help="workers are Slurm jobs, by dask-jobqueue")
+    where.add_argument(
+        "--workers", type=_from_one_on, metavar="N", help="programs at a time on this machine, or Slurm jobs"
+    )
+    engine = where.add_mutually_exclusive_group()
+    engine.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://10.0.0.1:8786")
+    engine.add_argument("--slurm", action="store_true", help="workers are Slurm jobs, by dask-jobqueue")
     where.add_argument("--slurm-option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    where.add_argument("--threads", type=int, default=1, help="threads of each program (default 1)")
+    where.add_argument("--threads", type=_from_one_on, default=1, help="threads of each program (default 1)")
     where.add_argument("--dry-run", action="store_true", help="show what would be run, and Slurm's job script")
     run.set_defaults(work=_run)
 
@@ -379,7 +341,7 @@ def _run(options):
         except Exception as error:
             if options.debug:
                 raise
-            status = max(status, _fail(options, *_told(error, options)))
+            status = max(status, _fail(options, error))
     return status
 
 
@@ -429,7 +391,7 @@ def _run_cohort(options, all_params, steps, given):
         for one in cohort.follow(tasks, executor, threads=options.threads, root=project_root()):
             if one is not None:
                 ended[one.subject] = one
-                _say(f"sub-{one.subject}: {'failed' if one.status else 'done'} in {one.seconds:.0f} s")
+                _say(cohort_table.line_of(one))
             draw()
     for line in cohort_table.lines_at_the_end(list(ended.values()), len(all_params) - len(tasks)):
         _say(line)
@@ -455,5 +417,5 @@ def _report(options):
         except Exception as error:
             if options.debug:
                 raise
-            status = max(status, _fail(options, *_told(error, options)))
+            status = max(status, _fail(options, error))
     return status

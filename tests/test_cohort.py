@@ -84,7 +84,7 @@ def test_workers_make_what_one_after_the_other_makes_and_only_what_is_missing(pr
     assert sorted(line.split()[0] for line in out.splitlines()[:-1]) == ["sub-a:", "sub-b:", "sub-c:"]
     shutil.rmtree(project / "outputs/sim/sub-b")
     status, out, _ = call(capfd, "--subjects", "all", "--workers", "2")
-    assert out.splitlines()[-1] == "1 subjects done, 0 failed, 2 were done before" and "sub-b" in out
+    assert out.splitlines()[-1] == "1 subject done, 0 failed, 2 were done before" and "sub-b" in out
     assert call(capfd, "--subjects", "all", "--workers", "2")[1].startswith("everything is done")
 
 
@@ -105,7 +105,8 @@ def test_worker_that_is_killed_costs_time_and_nothing_else(project):
     program = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     asleep = wait_for(program, lambda: list(project.glob("*.asleep")))
     subjects = [one for one in psutil.Process(program.pid).children(recursive=True) if "run" in one.cmdline()]
-    killed = subjects[0].parent()
+    killed, words_of = subjects[0].parent(), subjects[0].cmdline()
+    whose = f"sub-{words_of[words_of.index('--subject') + 1]}"
     assert killed.pid != program.pid
     (project / "slow").unlink()
     children = killed.children(recursive=True)
@@ -116,7 +117,7 @@ def test_worker_that_is_killed_costs_time_and_nothing_else(project):
         if "ipykernel_launcher" in " ".join(one.cmdline()):
             one.kill()
     out, _ = program.communicate(timeout=300)
-    assert asleep
+    assert asleep and whose in made(project), "another worker took the task of the one that was killed"
     again = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0 and len(made(project)) == 3, (out, again.stderr)
 
