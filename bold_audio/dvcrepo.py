@@ -19,7 +19,7 @@ import yaml
 from bold_audio import files
 from bold_audio.access import BUSY
 from bold_audio.files import AccessError, DataError, MachineError
-from bold_audio.params import read_yaml
+from bold_audio.plain_yaml import read_yaml
 from bold_audio.registry import RELEASE, SHARED, ReleaseFile, is_right
 
 ENTRIES, SOUND_ENTRY = "data/ds003688.dvc", "data/ds003688_sound.dvc"

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from bold_audio.files import ParameterError, project_root, without_credentials
+from bold_audio.plain_yaml import read_yaml
 from bold_audio.region_specs import check_regions
 
 SIMULATED = "sim"
@@ -315,32 +316,6 @@ def normalise_subject(subject):
             f"subject must be letters and digits such as 09 or sub-09, got {subject!r} - check its spelling"
         )
     return label.zfill(2) if label.isdigit() else label
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Plain values without aliases, of which a few lines unfold to gigabytes."""
-
-    def compose_node(self, parent, index):
-        """Refuse an alias, read all else as YAML does."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not read", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-
-def read_yaml(text):
-    """Plain values from YAML.
-
-    Raises
-    ------
-    yaml.YAMLError
-        If the text is not YAML, is nested without end, or has aliases or values that cannot be.
-    """
-    try:
-        return yaml.load(text, Loader=_PlainLoader)
-    except yaml.YAMLError:
-        raise
-    except Exception as error:  # yaml lets out what a 13th month, !!bool maybe or thousands of brackets raise in it
-        raise yaml.YAMLError(str(error)) from error
 
 
 def read_parameter_file(path):

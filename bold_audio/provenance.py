@@ -16,7 +16,7 @@ from bold_audio.locking import lock
 # Modules whose change makes no result stale: they draw, say, write, fetch or read parameters.
 NOT_COMPUTING = re.compile(
     r"(\w*_)?(figures|sentences)|style|renderer|files|params|region_specs|brain|tracking|report|registry|access"
-    r"|locking|provenance|openneuro|dvcrepo|fetch|audit|adopt|simulate|simulated_anatomy"
+    r"|locking|provenance|plain_yaml|openneuro|dvcrepo|fetch|audit|adopt|simulate|simulated_anatomy"
 )
 
 

@@ -22,7 +22,8 @@ from bold_audio.files import (
     without_credentials,
 )
 from bold_audio.locking import lock
-from bold_audio.params import DEFAULT_DATASET, SIMULATED, load_params, normalise_subject, read_yaml
+from bold_audio.params import DEFAULT_DATASET, SIMULATED, load_params, normalise_subject
+from bold_audio.plain_yaml import read_yaml
 from bold_audio.registry import fmri_subjects
 from bold_audio.steps import chosen_steps
 
@@ -329,20 +330,30 @@ def _run(options):
     all_params = [load_params(subject, options.dataset, **given) for subject in options.subject]
     if options.workers is not None or options.scheduler or options.slurm or options.dry_run:
         return _run_cohort(options, all_params, steps, given)
-    status = 0
+    ended = []
     for params in all_params:
-        options.current = params.subject
+        options.current, started, status, said = params.subject, time.perf_counter(), 0, ""
         try:
             with lock(params.subject_path / ".lock", doing=f"sub-{params.subject} of {params.label}", told=True):
-                started = time.perf_counter()
                 index = run_subject(params, steps, given | _whose(params), say=_say, force=options.force)
             seconds = time.perf_counter() - started
             _say(f"sub-{params.subject}: done in {seconds:.0f} s, report: {os.path.relpath(index)}")
         except Exception as error:
             if options.debug:
                 raise
-            status = max(status, _fail(options, error))
-    return status
+            status, said = _fail(options, error), " ".join(str(error).split())
+        ended.append(cohort.Ended(params.subject, status, said, time.perf_counter() - started))
+    return _say_who_ended(ended)
+
+
+def _say_who_ended(ended, left_alone=0):
+    """The table of several people at the end: the highest exit status."""
+    from bold_audio import cohort_table
+
+    if len(ended) + left_alone > 1:
+        for line in cohort_table.lines_at_the_end(ended, left_alone):
+            _say(line)
+    return max(one.status for one in ended)
 
 
 def _everybody(dataset, given):
@@ -393,9 +404,7 @@ def _run_cohort(options, all_params, steps, given):
                 ended[one.subject] = one
                 _say(cohort_table.line_of(one))
             draw()
-    for line in cohort_table.lines_at_the_end(list(ended.values()), len(all_params) - len(tasks)):
-        _say(line)
-    return max(one.status for one in ended.values())
+    return _say_who_ended(list(ended.values()), len(all_params) - len(tasks))
 
 
 def _whose(params):

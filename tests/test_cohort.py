@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from bold_audio import cohort, cohort_table, run
+from bold_audio.files import DataError
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 from conftest import free_port
@@ -158,6 +159,33 @@ def test_scheduler_that_is_killed_is_told_and_the_next_finishes_the_rest(project
     command = [sys.executable, "-m", "bold_audio", *words, "--workers", "1"]
     again = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0 and len(made(project)) == 3, again.stderr
+
+
+@pytest.mark.parametrize("option", ["--workers", "--threads"])
+def test_nobody_works_for_nobody(capfd, option):
+    for number in ("0", "-1", "two", "1.5"):
+        status, _, err = call(capfd, "--subjects", "all", f"{option}={number}")
+        assert status == 2 and f"must be a whole number from 1 on, got '{number}'" in err and len(err.splitlines()) == 1
+
+
+def test_several_people_one_after_the_other_end_with_a_table(project, capfd, monkeypatch):  # R12
+    def work(params, *_, **__):
+        if params.subject == "b":
+            raise DataError("the scan is short - fetch it again")
+        return params.subject_path
+
+    monkeypatch.setattr(run, "run_subject", work)
+    status, out, err = call(capfd, "--subjects", "all")
+    assert status == 3 and err == "bold_audio: sub-b: the scan is short - fetch it again\n"
+    assert out.splitlines()[-2:] == [
+        "2 subjects done, 1 failed",
+        "  sub-b (exit 3): the scan is short - fetch it again",
+    ]
+
+
+def test_seconds_that_nobody_knows_are_not_said():
+    assert cohort_table.line_of(cohort.Ended("a", 5, "", float("nan"))) == "sub-a: failed"
+    assert cohort_table.line_of(cohort.Ended("a", 0, "", 61.2)) == "sub-a: done in 61 s"
 
 
 def test_scheduler_that_is_not_there_is_one_line(project, capfd):
