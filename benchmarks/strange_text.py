@@ -236,8 +236,7 @@ def read_parameters(folder, given):
 @in_project
 def read_given(folder, given):
     """``-p`` as the command line reads it."""
-    from bold_audio.params import load_params
-    from bold_audio.run import parse_given
+    from bold_audio.params import load_params, parse_given
 
     return places(load_params("01", "strange", **parse_given(given or [])))
 

@@ -10,7 +10,7 @@ import pandas as pd
 from bold_audio import dvcrepo, files, registry
 from bold_audio.audit import audit_sound
 from bold_audio.files import DataError, MachineError
-from bold_audio.params import DEFAULT_DATASET
+from bold_audio.schema import DEFAULT_DATASET
 from bold_audio.sound import open_sound
 
 MATCH = 0.5  # s that a sound may be shorter or longer than the run without a word

@@ -1,8 +1,8 @@
 """Which files of a BIDS tree belong to a subject's run: entities, sessions, runs, inheritance, what lies beside."""
 
 from bold_audio.files import DataError
-from bold_audio.params import DEFAULT_DATASET, SIMULATED
 from bold_audio.registry import RELEASE, check_fmri_subject, files_of
+from bold_audio.schema import DEFAULT_DATASET, SIMULATED
 
 MADE_ENTITIES = {"space", "res", "den", "desc", "label"}  # of preprocessing, not of the measurement
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from bold_audio.files import write_json, write_text, write_whole
 from bold_audio.locking import DATASET_LOCK, lock
-from bold_audio.params import DEFAULT_DATASET
+from bold_audio.schema import DEFAULT_DATASET
 
 
 def write_map(run, params, values, *, model, stat, description):

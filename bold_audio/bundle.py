@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bold_audio.files import DataError, ModelError, ParameterError, file_md5, fingerprint, read_json
-from bold_audio.params import NAME
+from bold_audio.schema import NAME
 
 FACTS = dict.fromkeys(("kind", "target", "onnx_md5", "arrays_md5", "bundle_hash", "model_name"), str)
 FACTS |= dict.fromkeys(("n_inputs", "n_previous", "n_voxels", "model_version"), int)

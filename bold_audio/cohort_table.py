@@ -2,15 +2,17 @@
 
 import contextlib
 import math
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from bold_audio.cohort import state_of
+from bold_audio.files import TIME
 
-SHOWN = 20  # subjects in the live table: those under way, and the last that ended
-COLUMNS = ("subject", "state", "step", "since or seconds", "headline")
+SHOWN = 20  # subjects in the live table
+COLUMNS = ("subject", "state", "step", "for", "headline")
 
 
 @contextlib.contextmanager
@@ -32,25 +34,34 @@ def live_table(tasks, ended, *, stream):
 
 
 def _table(tasks, ended):
-    rows = []
+    """Who is under way, then who failed, then who ended last, as many as there is room for; the others are counted."""
+    waiting, rows = 0, []
     for task in tasks:
-        state, step, since, headline = state_of(task)
-        one = ended.get(task.subject)
+        one, (state, step, started, headline) = ended.get(task.subject), state_of(task)
         if one is not None:
-            state, since = ("failed" if one.status else "done"), _seconds(one.seconds)
-            headline = one.said if one.status else headline
-        elif state != "stopped":  # of an earlier run: "stopped" is what a run says of itself while it runs
-            state, step, since, headline = "waiting", "", "", ""
+            place = 1 if one.status else 2
+            said = one.said if one.status else headline
+            rows.append((place, task.subject, "failed" if place == 1 else "done", step, _seconds(one.seconds), said))
+        elif state == "stopped":  # what a run says of itself while it runs
+            rows.append((0, task.subject, "running", step, _since(started), headline))
         else:
-            state = "running"
-        rows.append((task.subject in ended, state == "waiting", (f"sub-{task.subject}", state, step, since, headline)))
-    rows.sort(key=lambda row: row[:2])  # under way first, then waiting, then ended
-    table = Table(*COLUMNS, title=f"{len(ended)} of {len(tasks)} subjects have ended", show_lines=False)
-    for _, _, cells in rows[:SHOWN]:
-        table.add_row(*(str(cell)[:100] for cell in cells))
+            waiting += 1
+    last = {subject: -k for k, subject in enumerate(ended)}
+    rows.sort(key=lambda row: (row[0], last.get(row[1], 0)))
+    table = Table(*COLUMNS, title=f"{len(ended)} of {len(tasks)} subjects have ended, {waiting} wait")
+    for _, subject, *cells in rows[:SHOWN]:
+        table.add_row(f"sub-{subject}", *(cell[:100] for cell in cells))
     if len(rows) > SHOWN:
         table.add_row("…", f"{len(rows) - SHOWN} more")
     return table
+
+
+def _since(started):
+    """How long a run has been under way, from the time that it wrote down; empty where that cannot be read."""
+    with contextlib.suppress(ValueError):
+        begun = datetime.strptime(started, TIME)
+        return _seconds((datetime.now(UTC) - begun).total_seconds())
+    return ""
 
 
 def _seconds(value):

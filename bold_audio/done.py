@@ -8,14 +8,13 @@ or a file that it wrote is gone.
 import json
 import os
 import re
-import time
 from itertools import chain
 from pathlib import Path
 
 from bold_audio import bids, prepare, truth
-from bold_audio.files import DataError, fingerprint, project_root, read_json, write_json
-from bold_audio.params import MODEL_KINDS
+from bold_audio.files import DataError, fingerprint, project_root, read_json, time_of_day, write_json
 from bold_audio.provenance import imported_modules, package_versions
+from bold_audio.schema import MODEL_KINDS
 from bold_audio.steps import STEPS
 
 DONE = "done.json"
@@ -187,7 +186,7 @@ def mark_done(folder, step, now, *, files, seconds):
     """
     entry = {
         "made_from": now, "files": files, "seconds": round(seconds, 1),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "finished": time_of_day(),
     }  # fmt: skip
     write_json(folder / DONE, _read_done(folder) | {step: entry})
 

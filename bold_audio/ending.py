@@ -4,10 +4,9 @@ import contextlib
 import logging
 import signal
 import threading
-import time
 import traceback
 
-from bold_audio.files import BoldAudioError, MachineError, project_root
+from bold_audio.files import BoldAudioError, MachineError, project_root, time_of_day
 
 LOG = "bold_audio.log"  # in the outputs: tracebacks of faults that nobody foresaw
 
@@ -36,7 +35,7 @@ def _log_traceback(outputs, command):
         path = project_root() / outputs / LOG
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {command}\n{traceback.format_exc()}\n")
+            log.write(f"{time_of_day()} {command}\n{traceback.format_exc()}\n")
         return f"please report it with its traceback, in {path}"
     return "run again with --debug for the traceback, and please report it"
 

@@ -23,12 +23,14 @@ from bold_audio.files import (
     ModelError,
     ParameterError,
     project_root,
+    time_of_day,
     write_json,
     write_text,
 )
 from bold_audio.locking import DATASET_LOCK, EXPORT_LOCK, remove_scratch, remove_unlocked_scratch
-from bold_audio.params import MODEL_KINDS
 from bold_audio.provenance import git_commit, package_versions
+from bold_audio.schema import MODEL_KINDS
+from bold_audio.steps import GROUP_STEP
 
 EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, AccessError, MachineError, ModelError)}
 EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5, "OSError": 5}
@@ -76,7 +78,7 @@ def run_subject(params, steps, given, *, say, force=False):
     from bold_audio.subjects import STATUS
 
     folder, name = params.subject_path, f"sub-{params.subject}"
-    status = {"state": "stopped", "step": OPENING, "started": _now()}
+    status = {"state": "stopped", "step": OPENING, "started": time_of_day()}
     try:
         write_json(folder / STATUS, status)
         _remove_leftovers(params)
@@ -96,9 +98,42 @@ def run_subject(params, steps, given, *, say, force=False):
         status |= {"state": "failed", "error": " ".join(str(error).split())}
         raise
     finally:
-        write_json(folder / STATUS, status | {"finished": _now()})
+        write_json(folder / STATUS, status | {"finished": time_of_day()})
         index = write_report(params)  # always: the run before may have been killed in the midst of it
     return index
+
+
+def run_group(params, given):
+    """Execute the notebook of the group answer and write its page, also when it fails.
+
+    Parameters
+    ----------
+    params : Params
+        Of any of the dataset's subjects.
+    given : dict
+        Parameters for papermill.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    BoldAudioError
+        If fewer than two people can be counted, before anything is executed; or as `run_step` does.
+    """
+    from bold_audio import group, report
+
+    folder = group.folder_of(params)
+    group.open_group(params)
+    remove_scratch(folder, below=True)
+    try:
+        run_step(GROUP_STEP, folder, given)
+    finally:
+        stamp(folder / f"{GROUP_STEP}.ipynb", report.STAMP, {})
+        page = report.write_group_page(params, folder)
+    return page
 
 
 def _remove_leftovers(params):
@@ -141,16 +176,12 @@ def _run_and_note(params, step, given, made_from):
     try:
         executed = run_step(step, folder, given)
     finally:
-        stamp(folder / f"{step}.ipynb", STAMP, params)
+        stamp(folder / f"{step}.ipynb", STAMP, _input_md5(params))
     write_page(executed, folder / "report" / f"{step}.html", who=f"sub-{params.subject} · {params.label}")
     seconds = time.perf_counter() - begun
     files = done.files_written(before, done.snapshot(params), step=step)
     done.mark_done(folder, step, made_from, files=files, seconds=seconds)
     return seconds
-
-
-def _now():
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def run_step(step, folder, given):
@@ -265,7 +296,7 @@ def _keep(made, target):
     write_text(target, nbformat.writes(notebook) + "\n")
 
 
-def stamp(executed, key, params):
+def stamp(executed, key, input_md5):
     """Write into an executed notebook with what it was made; take out widgets, which ended with their kernel."""
     if not executed.is_file():
         return
@@ -278,7 +309,7 @@ def stamp(executed, key, params):
         "git_commit": git_commit(project_root()),
         "python": platform.python_version(),
         "packages": package_versions(),
-        "input_md5": _input_md5(params),
+        "input_md5": input_md5,
     }
     write_text(executed, nbformat.writes(notebook) + "\n")
 

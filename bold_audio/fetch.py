@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bold_audio import access, dvcrepo, files, openneuro, registry
 from bold_audio.files import AccessError, DataError, MachineError, ParameterError
-from bold_audio.params import DEFAULT_DATASET
 from bold_audio.registry import RELEASE, check_fmri_subject, is_right
+from bold_audio.schema import DEFAULT_DATASET
 
 SOURCES = ("auto", "dvc", "openneuro")
 SPARE = 1.05  # of the space that the files take

@@ -1,4 +1,4 @@
-"""Errors with exit codes, whole-or-nothing writes, and hashes."""
+"""Errors with exit codes, whole-or-nothing writes, hashes, and the time of day as files tell it."""
 
 import contextlib
 import hashlib
@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
 SCRATCH = ".part"  # how the names end of folders in which something is being written
-
-
+TIME = "%Y-%m-%dT%H:%M:%S%z"
 LONGEST = 1000  # characters of a message
 
 
@@ -68,6 +68,11 @@ class ModelError(BoldAudioError):
     """A model file that does not fit the data it is asked to predict."""
 
     exit_code = 6
+
+
+def time_of_day():
+    """The time of day as files tell it."""
+    return time.strftime(TIME)
 
 
 def project_root():

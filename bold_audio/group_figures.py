@@ -35,6 +35,7 @@ def plot_regions(table, people, value, *, title, unit, note=None):
             whiskers = dict(type="data", symmetric=False, thickness=1.5, width=5, **spread)
             marks = dict(mode="markers", marker=dict(color=colour, size=10), error_x=whiskers)
             fig.add_scatter(x=rows[mean], y=rows["region"], name=name, hovertemplate="%{y}: %{x:.4f}", **marks)
-    fig.add_vline(x=0, line_width=1, line_color="#888888")
+    if "p_fwe" in table:  # of a delay 0 means nothing
+        fig.add_vline(x=0, line_width=1, line_color="#888888")
     order = dict(type="category", categoryorder="array", categoryarray=list(table["region"]), autorange="reversed")
     return fig.update_yaxes(**order)

@@ -28,8 +28,8 @@ from bold_audio import (
 )
 from bold_audio.files import DataError, ParameterError, file_md5, fingerprint
 from bold_audio.locking import lock
-from bold_audio.params import SIMULATED
 from bold_audio.provenance import code_fingerprint, record_step
+from bold_audio.schema import SIMULATED
 
 SHORT_SOUND = 0.5  # s that a sound may lack at its end without a word
 # Parameters that change where results go or how fast they come, not what they are.

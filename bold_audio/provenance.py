@@ -6,16 +6,15 @@ import hashlib
 import platform
 import re
 import subprocess
-import time
 from importlib import metadata
 from pathlib import Path
 
-from bold_audio.files import fingerprint, project_root, read_json, write_json
+from bold_audio.files import fingerprint, project_root, read_json, time_of_day, write_json
 from bold_audio.locking import lock
 
 # Modules whose change makes no result stale: they draw, say, write, fetch or read parameters.
 NOT_COMPUTING = re.compile(
-    r"(\w*_)?(figures|sentences)|style|renderer|files|params|region_specs|brain|tracking|report|registry|access"
+    r"(\w*_)?(figures|sentences)|style|renderer|files|params|schema|region_specs|brain|tracking|report|registry|access"
     r"|locking|provenance|plain_yaml|openneuro|dvcrepo|fetch|audit|adopt|simulate|simulated_anatomy"
 )
 
@@ -82,7 +81,7 @@ def record_step(path, step, **facts):
         content = read_json(path, default={})
         content[step] = {
             **facts,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "finished": time_of_day(),
             "git_commit": git_commit(project_root()),
             "python": platform.python_version(),
             "packages": package_versions(),

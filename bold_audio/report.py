@@ -11,6 +11,7 @@ from bold_audio import model_card, subjects, thumbnails
 from bold_audio.files import DataError, read_json, write_text
 from bold_audio.locking import DATASET_LOCK, lock
 from bold_audio.notebook_page import Failure, notebook_parts, read_failure, read_title
+from bold_audio.steps import GROUP_STEP
 from bold_audio.templates import plain, render
 
 PLOTLY, CARD, INDEX = "plotly.min.js", "model_card.html", "index.html"
@@ -20,9 +21,10 @@ MAP_PAGES = {
     "inference": "map_of_the_sound.html",
 }  # maps of all other models are drawn in the last notebook
 LAST_PAGE = "06_inference.html"
+GROUP_PAGE = f"group/report/{GROUP_STEP}.html"  # in a dataset's outputs
 
 
-def write_page(executed, page, *, who="", failure=None):
+def write_page(executed, page, *, who="", failure=None, up=(INDEX, "all pages")):
     """Write an executed notebook as one HTML page; its figures need only the ``plotly.min.js`` beside it.
 
     The page is made of the notebook alone: the same notebook gives the same page. Cells tagged ``live`` (widgets, which
@@ -38,6 +40,8 @@ def write_page(executed, page, *, who="", failure=None):
         Whose page it is, such as ``sub-09 · ds003688``.
     failure : Failure, optional
         Why the notebook stopped, where it does not say so itself, as when its kernel died.
+    up : (str, str)
+        Address of the page above it, and what is there.
     """
     executed, page = Path(executed), Path(page)
     notebook = _read(executed)
@@ -52,6 +56,7 @@ def write_page(executed, page, *, who="", failure=None):
         scripts=("figures.js",) if figures else (),
         title=read_title(notebook, executed.stem),
         who=who or executed.parent.name,
+        up=up,
         parts=parts,
         figures=figures,
         failure=_as_facts(read_failure(notebook) or failure),
@@ -137,6 +142,21 @@ def write_report(params, *, anew=False):
     index = write_subject_index(params, pages, status=status, card=CARD if facts else None)
     write_dataset_index(folder.parent, title=f"Subjects of {params.label}", note=params.data_note or "")
     return index
+
+
+def write_group_page(params, folder):
+    """Write the page of a dataset's group notebook, where it was executed, and name it in the index of all subjects.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    executed, page = folder / f"{GROUP_STEP}.ipynb", folder.parent / GROUP_PAGE
+    if executed.is_file():
+        write_page(executed, page, who=params.label, up=(f"../../{INDEX}", "all subjects"))
+    write_dataset_index(folder.parent, title=f"Subjects of {params.label}", note=params.data_note or "")
+    return page
 
 
 def _listed(executed, failed):
@@ -276,6 +296,7 @@ def write_dataset_index(folder, *, title, note=""):
         columns=subjects.COLUMNS,
         words=subjects.WORDS,
         rows=shown,
+        group=GROUP_PAGE if (folder / GROUP_PAGE).is_file() else None,
         foot="Each row is read from the subject's scores.tsv, summary.json, provenance.json and status.json.",
     )
     with lock(folder / DATASET_LOCK, wait=60, doing=f"{folder}"):

@@ -13,6 +13,7 @@ STEPS = (
     "05_export",
     "06_inference",
 )
+GROUP_STEP = "07_group"  # of a dataset, not of a subject
 
 
 def chosen_steps(text):

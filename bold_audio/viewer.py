@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 
 from bold_audio import delay_figures, prepare, sentences, viewed
 from bold_audio.files import BoldAudioError
-from bold_audio.params import SIMULATED, load_params
+from bold_audio.params import load_params
+from bold_audio.schema import SIMULATED
 from bold_audio.slice_viewer import SliceViewer
 
 

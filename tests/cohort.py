@@ -6,7 +6,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bold_audio import brain, register
-from bold_audio.files import write_json, write_table
+from bold_audio.files import time_of_day, write_json, write_table
 
 PARAMETERS = {"dataset": "sim", "sweep_fwhm": 8.0, "delays": [2.0, 4.0, 6.0], "data_note": "SIMULATED subject"}
 
@@ -27,6 +27,7 @@ def write_person(folder, label, gains, *, r=0.2, delay=5.0, mean_fd=0.1, within=
     moved = pd.DataFrame({"time": [0.0, 1.0, 2.0], "framewise_displacement": [None, mean_fd, mean_fd]})
     write_table(path / f"sub-{label}_task-film_desc-quality_timeseries.tsv", moved)
     made = {"parameters": PARAMETERS | {"subject": label} | parameters, "input_md5": {f"{label}_bold.nii.gz": "0"}}
+    made["finished"] = time_of_day()
     write_json(path / "provenance.json", dict.fromkeys(("inference_regions", "out_of_fold", "dt_sweep"), made))
     write_json(path / "status.json", {"state": "done"})
     return path

@@ -1,6 +1,7 @@
 """Many subjects on Dask's workers: the same files as one after the other, whoever is killed."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import nbformat
 import psutil
 import pytest
 
-from bold_audio import cohort, cohort_table, run
-from bold_audio.files import DataError
+from bold_audio import cohort, cohort_table, commands, machine, run
+from bold_audio.files import DataError, write_json
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 from conftest import free_port
@@ -174,13 +175,15 @@ def test_several_people_one_after_the_other_end_with_a_table(project, capfd, mon
             raise DataError("the scan is short - fetch it again")
         return params.subject_path
 
-    monkeypatch.setattr(run, "run_subject", work)
-    status, out, err = call(capfd, "--subjects", "all")
+    monkeypatch.setattr(commands, "run_subject", work)
+    status, out, err = call(capfd, "--subjects", "all", "--steps", "00,06")
     assert status == 3 and err == "bold_audio: sub-b: the scan is short - fetch it again\n"
-    assert out.splitlines()[-2:] == [
+    assert out.splitlines()[-3:] == [
         "2 subjects done, 1 failed",
         "  sub-b (exit 3): the scan is short - fetch it again",
+        "what holds over them: bold-audio group --dataset sim",
     ]
+    assert "bold-audio group" not in call(capfd, "--subjects", "all")[1], "notebook 06 has not run"
 
 
 def test_seconds_that_nobody_knows_are_not_said():
@@ -206,7 +209,7 @@ def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd):
 
 
 def test_workers_are_as_many_as_fit_into_memory(project, capfd, monkeypatch):
-    monkeypatch.setattr(run.machine, "free_memory", lambda: 2.5e9)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2.5e9)
     monkeypatch.setattr(cohort, "follow", lambda tasks, *_, **__: iter([cohort.Ended("a", 0, "", 1.0)]))
     _, out, _ = call(capfd, "--subjects", "all", "--workers", "4")
     assert out.splitlines()[0] == "2 workers instead of 4: a subject takes up to 1.0 GB"
@@ -226,13 +229,19 @@ def test_program_ends_with_the_one_that_started_it():
         assert psutil.wait_procs([child], timeout=10)[1] == []
 
 
-def test_table_in_a_terminal_lists_who_is_under_way_first(project):
-    tasks = [cohort.make_task(load_params(one, "sim"), "00", {}) for one in "abc"]
-    folder = Path(tasks[2].folder)
-    folder.mkdir(parents=True)
-    (folder / "status.json").write_text('{"state": "stopped", "step": "00_data_download", "started": "now"}')
-    ended = {"a": cohort.Ended("a", 3, "bold_audio: sub-a: scan damaged - fetch it again", 2.0)}
+def test_table_in_a_terminal_lists_who_is_under_way_who_failed_and_who_ended_last(project, monkeypatch):
+    monkeypatch.setattr(cohort_table, "SHOWN", 4)
+    tasks = [cohort.make_task(load_params(one, "sim"), "00", {}) for one in "abcdefgh"]
+    for task, started in ((tasks[6], "2026-11-26T23:10:12+0000"), (tasks[7], "now")):
+        status = {"state": "stopped", "step": "00_data_download", "started": started}
+        write_json(Path(task.folder) / "status.json", status)
+    ended = {one: cohort.Ended(one, 0, "", 60.0) for one in "abc"}
+    ended["d"] = cohort.Ended("d", 3, "bold_audio: sub-d: scan damaged - fetch it again", 2.0)
     table = cohort_table._table(tasks, ended)
-    cells = list(zip(*(column.cells for column in table.columns), strict=True))
-    assert [row[:2] for row in cells] == [("sub-c", "running"), ("sub-b", "waiting"), ("sub-a", "failed")]
-    assert cells[2][3:] == ("2 s", "bold_audio: sub-a: scan damaged - fetch it again")
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert [row[:2] for row in rows] == [
+        ("sub-g", "running"), ("sub-h", "running"), ("sub-d", "failed"), ("sub-c", "done"), ("…", "2 more"),
+    ]  # fmt: skip
+    assert table.title == "4 of 8 subjects have ended, 2 wait"
+    assert rows[0][2] == "00_data_download" and re.fullmatch(r"\d+ s", rows[0][3]) and rows[1][3] == ""
+    assert rows[2][3:] == ("2 s", "bold_audio: sub-d: scan damaged - fetch it again")

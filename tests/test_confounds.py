@@ -321,7 +321,7 @@ def test_results_are_made_anew_when_any_code_that_reads_the_data_changes(small_p
                 found = [node.module[11:]] if node.module != "bold_audio" else [alias.name for alias in node.names]
                 todo += [one for one in found if (folder / f"{one}.py").is_file() and one not in seen]
     moving = {"access", "adopt", "audit", "brain", "dvcrepo", "fetch", "files", "locking", "openneuro"}
-    moving |= {"params", "plain_yaml", "provenance", "registry"}
+    moving |= {"params", "plain_yaml", "provenance", "registry", "schema"}
     counted = []
     monkeypatch.setattr(prepare, "code_fingerprint", lambda *modules: counted.extend(modules) or "code")
     workflow.open_subject(small_params()).result_key()

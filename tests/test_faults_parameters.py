@@ -6,8 +6,7 @@ from release import SIZES, release_content, release_items
 
 from bold_audio import registry
 from bold_audio.access import TOKEN_VARIABLE
-from bold_audio.params import load_params
-from bold_audio.run import parse_given
+from bold_audio.params import load_params, parse_given
 
 pytestmark = pytest.mark.slow
 

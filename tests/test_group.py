@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from cohort import head_map, write_person, write_person_map
 
-from bold_audio import execution, group, group_figures, group_maps, group_sentences, group_stats, group_tables
-from bold_audio.files import DataError, project_root, write_json
+from bold_audio import group, group_figures, group_maps, group_sentences, group_stats, group_tables, run
+from bold_audio.files import DataError, write_json
 from bold_audio.params import load_params
 
 AUDITORY = ((-54, -20, 3), (57, -14, 2))
@@ -33,15 +33,18 @@ def params_in(tmp_path, **given):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 8])
-def test_notebook_tells_the_answer_of_few_people(tmp_path, n):
+def test_command_tells_the_answer_of_few_people(tmp_path, capfd, n):
     folder = tmp_path / "outputs" / "sim"
     write_cohort(folder, n)
     write_person(folder, "90", REGIONS, sweep_fwhm=4.0)
     write_json(folder / "sub-91/status.json", {"state": "failed", "step": "00_data_download", "error": "no sound"})
-    given = {"subject": "00", "dataset": "sim", "outputs_dir": str(folder.parent), "data_dir": str(tmp_path / "data")}
-    source, target = project_root() / "notebooks/07_group.ipynb", tmp_path / "07_group.ipynb"
-    execution.execute_file(source, target, given, cwd=tmp_path)
-    text = json.dumps([cell.get("outputs") for cell in nbformat.read(target, as_version=4).cells], ensure_ascii=False)
+    status, out, err = call(capfd, tmp_path)
+    assert (status, err) == (0, "") and out.endswith("outputs/sim/group/report/07_group.html\n")
+    notebook = nbformat.read(folder / "group/07_group.ipynb", as_version=4)
+    text = json.dumps([cell.get("outputs") for cell in notebook.cells], ensure_ascii=False)
+    assert "group/report/07_group.html" in (folder / "index.html").read_text()
+    page = (folder / "group/report/07_group.html").read_text()
+    assert '<a href="../../index.html">← sim: all subjects</a>' in page and "SIMULATED" in page
     assert f"{n} people of sim; SIMULATED subject. 2 left out: 1 other parameters, 1 failed." in text
     assert "00_data_download: no sound" in text and "sweep_fwhm is 4.0 in place of 8.0" in text
     told = " ".join(json.loads((folder / "group/summary.json").read_text())["sentences"])
@@ -52,6 +55,39 @@ def test_notebook_tells_the_answer_of_few_people(tmp_path, n):
         assert "Without 1 people" not in told and "Without one person who moved more than 0.5 mm" in told
     assert "voxels that" in told and (folder / "group/gain.tsv").is_file()
     assert len(list((folder / "group").glob("*_statmap.nii.gz"))) == 3
+
+
+def call(capfd, tmp_path):
+    given = {"outputs_dir": str(tmp_path / "outputs"), "data_dir": str(tmp_path / "data")}
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["group", "--dataset", "sim", *(word for pair in given.items() for word in ("-p", *pair))])
+    return stopped.value.code or 0, *capfd.readouterr()
+
+
+def test_nobody_and_too_few_are_told_before_anything_is_executed(tmp_path, capfd):
+    folder = tmp_path / "outputs/sim"
+    assert call(capfd, tmp_path)[::2] == (
+        3,
+        f"bold_audio: nobody in {folder} - run 'bold-audio run --subjects all' first\n",
+    )
+    write_cohort(folder, 1, maps=False)
+    status, _, err = call(capfd, tmp_path)
+    assert status == 3 and "needs at least 2 finished people, sim has 1" in err and len(err.splitlines()) == 1
+    assert not list(folder.glob("group/[!.]*"))
+
+
+@pytest.mark.slow
+def test_group_that_fails_has_a_page_that_says_why(tmp_path, capfd):
+    folder = tmp_path / "outputs/sim"
+    write_cohort(folder, 2)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/participants.tsv").write_text("participant_id\tage\nsub-00\t30\n")
+    assert call(capfd, tmp_path)[0] == 0
+    (folder / "group/gain.tsv").unlink()
+    (folder / "group/gain.tsv").mkdir()  # cannot be written
+    status, _, err = call(capfd, tmp_path)
+    assert status == 1 and len(err.splitlines()) == 1 and "07_group failed with IsADirectoryError" in err
+    assert "gain.tsv" in (folder / "group/report/07_group.html").read_text()
 
 
 def test_fewer_than_two_people_are_refused_with_the_reasons(tmp_path):

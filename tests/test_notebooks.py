@@ -12,7 +12,8 @@ from statistics import median
 import nbformat
 import pytest
 
-from bold_audio.params import Params, notebook_params
+from bold_audio.params import notebook_params
+from bold_audio.schema import Params
 from bold_audio.steps import STEPS
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"

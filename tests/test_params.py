@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from bold_audio.files import ParameterError, project_root
-from bold_audio.params import Params, load_params, normalise_subject, notebook_params, read_parameter_file
+from bold_audio.params import load_params, normalise_subject, notebook_params, read_parameter_file
+from bold_audio.schema import Params
 
 WITH_FMRI = "04 07 08 09 11 13 14 15 16 18 22 24 27 28 29 31 35 41 43 44 45 46 47 51 52 53 55 56 60 62"  # METHOD.md
 REAL_SUBJECTS = WITH_FMRI.split()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bold_audio import run
+from bold_audio.params import parse_given
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,7 +22,7 @@ COMMANDS = [
 def test_commands_are_understood(command):
     options = run._parser().parse_args(shlex.split(command)[1:])
     assert callable(options.work)
-    run.parse_given(getattr(options, "given", []))
+    parse_given(getattr(options, "given", []))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])

@@ -24,8 +24,7 @@ from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.execution import OPENING
 from bold_audio.files import ParameterError, file_md5
 from bold_audio.models import LINEAR_NAMES
-from bold_audio.params import load_params
-from bold_audio.run import parse_given
+from bold_audio.params import load_params, parse_given
 from bold_audio.steps import STEPS, chosen_steps
 
 ROOT = Path(__file__).resolve().parents[1]

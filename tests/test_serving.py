@@ -10,7 +10,7 @@ import soundfile
 from bold_audio import bundle, models, run, serving, workflow
 from bold_audio.files import DataError, ModelError, ParameterError
 from bold_audio.new_sound import predict_sound
-from bold_audio.params import MODEL_KINDS
+from bold_audio.schema import MODEL_KINDS
 from bold_audio.simulate import simulate_subject
 
 QUICK = {"delays": [4.0, 5.0, 6.0], "mlp_delays": [5.0], "max_epochs": 10, "history_order": 2, "sweep_fwhm": 0}

@@ -1,0 +1,184 @@
+"""How often the group map finds what was planted in twelve people, and how often what is in nobody.
+
+    python benchmarks/group.py [--quick] [--rows FILE] [--repetitions 20] [--people 12] [--processes N]
+
+SIMULATED people, seeds from 300 on; the maps' smoothing and test were settled before on other seeds. In each repetition
+twelve people hear the same film, another one each time; half of the repetitions have the auditory cortex planted in
+everybody, the others have nobody planted. The grid is small: whole heads in voxels of 8 mm, so an eighth of a full-size
+scan's. Each person's map of the gain is the product's own (out of fold, over the past and over past and blocks), and so
+are the group maps, on the template's grid. Where a head lies in the template is known here and not estimated:
+``benchmarks/anatomy.py`` measures how well it is.
+
+A voxel of the template counts as planted where anybody's planted voxels lie after the maps' smoothing (twice 8 mm: each
+person's neighbours and the group's). ``found``: repetitions in which both planted sides hold a voxel at family-wise
+p <= .05. ``elsewhere``: repetitions in which any other voxel does.
+
+Rows go to --rows (JSON lines) as they come, and what is there is not measured again. Ends with one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import joblib
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from bold_audio import brain, group_maps, outcomes, register, simulate, workflow
+from bold_audio.group import MODELS
+from bold_audio.params import load_params
+from bold_audio.simulated_anatomy import HeadPose
+from bold_audio.truth import read_truth
+
+SHAPE, TIMES = (20, 32, 32), 2  # half as many voxels each way, of twice the size
+FIRST_SEED = 300
+KINDS = ("planted", "null")
+NEAR = 2 * group_maps.FWHM  # mm
+
+
+def make_person(label, *, folder, seed, film_seed, null):
+    """Simulate a person; write the maps of the gain and where the head lies in the template.
+
+    Parameters
+    ----------
+    label : str
+    folder : Path
+        Of the repetition: data and outputs.
+    seed, film_seed : int
+    null : bool
+
+    Returns
+    -------
+    array of shape (l, m, n), float32
+        On the template's grid: 1 where the nearest voxel of the scan is planted on the left, 2 on the right, 0
+        elsewhere, NaN outside the scan.
+    """
+    scan = simulate.simulate_subject(
+        folder / "data", subject=label, seed=seed, film_seed=film_seed, shape=SHAPE, null=null
+    )
+    image = nib.load(scan)
+    affine = image.affine.copy()
+    affine[:3] *= TIMES
+    volumes = np.asarray(image.dataobj)
+    simulate.write_nifti(scan, volumes, affine)
+    params = load_params(label, "sim", data_dir=f"{folder / 'data'}", outputs_dir=f"{folder / 'outputs'}", regions={})
+    subject = workflow.open_subject(params)
+    outcomes.ensure_out_of_fold(subject)
+    points = template_points(params, affine, volumes.shape[:3])
+    bold = scan.name.removesuffix("_bold.nii.gz")
+    path = params.subject_path / f"{bold}_from-boldref_to-{register.TEMPLATE}_mode-points_xfm.nii.gz"
+    said = {"Description": "SIMULATED: where the head was placed, not an estimate"}
+    brain.write_statmap(path, points, affine, about=said, named="SIMULATED template points", form_codes=(1, 1))
+    label_map = np.asarray(nib.load(read_truth(params)["region_map"]).dataobj).astype(np.float32)
+    mask, place = group_maps.template_grid()
+    reach = np.linalg.norm(np.linalg.norm(affine[:3, :3], axis=0))
+    planted = group_maps.to_template(label_map, points, mask, place, reach=reach)
+    shutil.rmtree(folder / "data" / f"sub-{label}")
+    return planted
+
+
+def template_points(params, affine, shape):
+    """Template mm of each voxel by the pose that the simulated head was given: array of shape (i, j, k, 3)."""
+    head = read_truth(params)["head"]
+    pose = HeadPose(np.array(head["shift"]), np.array(head["scale"])[:, None], np.array(head["turn"]))
+    mm = register.grid_points(shape, affine) / TIMES  # the pose is that of a head of half the size
+    return pose.to_template(mm).T.reshape(*shape, 3).astype(np.float32)
+
+
+def measure(kind, number, *, folder, n_people):
+    """One repetition: a dict."""
+    started, folder = time.perf_counter(), Path(folder, f"{kind}{number}")
+    labels = [f"{k:02}" for k in range(n_people)]
+    how = {"folder": folder, "film_seed": FIRST_SEED + number, "null": kind == "null"}
+    first = FIRST_SEED + 1000 * KINDS.index(kind) + n_people * number
+    planted = np.stack([make_person(one, seed=first + k, **how) for k, one in enumerate(labels)])
+    row = {"kind": kind, "number": number}
+    for quantity, model in MODELS.items():
+        found = group_maps.group_map(folder / "outputs/sim", labels, model=model, seed=number)
+        row |= {f"{quantity}_{name}": value for name, value in figures(found, planted).items()}
+    shutil.rmtree(folder)
+    return row | {"took": round(time.perf_counter() - started, 1)}
+
+
+def figures(found, planted):
+    """What a group map finds where something is planted in somebody, and elsewhere."""
+    sure = found.to_grid("p_fwe") <= 0.05
+    size = np.linalg.norm(found.affine[:3, :3], axis=0)
+    near = np.zeros(sure.shape, bool)
+    made = {"n_voxels": int(found.tested.sum()), "n_people": len(found.labels)}
+    for label, side in ((1, "left"), (2, "right")):
+        here = (planted == label).any(axis=0)
+        if not here.any():
+            continue
+        around = ndimage.distance_transform_edt(~here, sampling=size) <= NEAR
+        made[side] = bool((sure & around).any())
+        near |= around
+    return made | {"n_found": int(sure.sum()), "n_elsewhere": int((sure & ~near).sum())}
+
+
+def measure_all(tasks, rows_file, *, n_processes, n_people):
+    """Every (kind, number) that ``rows_file`` does not hold yet: table of all rows."""
+    kept = rows_file.read_text().splitlines() if rows_file.is_file() else []
+    rows = [json.loads(line) for line in kept]
+    done = {(row["kind"], row["number"]) for row in rows}
+    os.environ |= {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}
+    with (
+        tempfile.TemporaryDirectory(prefix="group-") as folder,
+        rows_file.open("a") as file,
+        ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as processes,
+    ):
+        work = partial(measure, folder=folder, n_people=n_people)
+        for one in as_completed([processes.submit(work, *task) for task in tasks if task not in done]):
+            rows.append(one.result())
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
+            print(f"{len(rows)}: {rows[-1]}", file=sys.stderr, flush=True)
+    return pd.DataFrame([row for row in rows if (row["kind"], row["number"]) in set(tasks)])
+
+
+def summary(rows):
+    """Repetitions in which both sides are found, and in which anything else is."""
+    lines = []
+    for kind, part in rows.groupby("kind", sort=False):
+        for quantity in MODELS:
+            line = {"kind": kind, "quantity": quantity, "repetitions": len(part)}
+            if kind == "planted":
+                line["found"] = int((part[f"{quantity}_left"] & part[f"{quantity}_right"]).sum())
+            lines.append(line | {"elsewhere": int((part[f"{quantity}_n_elsewhere"] > 0).sum())})
+    return pd.DataFrame(lines)
+
+
+def main():
+    """Measure every repetition and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one repetition of eight people who are planted")
+    parser.add_argument("--rows", type=Path, help="JSON lines of every repetition; those there are kept")
+    parser.add_argument("--repetitions", type=int, default=20, help="of each kind")
+    parser.add_argument("--people", type=int, default=12)
+    parser.add_argument("--processes", type=int, default=joblib.cpu_count(), help="repetitions at once")
+    options = parser.parse_args()
+    kinds, n = (KINDS[:1], 1) if options.quick else (KINDS, options.repetitions)
+    tasks = [(kind, number) for number in range(n) for kind in kinds]
+    with tempfile.TemporaryDirectory() as folder:
+        rows_file, n_people = options.rows or Path(folder, "rows.jsonl"), 8 if options.quick else options.people
+        rows = measure_all(tasks, rows_file, n_processes=options.processes, n_people=n_people)
+    table = summary(rows)
+    print(f"SIMULATED people, {n_people} in each repetition\n")
+    print(table.to_string(index=False))
+    last = {f"{row.kind}_{row.quantity}_elsewhere": row.elsewhere for row in table.itertuples()}
+    last |= {f"{row.kind}_{row.quantity}_found": int(row.found) for row in table.itertuples() if row.kind == "planted"}
+    print(json.dumps({"repetitions": n, "people": n_people} | last))
+
+
+if __name__ == "__main__":
+    main()
