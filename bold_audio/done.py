@@ -26,7 +26,7 @@ SERVING = {
 }  # fmt: skip
 TRACKING = {"mlflow_uri", "mlflow_experiment", "mlflow_required"}
 FIRST_USE = {"04": prepare.MLP_ONLY | TRACKING | {"checkpoint_dir"}, "05": SERVING}
-PASSING = re.compile(r"\..*|status\.json|done\.json|index\.html")  # files that no step stands on
+PASSING = re.compile(r"\..*|(status|done)\.json|(index|model_card)\.html")  # files that no step stands on
 
 
 def made_from(params, files, steps):

@@ -106,3 +106,17 @@ def test_imports_go_one_way():
     done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "1 kept" in done.stdout
+
+
+def test_licences_of_the_constraints_are_listed_and_fit_mit():
+    page = (ROOT / "docs/licences.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w.-]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)[1:]
+    pins = {canonicalize_name(name): pin for name, pin in applying().items()}
+    listed = {canonicalize_name(name): version.partition("+")[0] for name, version, *_ in rows}
+    unlisted = set(pins) - set(listed)
+    assert {name: pins.get(name) for name in listed} == listed, "run python docs/licences.py"
+    assert not {canonicalize_name(one.name) for one in DIRECT} & unlisted, "run python docs/licences.py"
+    asking = {name for name, _, _, kind in rows if kind == "copyleft"}
+    assert asking <= {"asyncssh", "grandalf", "pygit2", "soxr"}, (
+        "a licence that needs a second look, see CONTRIBUTING.md"
+    )

@@ -248,6 +248,16 @@ def test_a_signal_ends_the_run_and_its_kernel_in_one_line(project, number, statu
     assert not [path for path in params.subject_path.iterdir() if path.name.endswith((".part", ".owner"))]
 
 
+def test_pages_that_every_run_writes_at_its_end_are_no_files_of_a_step(tmp_path):
+    # A run that a killed kernel ended writes them too, and the next run must not take them for its step's.
+    params = load_params("sim", outputs_dir=str(tmp_path / "outputs"), models_dir=str(tmp_path / "models"))
+    for name in ("status.json", "report/index.html", "report/model_card.html", "report/06_inference.html"):
+        path = params.subject_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert set(done.snapshot(params)) == {"report/06_inference.html"}
+
+
 def test_run_that_is_interrupted_is_stopped_and_not_failed(project, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -10,12 +10,15 @@ from bold_audio import run
 from bold_audio.params import parse_given
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "README.ru.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     for line in block.splitlines()
 ]
+LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("bold-audio ")])
@@ -42,15 +45,20 @@ def test_every_kind_of_command_was_found():
     assert {c.split()[0] for c in COMMANDS if c} >= {"make", "bold-audio", "papermill"}
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#: ]+)\)", README))
-def test_links_lead_somewhere(link):
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize(("page", "link"), [(p, one) for p, one in LINKS if "://" not in one])
+def test_links_lead_somewhere(page, link):
+    path, _, heading = link.partition("#")
+    target = page.parent / path if path else page
+    assert target.exists()
+    if heading:
+        titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+        assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
 
 
-def test_index_lists_every_notebook():
-    assert sorted(re.findall(r"\(notebooks/(\w+)\.ipynb\)", README)) == sorted(
-        p.stem for p in ROOT.glob("notebooks/*.ipynb")
-    )
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_index_lists_every_notebook(page):
+    listed = re.findall(r"\(notebooks/(\w+)\.ipynb\)", page.read_text(encoding="utf-8"))
+    assert listed == sorted(p.stem for p in ROOT.glob("notebooks/*.ipynb"))
 
 
 def test_no_number_was_left_to_be_filled_in():
