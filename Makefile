@@ -28,7 +28,7 @@ demo: .venv/installed  ## simulate a full-size subject (once) and run all notebo
 
 # Two processes with one thread each; more of them would want 2 GiB each.
 test: .venv/installed  ## all tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 30
 
 check: .venv/installed  ## in under a minute: format, lint, import layers, fast tests
 	.venv/bin/ruff format --check .

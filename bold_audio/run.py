@@ -31,6 +31,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"bold_audio: {message} - see '{self.prog} --help'\n")
 
 
+PARAMETER = "a parameter of params/common.yaml, value as YAML; again for the next one"
+EXAMPLES = {
+    "simulate": "bold-audio simulate data/sim",
+    "fetch": "bold-audio fetch --subject 09 --subject 13",
+    "publish": "bold-audio publish -p dvc_url https://dav.example.org/ds003688",
+    "adopt-sound": "bold-audio adopt-sound film.mp4",
+    "track": "bold-audio track -p dvc_url https://dav.example.org/ds003688",
+    "print-token": "bold-audio print-token",
+    "run": "bold-audio run --subject 09 -p audio_path film.wav",
+    "group": "bold-audio group --dataset ds003688",
+    "report": "bold-audio report --subject 09",
+    "predict": "bold-audio predict --subject 09 --sound other.wav",
+    "mlflow-sync": "bold-audio mlflow-sync -p mlflow_uri http://127.0.0.1:8080",
+    "serve": "bold-audio serve --models-dir triton_models",
+}
+
+
 def _from_one_on(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text[:60]!r}")
@@ -38,7 +55,7 @@ def _from_one_on(text):
 
 
 def _parser():
-    parser = _Parser(prog="bold-audio", description=__doc__)
+    parser = _Parser(prog="bold-audio", description="Which parts of the brain follow the sound: from scan to report.")
     added = parser.add_subparsers(dest="command", required=True)
 
     simulate = added.add_parser("simulate", help="make a SIMULATED subject with a known answer")
@@ -125,7 +142,11 @@ def _parser():
     serve.set_defaults(work=commands.serve)
 
     for command in (fetch, publish, adopt, track, run, group, report, predict, sync):
-        command.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+        command.add_argument(
+            "-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=PARAMETER
+        )
     for command in (simulate, fetch, publish, adopt, track, token, run, group, report, predict, sync, serve):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for name, command in added.choices.items():
+        command.epilog = f"Example: {EXAMPLES[name]}"
     return parser

@@ -31,7 +31,6 @@ NOT_NAMES |= {
     "patient": "subject",
     "decoder": "encoding model",
     "noise_ceiling": "intersubject_ceiling",
-    "scans": "volumes",
 }
 NOT_WORDS = re.compile(r"\b(patients?|waveforms?|noise ceilings?|embeddings?|snapshots? of the brain)\b", re.IGNORECASE)
 

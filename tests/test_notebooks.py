@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import nbformat
+import papermill
 import pytest
 
 from bold_audio.params import notebook_params
@@ -140,6 +141,15 @@ def test_parameters_cell_names_parameters_of_the_schema_and_leaves_them_to_param
     assert list(given)[:2] == ["subject", "dataset"]
     assert given.pop("subject") == "sim"
     assert set(given.values()) == {None}
+
+
+@each_notebook
+def test_papermill_lists_each_parameter_with_its_kind_and_a_word(path):
+    found = papermill.inspect_notebook(str(path))
+    named = [node.targets[0].id for node in ast.parse(tagged(code_of(path), "parameters")[0].source).body]
+    assert list(found) == named
+    for one in found.values():
+        assert one["inferred_type_name"] in {"str", "int", "float", "bool", "list[float]", "list[int]"} and one["help"]
 
 
 @each_notebook

@@ -21,7 +21,7 @@ COMMANDS = [
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("bold-audio ")])
+@pytest.mark.parametrize("command", [c for c in [*COMMANDS, *run.EXAMPLES.values()] if c.startswith("bold-audio ")])
 def test_commands_are_understood(command):
     options = run._parser().parse_args(shlex.split(command)[1:])
     assert callable(options.work)
@@ -39,6 +39,15 @@ def test_papermill_commands_name_files_that_exist(command):
     assert (ROOT / words[1]).is_file()
     if "-f" in words:
         assert (ROOT / words[words.index("-f") + 1]).is_file()
+
+
+@pytest.mark.parametrize("name", run.EXAMPLES)
+def test_every_command_shows_an_example_of_itself(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run.main([name, "--help"])
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Example: bold-audio {name}" in shown and "==SUPPRESS==" not in shown
 
 
 def test_every_kind_of_command_was_found():
