@@ -8,12 +8,13 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,15 +212,19 @@ def follow(tasks, executor, *, threads, root, tick=1.0):
     AccessError
         If the executor's scheduler is gone; what had ended by then is on disk.
     """
-    running = {executor.submit(run_task, task, threads=threads, root=str(root)): task for task in tasks}
+    running, ended = {}, queue.SimpleQueue()
+    for task in tasks:
+        future = executor.submit(run_task, task, threads=threads, root=str(root))
+        running[future] = task
+        future.add_done_callback(ended.put)  # waiting for all of them would look at each whenever one ends
     try:
         while running:
-            ended, _ = wait(running, timeout=tick, return_when=FIRST_COMPLETED)
-            for future in ended:
-                task = running.pop(future)
-                yield _result(future, task)
-            if not ended:
+            try:
+                future = ended.get(timeout=tick)
+            except queue.Empty:
                 yield None
+            else:
+                yield _result(future, running.pop(future))
     finally:
         for future in running:
             future.cancel()
