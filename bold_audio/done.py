@@ -42,7 +42,7 @@ def made_from(params, files, steps):
     -------
     dict of str to dict
         By step: ``parameters`` by name, ``inputs`` (MD5 by file name), hashes of ``notebook``, ``code`` and
-        ``packages``; of the last step also ``people``, for it compares them.
+        ``packages``; of the last step also ``people``, whom it compares.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def made_from(params, files, steps):
             "packages": fingerprint(package_versions()),
         }
         if step == STEPS[-1]:
-            made[step]["people"] = bids.known_subjects(params)
+            made[step]["people"] = bids.compared_subjects(params)
     return json.loads(json.dumps(made, default=str))  # as it is read back
 
 
