@@ -11,6 +11,7 @@ import nbformat
 from bs4 import BeautifulSoup
 
 from bold_audio.locking import lock
+from bold_audio.subjects import KEPT
 
 TIMES = {"started", "finished", "seconds"}
 
@@ -78,6 +79,9 @@ def content(path):
         return page_content(path)
     if path.name in ("done.json", "provenance.json", "status.json"):
         return without_times(json.loads(path.read_text(encoding="utf-8")))
+    if path.name == KEPT:
+        people = json.loads(path.read_text(encoding="utf-8"))["people"]
+        return timeless(json.dumps({name: entry["row"] for name, entry in people.items()}))
     return path.read_bytes()
 
 
