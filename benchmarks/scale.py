@@ -27,6 +27,7 @@ with one line of JSON; exit status 1 where somebody is lost or doubled, results 
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -38,19 +39,20 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import psutil
+from distributed import Client
 from output_trees import differences
 
 from bold_audio import cohort
 from bold_audio.files import project_root, read_json
+from bold_audio.group import MODELS
 from bold_audio.params import load_params
-from bold_audio.simulate import simulate_subject, write_nifti
+from bold_audio.simulate import simulate_subject
 from bold_audio.steps import STEPS
 
 PROGRAM = Path(sysconfig.get_path("scripts"))
@@ -63,6 +65,7 @@ TINY_GIVEN = {
 }  # fmt: skip
 LEAST_THROUGHPUT = 1.7  # of two workers over one, on two cores
 MOST_SECONDS, MOST_MEMORY = {"people": 1800, "group": 300}, 4e9
+NUMBERS = {"inference_regions": "gain", "out_of_fold": "r_median", "dt_regions": "delay"}  # what is changed, by table
 COMPARED = 30  # people whose scans lie in the data for the ceiling
 COUNTER = '''
 """Adds a line to a log in each kernel that executes a person's notebook."""
@@ -70,13 +73,13 @@ COUNTER = '''
 import os
 
 
-def count(info):
-    if info.raw_cell.startswith("# Parameters"):
+def count(result):
+    if result.info.raw_cell.startswith("# Parameters"):
         with open(os.environ["SCALE_LOG"], "a") as log:
             log.write(get_ipython().user_ns["subject"] + "\\n")
 
 
-get_ipython().events.register("pre_run_cell", count)
+get_ipython().events.register("post_run_cell", count)
 '''
 PRELOAD = '''
 """Keeps how many bytes this process has written into Dask's connections; a worker's Python is one that does nothing."""
@@ -86,7 +89,7 @@ import sys
 
 from distributed.comm import tcp
 
-write, total = tcp.TCP.write, 0
+write, total = getattr(tcp.TCP.write, "plain", tcp.TCP.write), 0  # Dask reads this file twice
 kept = os.open(os.path.join(os.environ["SCALE_BYTES"], str(os.getpid())), os.O_CREAT | os.O_WRONLY)
 
 
@@ -98,7 +101,7 @@ async def counted(self, *args, **options):
     return n
 
 
-tcp.TCP.write = counted
+counted.plain, tcp.TCP.write = write, counted
 
 
 def dask_setup(server):
@@ -192,7 +195,7 @@ def simulate_people(root, labels, size):
     """Simulate the people that are missing, two at a time."""
     missing = [label for label in labels if not list(root.glob(f"sub-{label}/*/func/*_bold.nii.gz"))]
     with ProcessPoolExecutor(2) as pool:
-        list(pool.map(partial(_simulate, root, size), missing, range(len(missing)), chunksize=4))
+        list(pool.map(functools.partial(_simulate, root, size), missing, range(len(missing)), chunksize=4))
 
 
 def _simulate(root, size, label, seed):
@@ -308,6 +311,8 @@ def hand_out(address, n):
     first = load_params("00000", "sim")
     known = [first.model_copy(update={"subject": f"{k:05}"}) for k in range(int(n))]
     tasks = [cohort.make_task(params, "00-06", {"data_dir": "/data/people", "outputs_dir": "out"}) for params in known]
+    with Client(address) as client:
+        client.wait_for_workers(2, timeout=60)
     begun, ended = time.perf_counter(), Counter()
     with cohort.open_executor(2, scheduler=address) as executor:
         for one in cohort.follow(tasks, executor, threads=1, root=project_root()):
@@ -345,7 +350,7 @@ def group(root, like, *, n):
     labels = [f"{k:05}" for k in range(n)]
     source = like / "work/outputs/sim/sub-sim"
     with ProcessPoolExecutor(2) as pool:
-        list(pool.map(partial(copy_person, source, root / "work/outputs/sim"), labels, chunksize=20))
+        list(pool.map(functools.partial(copy_person, source, root / "work/outputs/sim"), labels, chunksize=20))
     for label in labels[:COMPARED]:
         link_as(like / "data/sub-sim", root / "data" / f"sub-{label}", label)
     for name in ("participants.tsv", "stimuli"):
@@ -365,26 +370,35 @@ def group(root, like, *, n):
 
 def copy_person(source, folder, label):
     """A SIMULATED person's outputs under another name, with other numbers: what notebook 07 reads of them."""
-    rng, made = np.random.default_rng(int(label)), folder / f"sub-{label}"
-    made.mkdir(parents=True, exist_ok=True)
-    os.link(source / "status.json", made / "status.json")
-    steps = read_json(source / "provenance.json")
+    rng, made, known = np.random.default_rng(int(label)), folder / f"sub-{label}", read_person(source)
+    made.mkdir(parents=True)
+    steps = known["steps"]
     for entry in steps.values():
         entry["parameters"]["subject"] = label
-    (made / "provenance.json").write_text(json.dumps(steps))
-    for name, column in (("inference_regions", "gain"), ("out_of_fold", "r_median"), ("dt_regions", "delay")):
-        table = pd.read_csv(source / f"{name}.tsv", sep="\t")
+    (made / "provenance.json").write_text(json.dumps(steps, indent=1))
+    for name, column in NUMBERS.items():
+        table = known[name].copy()
         table[column] += rng.normal(0, 0.01, len(table)).round(6)
         table.to_csv(made / f"{name}.tsv", sep="\t", index=False, na_rep="n/a")
-    for path in source.glob("sub-sim_*"):
-        target = made / path.name.replace("sub-sim", f"sub-{label}")
-        if "_stat-gain_" in path.name and path.name.endswith(".nii.gz"):
-            image = nib.load(path)
-            values = image.get_fdata(dtype=np.float32)
-            values += rng.normal(0, 0.01, values.shape).astype(np.float32)
-            write_nifti(target, values, image.affine)
-        elif path.name.endswith(("_xfm.nii.gz", "_timeseries.tsv")):
-            os.link(path, target)
+    for path in known["linked"]:
+        os.link(path, made / path.name.replace("sub-sim", f"sub-{label}"))
+    values, affine, name = known["map"]
+    values = values + rng.normal(0, 0.01, values.shape).astype(np.float32)
+    image = nib.Nifti1Image(values, affine)
+    image.header["descrip"] = b"SIMULATED"
+    image.set_sform(affine, code=1)
+    nib.save(image, made / name.replace("sub-sim", f"sub-{label}"))
+
+
+@functools.cache
+def read_person(source):
+    """What `copy_person` changes and links of a person's outputs."""
+    linked = [*source.glob("status.json"), *source.glob("*_xfm.nii.gz"), *source.glob("*-quality_timeseries.tsv")]
+    known = {"steps": read_json(source / "provenance.json"), "linked": linked}
+    known |= {name: pd.read_csv(source / f"{name}.tsv", sep="\t") for name in NUMBERS}
+    path = next(path for model in MODELS.values() for path in source.glob(f"*_desc-{model}_stat-gain_statmap.nii.gz"))
+    image = nib.load(path)
+    return known | {"map": (image.get_fdata(dtype=np.float32), image.affine, path.name)}
 
 
 def link_as(source, target, label):
