@@ -154,20 +154,22 @@ class Watch:
 
 
 def run(command, **options):
-    """Run a command to its end: its lines, seconds, and peaks of memory by kind.
+    """Run a command to its end: its lines, its seconds and those of processors, and peaks of memory by kind.
 
     Raises
     ------
     SystemExit
         If it fails.
     """
-    begun, root = time.perf_counter(), project_root()
+    begun, before, root = time.perf_counter(), os.times(), project_root()
     program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, **options)
     with program, Watch(program.pid) as watch:
         out, _ = program.communicate()
     if program.returncode:
         raise SystemExit(f"{' '.join(map(str, command))[:300]} ended with {program.returncode}: {out[-2000:]}")
-    return out.splitlines(), time.perf_counter() - begun, dict(watch.peaks)
+    spent = os.times()
+    processors = sum(getattr(spent, name) - getattr(before, name) for name in ("children_user", "children_system"))
+    return out.splitlines(), (time.perf_counter() - begun, processors), dict(watch.peaks)
 
 
 def words_of(given):
@@ -214,7 +216,7 @@ def throughput(root, *, n, size, given, steps):
         shutil.rmtree(root / "work", ignore_errors=True)
         shutil.rmtree(root / f"workers-{workers}", ignore_errors=True)
         words = ["--workers", str(workers), *words_of(folders(root) | given)]
-        lines, seconds[workers], peaks = run([*command, *words])
+        lines, (seconds[workers], _), peaks = run([*command, *words])
         print(f"{n} people, {workers} workers: {seconds[workers]:.0f} s; {lines[-1]}; {_in_mb(peaks)}")
         (root / "work").rename(root / f"workers-{workers}")
     said, unfinished = differences(root / "workers-1", root / "workers-2")
@@ -245,16 +247,17 @@ def people(root, *, n, step):
     environment = os.environ | {"IPYTHONDIR": str(root / "ipython"), "SCALE_LOG": str(log)}
     words = ["run", "--subjects", "all", "--dataset", "sim", "--steps", step[:2], "--workers", "2"]
     command = [PROGRAM / "bold-audio", *words, *words_of(folders(root) | TINY_GIVEN)]
-    lines, seconds, peaks = run(command, env=environment)
+    lines, (seconds, processors), peaks = run(command, env=environment)
     said = Counter(line.split(":")[0].removeprefix("sub-") for line in lines if ": done in" in line)
     executed, outputs = Counter(log.read_text().split()), root / "work/outputs/sim"
     entries = {label: read_json(outputs / f"sub-{label}/done.json", default={}).get(step, {}) for label in labels}
     done = {label: entry["seconds"] for label, entry in entries.items() if "finished" in entry}
     lost = [one for one in labels if not (one in done and executed[one] and said[one])]
     doubled = [one for one in labels if executed[one] > 1 or said[one] > 1]
-    own, again, _ = float(np.median(list(done.values()))), *run(command, env=environment)[1:]
+    own, (again, _) = float(np.median(list(done.values()) or [np.nan])), run(command, env=environment)[1]
     overhead = seconds * 2 / n - own
     print(f"{n} people: {seconds:.0f} s, {2 * seconds / n:.2f} s of a worker each, of it the step {own:.2f} s")
+    print(f"{processors / n:.2f} s of a processor each, on a machine with a load of {os.getloadavg()[0]:.1f}")
     print(f"{len(lost)} lost, {len(doubled)} doubled; again, when all is done: {again:.1f} s; {_in_mb(peaks)}")
     return {
         "people": n,
@@ -263,6 +266,7 @@ def people(root, *, n, step):
         "lost": len(lost),
         "doubled": len(doubled),
         "step_s": round(own, 2),
+        "processor_s_per_task": round(processors / n, 2),
         "overhead_s_per_task": round(overhead, 2),
         "memory_mb": {kind: mb(peak) for kind, peak in peaks.items()},
     }
@@ -328,7 +332,7 @@ def whole(root, *, size, given):
     shutil.rmtree(root / "work", ignore_errors=True)
     environment = os.environ | dict.fromkeys(cohort.THREADS, "1")
     words = ["run", "--subject", "sim", "--dataset", "sim", *words_of(folders(root) | given)]
-    lines, seconds, peaks = run([PROGRAM / "bold-audio", *words], env=environment)
+    lines, (seconds, _), peaks = run([PROGRAM / "bold-audio", *words], env=environment)
     print("\n".join(lines))
     outputs = root / "work/outputs"
     parts = {"outputs": outputs / "sim/sub-sim", "cache": outputs / "cache", "models": root / "work/models"}
@@ -360,7 +364,7 @@ def group(root, like, *, n):
     command += ["--no-log-output", "-p", "subject", labels[0], "-p", "dataset", "sim"]
     made = {"folders": n}
     for name in ("group", "group_again"):
-        _, seconds, peaks = run(command, stderr=subprocess.DEVNULL)
+        _, (seconds, _), peaks = run(command, stderr=subprocess.DEVNULL)
         made |= {f"{name}_s": round(seconds, 1), f"{name}_memory_mb": mb(peaks["kernel"])}
         print(f"notebook 07 over {n} people: {seconds:.0f} s, {_in_mb(peaks)}")
     said = read_json(root / "work/outputs/sim/group/summary.json")
