@@ -11,7 +11,7 @@ import re
 from itertools import chain
 from pathlib import Path
 
-from bold_audio import bids, prepare, truth
+from bold_audio import bids, hemispheres, prepare, truth
 from bold_audio.files import DataError, fingerprint, project_root, read_json, time_of_day, write_json
 from bold_audio.provenance import imported_modules, package_versions
 from bold_audio.schema import MODEL_KINDS
@@ -50,6 +50,8 @@ def made_from(params, files, steps):
         If an input is missing.
     """
     inputs = prepare.input_md5(params, files, others=_files_beside(params, files))
+    # Of the table of people a person's own row alone: whoever joins the dataset makes nobody else's results stale.
+    inputs["participants.tsv"] = fingerprint(hemispheres.read_dominance(params))
     made = {}
     for step in steps:
         path = project_root() / "notebooks" / f"{step}.ipynb"
@@ -75,7 +77,7 @@ def _files_beside(params, files):
     """Files that results depend on besides scan, sidecars, events and sound, where they are there."""
     told = truth.folder_of(params)
     masks = [spec["mask"] for spec in params.regions.values() if "mask" in spec]
-    named = [params.data_path / "participants.tsv", *(params.data_path / mask for mask in (params.mask, *masks))]
+    named = [params.data_path / mask for mask in (params.mask, *masks)]
     return [path for path in (*bids.find_t1w(params, files.bold), *named, *sorted(told.glob("*"))) if path.is_file()]
 
 
