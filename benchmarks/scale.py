@@ -45,6 +45,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import psutil
+from crash import GIVEN, SMALL
 from distributed import Client
 from output_trees import differences
 
@@ -59,10 +60,7 @@ PROGRAM = Path(sysconfig.get_path("scripts"))
 FULL = {"shape": (40, 64, 64), "n_volumes": 641}
 EIGHTH = FULL | {"shape": (20, 32, 32)}
 TINY = {"shape": (12, 12, 12), "n_volumes": 130}
-TINY_GIVEN = {
-    "delays": [4, 5], "mlp_delays": [5], "max_epochs": 10, "history_order": 2, "n_folds": 2, "gap": 4,
-    "skip_initial": 2, "regions": {}, "alphas": [16, 1024, 65536], "n_mfcc": 8, "hop_length": 2048,
-}  # fmt: skip
+TINY_GIVEN = GIVEN | {"gap": 4, "skip_initial": 2}
 LEAST_THROUGHPUT = 1.7  # of two workers over one, on two cores
 MOST_SECONDS, MOST_MEMORY = {"people": 1800, "group": 300}, 4e9
 NUMBERS = {"inference_regions": "gain", "out_of_fold": "r_median", "dt_regions": "delay"}  # what is changed, by table
@@ -446,9 +444,9 @@ def main():
     with contextlib.ExitStack() as stack:
         folder = options.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="scale-"))
         root = Path(folder).resolve()
-        tiny = {"size": TINY, "given": TINY_GIVEN}
+        small = {"size": SMALL, "given": GIVEN}
         if "whole" in parts:
-            found |= whole(root / "whole", **(tiny if quick else {"size": FULL, "given": {}}))
+            found |= whole(root / "whole", **(small if quick else {"size": FULL, "given": {}}))
         if "engine" in parts:
             found["engine"] = engine(root, sizes=(200,) if quick else (30, 1000, 10_000))
         if "group" in parts:

@@ -119,6 +119,8 @@ def plan(all_params, steps, *, force=False):
     from bold_audio import done, runs
 
     def lacks(params):
+        if not done.is_begun(params.subject_path, steps):  # terabytes of scans need not be read to know that
+            return dict.fromkeys(steps, done.NOT_DONE)
         try:
             now = done.made_from(params, runs.locate_runs(params), steps)
         except BoldAudioError:

@@ -18,6 +18,7 @@ from bold_audio.schema import MODEL_KINDS
 from bold_audio.steps import STEPS
 
 DONE = "done.json"
+NOT_DONE = "not done yet"
 # Parameters that change nothing, or nothing before a step.
 NEVER = {"data_dir", "outputs_dir", "chunk_voxels", "dvc_remote", "dvc_url", "dvc_jobs", "dvc_timeout"}
 SERVING = {
@@ -107,6 +108,11 @@ def _code_of(path, sources):
     return fingerprint(*(fingerprint(module.name, read[module].decode()) for module in sorted(read)))
 
 
+def is_begun(folder, steps):
+    """Whether any of the steps is done, so that what it was made from has to be compared."""
+    return not _read_done(folder).keys().isdisjoint(steps)
+
+
 def why_again(folder, step, now):
     """Why a step has to be made again, in words; None where it is done.
 
@@ -120,7 +126,7 @@ def why_again(folder, step, now):
     """
     done = _read_done(folder).get(step)
     if done is None:
-        return "not done yet"
+        return NOT_DONE
     before = done["made_from"]
     for name, words in (("parameters", "parameter"), ("inputs", "file")):
         old, new = before[name], now[name]
