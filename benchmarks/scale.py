@@ -454,9 +454,8 @@ def main():
         if "people" in parts:
             found |= people(root / "people", n=20 if quick else 1000, step=STEPS[0])
         if "throughput" in parts:
-            cut = (
-                tiny | {"n": 2, "steps": "00,02"} if quick else {"size": EIGHTH, "given": {}, "n": 6, "steps": "00-06"}
-            )
+            cut = {"n": 6, "size": EIGHTH, "given": {}, "steps": "00-06"}
+            cut |= small | {"n": 2, "steps": "00,02"} if quick else {}
             found |= throughput(root / "throughput", **cut)
     if {"whole", "engine", "people"} <= set(parts):
         print(on_paper(found).to_string(index=False))
