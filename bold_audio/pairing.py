@@ -9,7 +9,6 @@ seconds of sound, and at delay Δt it sees the frames centred in
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from bold_audio.files import DataError, ParameterError
 
@@ -136,6 +135,8 @@ def glover_hrf(step, *, length):
     array of shape (length / step,)
         Of sum 1, as ``nilearn.glm.first_level.glover_hrf`` gives it; that takes half a second to import.
     """
+    from scipy import stats  # half a second, which who opens no scan does not need
+
     times = np.linspace(0, length, round(length / step))
     peak, undershoot = (stats.gamma.pdf(times, delay / 0.9, loc=step, scale=0.9) for delay in (6, 12.0))
     response = peak - 0.48 * undershoot
