@@ -5,6 +5,7 @@ from bold_audio.registry import RELEASE, check_fmri_subject, files_of
 from bold_audio.schema import DEFAULT_DATASET, SIMULATED
 
 MADE_ENTITIES = {"space", "res", "den", "desc", "label"}  # of preprocessing, not of the measurement
+MOST_COMPARED = 30  # people whose scans are read for the ceiling: more change it by less than a hundredth
 
 
 def entities_of(path):
@@ -32,6 +33,12 @@ def run_name(params):
 def known_subjects(params):
     """Labels of the subjects in the dataset's tree."""
     return sorted(p.name[4:] for p in params.data_path.glob("sub-*") if p.is_dir())
+
+
+def compared_subjects(params):
+    """Labels of the people whom a subject is compared with, itself among them: the first of the dataset's tree."""
+    others = [label for label in known_subjects(params) if label != params.subject]
+    return sorted([params.subject, *others[: MOST_COMPARED - 1]])
 
 
 def find_runs(params):

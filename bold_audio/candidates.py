@@ -6,23 +6,11 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from bold_audio import (
-    brain_figures,
-    coordinates,
-    data,
-    evidence,
-    figures,
-    gram,
-    mlp,
-    renderer,
-    space,
-    tracking,
-    training,
-)
+from bold_audio import brain_figures, coordinates, data, evidence, figures, gram, renderer, space, tracking
 from bold_audio.bundle import mask_fingerprint
+from bold_audio.coordinates import MONITOR
 from bold_audio.files import AccessError, fingerprint, project_root, read_json, write_table, write_text
 from bold_audio.locking import lock
-from bold_audio.mlp import MONITOR
 from bold_audio.provenance import git_commit
 
 HISTORY = "mlp_history.tsv"
@@ -33,6 +21,13 @@ def _this():
     import bold_audio.candidates as this
 
     return this
+
+
+def networks():
+    """The modules `mlp` and `training`: torch and Lightning take seconds to import, and most notebooks need neither."""
+    from bold_audio import mlp, training
+
+    return mlp, training
 
 
 def inner_validation(subject):
@@ -89,7 +84,7 @@ def previous_scores(subject, fit):
 
 def training_key(subject):
     """Hash of all that a training depends on but its delay."""
-    return subject.result_key(mlp, coordinates, training, evidence, gram, space, _this())
+    return subject.result_key(*networks(), coordinates, evidence, gram, space, _this())
 
 
 def train_candidates(subject, delays, *, progress=False):
@@ -109,7 +104,7 @@ def train_candidates(subject, delays, *, progress=False):
     warnings : list of str
         What the reader should know about the logging.
     """
-    params, key = subject.params, training_key(subject)
+    params, key, (_, training) = subject.params, training_key(subject), networks()
     if params.mlflow_required:
         tracking.require_server(params.mlflow_uri)
     targets = subject_targets(subject)
@@ -136,7 +131,7 @@ def train_candidates(subject, delays, *, progress=False):
 
 def _log(subject, one, targets, *, key, folder):
     """One training as a run in MLflow, with its pictures and its model."""
-    params = subject.params
+    params, (mlp, _) = subject.params, networks()
     name = f"sub{params.subject}_dt{one.delay:g}"
     mlp.save_checkpoint(folder / "whole" / "best.ckpt", one.model, model_facts(subject, one.delay))
     losses = pd.DataFrame(one.losses).assign(run=name)
@@ -220,12 +215,13 @@ def ensure_mlp(subject, candidates, *, progress=None):
         ``run, delay, epoch, train_MSE``, and every few epochs ``val_MSE, val_Pearson, val_evidence, …``.
     warnings : list of str
     """
+    mlp, _ = networks()
     folder, key = subject.params.checkpoint_path, fingerprint(training_key(subject), list(candidates))
     with lock(folder / ".training.lock", wait=3600, doing=f"training of sub-{subject.params.subject}"):
         done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
         notes = []
         if not (done.get("key") == key and (folder / "best.ckpt").is_file() and subject.path(HISTORY).is_file()):
-            progress = training.somebody_watches() if progress is None else progress
+            progress = renderer.somebody_watches() if progress is None else progress
             notes = _train_and_keep_best(subject, candidates, key=key, progress=progress)
         shutil.rmtree(folder / "training", ignore_errors=True)  # also what a killed process left
         model, facts = mlp.load_checkpoint(folder / "best.ckpt")
@@ -235,6 +231,7 @@ def ensure_mlp(subject, candidates, *, progress=None):
 
 def _train_and_keep_best(subject, candidates, *, key, progress):
     """Train at every delay, write the best with the losses of all, and record it last: what to know of the logging."""
+    mlp, _ = networks()
     trained, notes = train_candidates(subject, candidates, progress=progress)
     best = max(trained, key=lambda one: one.best[MONITOR])
     mlp.save_checkpoint(subject.params.checkpoint_path / "best.ckpt", best.model, model_facts(subject, best.delay))

@@ -239,7 +239,7 @@ def read_people(params, *, labels=None, regions_of=None, voxels=False):
     params : Params
         Of one subject; the others' are those of their files, and what was passed for this one.
     labels : sequence of str, optional
-        Whom to read; everybody who has a folder without it.
+        Whom to read; without it, `bids.compared_subjects`.
     regions_of : function, optional
         ``Subject`` → dict of str to array of bool, shape (n_voxels,). The regions of the run without it.
     voxels : bool
@@ -259,8 +259,8 @@ def read_people(params, *, labels=None, regions_of=None, voxels=False):
     if voxels and params.space is None:
         raise DataError("voxels of different people can be compared in a template's space only - set space, or regions")
     reference = runs.locate_runs(params)
-    labels = dict.fromkeys([params.subject, *(bids.known_subjects(params) if labels is None else labels)])
-    people, left_out = {}, {}
+    labels = dict.fromkeys([params.subject, *(bids.compared_subjects(params) if labels is None else labels)])
+    people, kept, left_out = {}, [], {}
     for label in labels:
         try:
             theirs = params_of(params, label)
@@ -268,21 +268,23 @@ def read_people(params, *, labels=None, regions_of=None, voxels=False):
             if other_clock:
                 left_out[label] = other_clock
                 continue
-            people[label] = prepare.open_subject(theirs)
+            one = prepare.open_subject(theirs)
         except BoldAudioError as error:
             left_out[label] = str(error)
-    rows = [one.whole_run for one in people.values()]
-    rows = np.array(sorted(set.intersection(*(set(map(int, one)) for one in rows))), int) if rows else np.zeros(0, int)
+            continue
+        kept.append(set(map(int, one.whole_run)))
+        people[label] = one if voxels else _course_table(one, (regions_of or (lambda one: one.run.regions))(one))
+    rows = np.array(sorted(set.intersection(*kept)) if kept else [], int)
     if voxels:
         return _voxels_of(people, rows, left_out, reference.t_r)
-    regions = {label: (regions_of or (lambda one: one.run.regions))(one) for label, one in people.items()}
-    names = tuple(dict.fromkeys(name for mine in regions.values() for name in mine))
-    courses = {}
-    for label, one in people.items():
-        nothing = np.zeros(one.run.n_voxels, bool)
-        mine = {name: regions[label].get(name, nothing) for name in names}
-        courses[label] = contrast.region_courses(one.Y, mine)
+    names = tuple(dict.fromkeys(name for table in people.values() for name in table))
+    courses = {label: np.ascontiguousarray(table.reindex(columns=names)) for label, table in people.items()}
     return People(courses, names, rows, left_out, reference.t_r)
+
+
+def _course_table(subject, regions):
+    """Mean time courses by region: DataFrame; all that is kept of a person, whose scan may be gigabytes."""
+    return pd.DataFrame(contrast.region_courses(subject.Y, regions), columns=list(regions))
 
 
 def params_of(params, label):

@@ -8,12 +8,13 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +119,8 @@ def plan(all_params, steps, *, force=False):
     from bold_audio import done, runs
 
     def lacks(params):
+        if not done.is_begun(params.subject_path, steps):  # terabytes of scans need not be read to know that
+            return dict.fromkeys(steps, done.NOT_DONE)
         try:
             now = done.made_from(params, runs.locate_runs(params), steps)
         except BoldAudioError:
@@ -211,15 +214,19 @@ def follow(tasks, executor, *, threads, root, tick=1.0):
     AccessError
         If the executor's scheduler is gone; what had ended by then is on disk.
     """
-    running = {executor.submit(run_task, task, threads=threads, root=str(root)): task for task in tasks}
+    running, ended = {}, queue.SimpleQueue()
+    for task in tasks:
+        future = executor.submit(run_task, task, threads=threads, root=str(root))
+        running[future] = task
+        future.add_done_callback(ended.put)  # waiting for all of them would look at each whenever one ends
     try:
         while running:
-            ended, _ = wait(running, timeout=tick, return_when=FIRST_COMPLETED)
-            for future in ended:
-                task = running.pop(future)
-                yield _result(future, task)
-            if not ended:
+            try:
+                future = ended.get(timeout=tick)
+            except queue.Empty:
                 yield None
+            else:
+                yield _result(future, running.pop(future))
     finally:
         for future in running:
             future.cancel()

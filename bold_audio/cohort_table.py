@@ -12,6 +12,7 @@ from bold_audio.cohort import state_of
 from bold_audio.files import TIME
 
 SHOWN = 20  # subjects in the live table
+LOOKED_AT = 300  # subjects not yet ended whose files are looked at: they begin in the order of the list
 COLUMNS = ("subject", "state", "step", "for", "headline")
 
 
@@ -35,25 +36,28 @@ def live_table(tasks, ended, *, stream):
 
 def _table(tasks, ended):
     """Who is under way, then who failed, then who ended last, as many as there is room for; the others are counted."""
-    waiting, rows = 0, []
-    for task in tasks:
-        one, (state, step, started, headline) = ended.get(task.subject), state_of(task)
-        if one is not None:
-            place = 1 if one.status else 2
-            said = one.said if one.status else headline
-            rows.append((place, task.subject, "failed" if place == 1 else "done", step, _seconds(one.seconds), said))
-        elif state == "stopped":  # what a run says of itself while it runs
-            rows.append((0, task.subject, "running", step, _since(started), headline))
-        else:
-            waiting += 1
-    last = {subject: -k for k, subject in enumerate(ended)}
-    rows.sort(key=lambda row: (row[0], last.get(row[1], 0)))
+    open_tasks = [task for task in tasks if task.subject not in ended]
+    looked_at = [(task.subject, *state_of(task)) for task in open_tasks[:LOOKED_AT]]
+    rows = [
+        (subject, "running", step, _since(started), headline)
+        for subject, state, step, started, headline in looked_at
+        if state == "stopped"  # what a run says of itself while it runs
+    ]
+    waiting, by_subject = len(open_tasks) - len(rows), {task.subject: task for task in tasks}
+    over = sorted(reversed(ended.values()), key=lambda one: not one.status)
+    rows = rows[:SHOWN] + [_ended_row(by_subject[one.subject], one) for one in over[: max(SHOWN - len(rows), 0)]]
     table = Table(*COLUMNS, title=f"{len(ended)} of {len(tasks)} subjects have ended, {waiting} wait")
-    for _, subject, *cells in rows[:SHOWN]:
+    for subject, *cells in rows:
         table.add_row(f"sub-{subject}", *(cell[:100] for cell in cells))
-    if len(rows) > SHOWN:
-        table.add_row("…", f"{len(rows) - SHOWN} more")
+    if more := len(tasks) - waiting - len(rows):
+        table.add_row("…", f"{more} more")
     return table
+
+
+def _ended_row(task, one):
+    _, step, _, headline = state_of(task)
+    state, said = ("failed", one.said) if one.status else ("done", headline)
+    return task.subject, state, step, _seconds(one.seconds), said
 
 
 def _since(started):

@@ -27,10 +27,10 @@ few shares of shares cannot be fitted to luck as a share per voxel could.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from bold_audio import evidence
 
+MONITOR = "val_evidence"  # what chooses epoch and delay: the largest
 SHARES = np.linspace(0, 1, 9)  # of the network's prediction that a voxel may keep
 
 
@@ -205,6 +205,8 @@ def kept_shares(predicted, true, *, n_independent):
         Logarithm of how much likelier ``true`` is with the network than without, summed over voxels. Neighbours repeat
         one another, so its size says less than its order.
     """
+    import torch  # seconds, which who makes targets only does not need
+
     products = (true * true, true * predicted, predicted * predicted)
     tt, tp, pp = (one.sum(dim=0, dtype=torch.float64).cpu().numpy() for one in products)
     s = SHARES[:, None]

@@ -11,13 +11,14 @@ import re
 from itertools import chain
 from pathlib import Path
 
-from bold_audio import bids, prepare, truth
+from bold_audio import bids, hemispheres, prepare, truth
 from bold_audio.files import DataError, fingerprint, project_root, read_json, time_of_day, write_json
 from bold_audio.provenance import imported_modules, package_versions
 from bold_audio.schema import MODEL_KINDS
 from bold_audio.steps import STEPS
 
 DONE = "done.json"
+NOT_DONE = "not done yet"
 # Parameters that change nothing, or nothing before a step.
 NEVER = {"data_dir", "outputs_dir", "chunk_voxels", "dvc_remote", "dvc_url", "dvc_jobs", "dvc_timeout"}
 SERVING = {
@@ -42,7 +43,7 @@ def made_from(params, files, steps):
     -------
     dict of str to dict
         By step: ``parameters`` by name, ``inputs`` (MD5 by file name), hashes of ``notebook``, ``code`` and
-        ``packages``; of the last step also ``people``, for it compares them.
+        ``packages``; of the last step also ``people``, whom it compares.
 
     Raises
     ------
@@ -50,6 +51,8 @@ def made_from(params, files, steps):
         If an input is missing.
     """
     inputs = prepare.input_md5(params, files, others=_files_beside(params, files))
+    # Of the table of people a person's own row alone: whoever joins the dataset makes nobody else's results stale.
+    inputs["participants.tsv"] = fingerprint(hemispheres.read_dominance(params))
     made = {}
     for step in steps:
         path = project_root() / "notebooks" / f"{step}.ipynb"
@@ -62,7 +65,7 @@ def made_from(params, files, steps):
             "packages": fingerprint(package_versions()),
         }
         if step == STEPS[-1]:
-            made[step]["people"] = bids.known_subjects(params)
+            made[step]["people"] = bids.compared_subjects(params)
     return json.loads(json.dumps(made, default=str))  # as it is read back
 
 
@@ -75,7 +78,7 @@ def _files_beside(params, files):
     """Files that results depend on besides scan, sidecars, events and sound, where they are there."""
     told = truth.folder_of(params)
     masks = [spec["mask"] for spec in params.regions.values() if "mask" in spec]
-    named = [params.data_path / "participants.tsv", *(params.data_path / mask for mask in (params.mask, *masks))]
+    named = [params.data_path / mask for mask in (params.mask, *masks)]
     return [path for path in (*bids.find_t1w(params, files.bold), *named, *sorted(told.glob("*"))) if path.is_file()]
 
 
@@ -105,6 +108,11 @@ def _code_of(path, sources):
     return fingerprint(*(fingerprint(module.name, read[module].decode()) for module in sorted(read)))
 
 
+def is_begun(folder, steps):
+    """Whether any of the steps is done, so that what it was made from has to be compared."""
+    return not _read_done(folder).keys().isdisjoint(steps)
+
+
 def why_again(folder, step, now):
     """Why a step has to be made again, in words; None where it is done.
 
@@ -118,7 +126,7 @@ def why_again(folder, step, now):
     """
     done = _read_done(folder).get(step)
     if done is None:
-        return "not done yet"
+        return NOT_DONE
     before = done["made_from"]
     for name, words in (("parameters", "parameter"), ("inputs", "file")):
         old, new = before[name], now[name]

@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from bold_audio import ceiling, group_maps, group_stats, group_tables
+from bold_audio import bids, ceiling, group_maps, group_stats, group_tables
 from bold_audio.files import BoldAudioError, DataError, write_json, write_table
 
 MODELS = {"gain_within": "oofHistoryBlocksSound", "gain": "oofHistorySound"}  # quantity of the tables → name of the map
-MOST_COMPARED = 30  # people whose scans are read for the ceiling: more change it by less than a hundredth
 
 
 def open_group(params):
@@ -60,7 +59,7 @@ def group_map(params, found):
 
 
 def find_ceiling(params, found):
-    """What people have in common, over the whole run, from at most `MOST_COMPARED` of them whose scans are there.
+    """What people have in common, over the whole run, from at most `bids.MOST_COMPARED` of them whose scans are there.
 
     Returns
     -------
@@ -68,7 +67,7 @@ def find_ceiling(params, found):
         From `ceiling.intersubject_ceiling`; None where no two people can be compared.
     left_out : dict of str to str
     """
-    labels = list(found.people["subject"][:MOST_COMPARED])
+    labels = list(found.people["subject"][: bids.MOST_COMPARED])
     try:
         people = ceiling.read_people(ceiling.params_of(params, labels[0]), labels=labels)
     except BoldAudioError as error:

@@ -1,6 +1,8 @@
 """Maps of the people of a dataset, brought into the template's space, and what holds over people voxel by voxel."""
 
 import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,12 +201,20 @@ def group_map(folder, labels, *, model, stat="gain", n_flips=group_stats.N_FLIPS
     folder, left_out = Path(folder), {}
     mask, affine = template_grid()
     values, kept = np.empty((len(labels), mask.sum()), np.float32), []
-    for label in labels:
+
+    def values_of(label):
         try:
-            values[len(kept)] = ensure_map(folder, label, model=model, stat=stat)[mask]
-            kept.append(label)
+            return ensure_map(folder, label, model=model, stat=stat)[mask]
         except (BoldAudioError, ValueError, OSError) as error:
-            left_out[label] = str(error)
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # what takes its time, C code and zlib, leaves Python free
+        for label, found in zip(labels, pool.map(values_of, labels), strict=True):
+            if isinstance(found, str):
+                left_out[label] = found
+            else:
+                values[len(kept)] = found
+                kept.append(label)
     values = values[: len(kept)]
     covered = np.isfinite(values).sum(axis=1)
     enough = covered >= COVERED * np.median(covered) if kept else np.zeros(0, bool)
@@ -212,7 +222,7 @@ def group_map(folder, labels, *, model, stat="gain", n_flips=group_stats.N_FLIPS
         label: f"its scan covers {n / mask.sum():.0%} of the template's brain, far less than others'"
         for label, n in zip(itertools.compress(kept, ~enough), covered[~enough], strict=True)
     }
-    kept, values = tuple(itertools.compress(kept, enough)), values[enough]
+    kept, values = tuple(itertools.compress(kept, enough)), values if enough.all() else values[enough]
     in_all = np.isfinite(values).all(axis=0) & (len(kept) > 1)
     tested = mask.copy()
     tested[mask] = in_all

@@ -9,10 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from bold_audio.coordinates import kept_shares
+from bold_audio.coordinates import MONITOR, kept_shares
 from bold_audio.files import ModelError, write_whole
-
-MONITOR = "val_evidence"  # what chooses epoch and delay: the largest
 
 
 def seed_of(seed, epoch, what):

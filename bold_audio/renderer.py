@@ -1,6 +1,8 @@
 """Figures that ask no other host for anything: in a notebook's output, and as a page of its own."""
 
 import html
+import os
+import sys
 
 import plotly.io as pio
 from plotly.io.base_renderers import PlotlyRenderer
@@ -36,3 +38,8 @@ def offline_page(figures, *, title):
     parts = [pio.to_html(figure.to_dict(), config=CONFIG, default_width="100%", **options) for figure in figures]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><script>{get_plotlyjs()}</script>'
     return f"<!DOCTYPE html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def somebody_watches():
+    """Whether progress bars would be seen: a terminal, or a notebook that a Jupyter server opened."""
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ

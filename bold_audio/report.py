@@ -140,7 +140,8 @@ def write_report(params, *, anew=False):
             folder / "report" / CARD, render("model_card.html.j2", title=f"Model card · {who}", who=who, **facts)
         )
     index = write_subject_index(params, pages, status=status, card=CARD if facts else None)
-    write_dataset_index(folder.parent, title=f"Subjects of {params.label}", note=params.data_note or "")
+    title = f"Subjects of {params.label}"
+    write_dataset_index(folder.parent, title=title, note=params.data_note or "", of=None if anew else folder)
     return index
 
 
@@ -274,14 +275,30 @@ def _score_tables(folder, region):
     return tables
 
 
-def write_dataset_index(folder, *, title, note=""):
+def write_dataset_index(folder, *, title, note="", of=None):
     """Write ``index.html`` of a dataset's outputs: a row per subject, sortable, those that failed with their error.
+
+    Parameters
+    ----------
+    folder : path
+    title, note : str
+    of : Path, optional
+        The subject for whose sake it is written: left as it is where another process has done so meanwhile.
 
     Returns
     -------
     Path
     """
-    folder, rows = Path(folder), subjects.subject_rows(Path(folder))
+    folder = Path(folder)
+    with lock(folder / DATASET_LOCK, wait=600, doing=f"{folder}"):
+        if of is None or not (folder / INDEX).is_file() or not subjects.is_counted(of):
+            rows = subjects.subject_rows(folder)
+            _write_rows(folder, [entry["row"] for entry in rows.values()], title=title, note=note)
+            subjects.keep_rows(folder, rows)
+    return folder / INDEX
+
+
+def _write_rows(folder, rows, *, title, note):
     shown = []
     for row in rows:
         report = folder / row["subject"] / "report" / INDEX
@@ -299,6 +316,4 @@ def write_dataset_index(folder, *, title, note=""):
         group=GROUP_PAGE if (folder / GROUP_PAGE).is_file() else None,
         foot="Each row is read from the subject's scores.tsv, summary.json, provenance.json and status.json.",
     )
-    with lock(folder / DATASET_LOCK, wait=60, doing=f"{folder}"):
-        write_text(folder / INDEX, html)
-    return folder / INDEX
+    write_text(folder / INDEX, html)

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from bold_audio import bundle, candidates, encoding, export, mlp, models, runtimes, training
+from bold_audio import bundle, candidates, encoding, export, models, renderer, runtimes
 from bold_audio.delays import ensure_sweep
 from bold_audio.files import ModelError, file_md5, fingerprint, read_json
 from bold_audio.space import Space, SpatialHistory
@@ -88,6 +88,7 @@ def _mlp_to_serve(subject):
         extra = {}
         if facts["target"] == "whitened":
             X = network_inputs(subject, facts)[subject.split.train]
+            mlp, _ = candidates.networks()
             extra["sound_level"] = mlp.mlp_output(model, X).mean(axis=0, dtype=np.float64)
             past, _ = models.fit_subject(subject, facts["delay"], names=("history",))["history"]
             extra |= {"history_phi": past.phi, "history_level": past.intercept} | _space_arrays(past.space)
@@ -138,7 +139,7 @@ def open_named(params, name, *, version=None, runtime=None, returns=None):
         name=name,
         version=version or params.model_version,
         checkpoint=params.checkpoint_path / "best.ckpt",
-        triton=address | {"progress": training.somebody_watches()},
+        triton=address | {"progress": renderer.somebody_watches()},
         returns=returns or params.returns,
     )
 

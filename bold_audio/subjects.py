@@ -1,13 +1,17 @@
 """One row per subject of a dataset, from what the runs left: what was found, or where it stopped and why."""
 
+import json
 import math
 
 import pandas as pd
 
-from bold_audio.files import DataError, read_json
+from bold_audio.files import DataError, read_json, write_text
+from bold_audio.provenance import code_fingerprint
 from bold_audio.sentences import row_of
 
 STATUS = "status.json"  # what became of a subject's last run
+READ = (STATUS, "summary.json", "provenance.json", "scores.tsv")  # what a row is made from
+KEPT = ".subjects.json"  # in a dataset's outputs: the rows that were last shown
 COLUMNS = ("subject", "state", "Δt (s)", "region", "r of the sound", "gain over the past")
 COLUMNS += ("gain over past and blocks", "MSE of past and sound", "finished", "where it stopped", "data")
 WORDS = {"region", "where it stopped", "data", "state"}
@@ -16,6 +20,9 @@ WORDS = {"region", "where it stopped", "data", "state"}
 def subject_rows(folder):
     """Rows of the table of all subjects in a dataset's outputs.
 
+    Only what has changed since the rows were last shown is read again: of thousands of people, each of whom writes the
+    table anew when done, that is one. Whoever calls this holds the dataset's lock.
+
     Parameters
     ----------
     folder : Path
@@ -23,11 +30,54 @@ def subject_rows(folder):
 
     Returns
     -------
-    list of dict
-        ``subject``, ``failed`` and, for each of `COLUMNS`, a text, a number or None.
+    dict of str to dict
+        By folder: ``row`` (``subject``, ``failed`` and, for each of `COLUMNS`, a text, a number or None) and ``of``,
+        the state of the files that it was read from. `keep_rows` keeps them for the next time.
     """
-    people = sorted(path for path in folder.glob("sub-*") if path.is_dir())
-    return [_row(path) for path in people if any(path.glob("*.ipynb")) or (path / STATUS).is_file()]
+    before, now = _kept_rows(folder), {}
+    for path in sorted(path for path in folder.glob("sub-*") if path.is_dir()):
+        state = _state(path)
+        if state[0] or any(path.glob("*.ipynb")):
+            known = before.get(path.name, {})
+            now[path.name] = known if known.get("of") == state else {"of": state, "row": _row(path)}
+    return now
+
+
+def keep_rows(folder, rows):
+    """Keep rows that have been shown."""
+    write_text(folder / KEPT, json.dumps({"code": _code(), "people": rows}))
+
+
+def is_counted(path):
+    """Whether the rows that were last shown are of a subject's files as they are now."""
+    return _kept_rows(path.parent).get(path.name, {}).get("of") == _state(path)
+
+
+def _kept_rows(folder):
+    """The rows that were last shown, by folder; none where other code read them, or they are damaged."""
+    try:
+        kept = read_json(folder / KEPT, default={})
+        return kept["people"] if kept.get("code") == _code() else {}
+    except (DataError, AttributeError, KeyError):
+        return {}
+
+
+def _code():
+    import bold_audio.subjects as this
+
+    return code_fingerprint(this)
+
+
+def _state(path):
+    """Size and time of each of the files that a row is made from; 0 for one that is not there."""
+    states = []
+    for name in READ:
+        try:
+            state = (path / name).stat()
+            states.append([state.st_size, state.st_mtime_ns])
+        except OSError:
+            states.append(0)
+    return states
 
 
 def _row(path):

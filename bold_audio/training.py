@@ -1,9 +1,7 @@
 """One training of the MLP: batches, losses, the best epoch; it goes on where it was killed."""
 
 import logging
-import os
 import shutil
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,8 +260,3 @@ class _quiet:
         for log, level in zip(self.loggers, self.levels, strict=True):
             log.setLevel(level)
         return self.catcher.__exit__(*error)
-
-
-def somebody_watches():
-    """Whether progress bars would be seen: a terminal, or a notebook that a Jupyter server opened."""
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ

@@ -12,7 +12,6 @@ from bold_audio import (
     candidates,
     confounds,
     data,
-    mlp,
     models,
     motion,
     quality,
@@ -175,6 +174,7 @@ def trained_row(subject, model, facts, *, history=None, rows=None):
     rows : array of int, optional
         Volumes that ``history`` was fitted on; train by default.
     """
+    mlp, _ = candidates.networks()
     X, predict = serving.network_inputs(subject, facts), partial(mlp.mlp_output, model)
     common = {"n_voxels": subject.run.n_voxels, "n_previous": facts["n_previous"], "history": history}
     level = None

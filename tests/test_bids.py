@@ -539,3 +539,13 @@ def test_entities_are_read_from_names_alone():
 
     assert bids.entities_of(Path("task-film_bold.json")) == {"task": "film"}
     assert bids.entities_of(Path("sub-1_x_run-01_desc-a-b_bold.nii.gz")) == {"sub": "1", "run": "01", "desc": "a-b"}
+
+
+def test_a_person_is_compared_with_the_first_of_the_tree_whoever_comes_later(tmp_path):
+    for k in range(40):
+        (tmp_path / f"sub-{k:02}").mkdir()
+    params = load_params("35", "sim", data_dir=str(tmp_path))
+    compared = bids.compared_subjects(params)
+    assert compared == [*(f"{k:02}" for k in range(29)), "35"]
+    (tmp_path / "sub-40").mkdir()
+    assert bids.compared_subjects(params) == compared

@@ -208,6 +208,13 @@ def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd):
     assert status == 2 and "memry" in err
 
 
+def test_scans_of_whom_nothing_is_done_are_not_read_to_know_it(project, monkeypatch):
+    people = [load_params(one, "sim") for one in "abc"]
+    monkeypatch.setattr("bold_audio.prepare.input_md5", lambda *_, **__: pytest.fail("the scan was read"))
+    lacking = cohort.plan(people, ["00_data_download"])
+    assert lacking == {one: {"00_data_download": "not done yet"} for one in "abc"}
+
+
 def test_workers_are_as_many_as_fit_into_memory(project, capfd, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 2.5e9)
     monkeypatch.setattr(cohort, "follow", lambda tasks, *_, **__: iter([cohort.Ended("a", 0, "", 1.0)]))

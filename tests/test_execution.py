@@ -15,7 +15,7 @@ import pytest
 from bs4 import BeautifulSoup
 from processes import hears_ctrl_c
 
-from bold_audio import done, execution, fetch
+from bold_audio import done, execution, fetch, runs
 from bold_audio.execution import StepError, run_step, run_subject
 from bold_audio.files import AccessError, DataError, file_md5
 from bold_audio.params import load_params
@@ -276,3 +276,15 @@ def test_error_that_nobody_foresaw_names_the_notebook_and_its_traceback(project)
     with pytest.raises(StepError, match="00_data_download failed with IndexError: .* - the traceback is in ") as failed:
         run_step(STEPS[0], params.subject_path, {})
     assert failed.value.exit_code == 1
+
+
+def test_who_joins_the_dataset_makes_nobody_elses_results_stale(project):
+    params = project("x = 1", "x = 2")
+    table, files = params.data_path / "participants.tsv", runs.locate_runs(params)
+    before = done.made_from(params, files, STEPS)
+    table.write_text(
+        table.read_text() + "\t".join(["sub-07", *["n/a"] * table.read_text().splitlines()[0].count("\t")])
+    )
+    assert done.made_from(params, files, STEPS) == before
+    table.write_text("participant_id\tlanguage_dominance\nsub-sim\tR\n")
+    assert done.made_from(params, files, STEPS)[STEPS[0]]["inputs"] != before[STEPS[0]]["inputs"]

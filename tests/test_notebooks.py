@@ -5,6 +5,7 @@ import builtins
 import importlib
 import inspect
 import re
+import subprocess
 import sys
 from pathlib import Path
 from statistics import median
@@ -172,6 +173,19 @@ def test_imports_are_there_and_used(path):
     tree = whole_code(path)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert set(imported(tree)) <= names
+
+
+def modules_after(code):
+    """Packages that a fresh Python has imported after this code."""
+    code = f"{code}\nimport sys\nprint(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_what_takes_seconds_to_import_is_imported_by_who_needs_it_only():
+    nodes = [node for path in PATHS[:4] for cell in code_of(path) for node in ast.parse(cell.source).body]
+    lines = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert modules_after("\n".join(lines)).isdisjoint({"torch", "pytorch_lightning", "nilearn.glm.first_level"})
+    assert modules_after("import bold_audio.__main__").isdisjoint({"torch", "distributed", "lark"})
 
 
 @each_notebook

@@ -245,6 +245,37 @@ def test_index_of_subjects_has_a_row_each_and_the_failed_ones_with_step_and_erro
     assert len(soup.select("tr.failed")) == 2 and len(soup.select("thead th button")) == len(subjects.COLUMNS)
 
 
+def test_index_of_subjects_reads_again_who_has_changed_and_nobody_else(tmp_path, monkeypatch):
+    folder, read, plain = dataset(tmp_path), [], subjects._row
+    monkeypatch.setattr(subjects, "_row", lambda path: read.append(path.name) or plain(path))
+
+    def index(of=None):
+        read.clear()
+        soup = BeautifulSoup(write_dataset_index(folder, title="Subjects", of=of).read_text(), "html.parser")
+        return {row.th.get_text(): row.td.get_text() for row in soup.select("tbody tr")}
+
+    before = index()
+    assert read == list(before) == ["sub-04", "sub-07", "sub-08"] and index() == before and read == []
+    write_json(folder / "sub-07/status.json", {"state": "done"})
+    (folder / "sub-05").mkdir()
+    write_json(folder / "sub-05/status.json", {"state": "failed"})
+    assert index() == {"sub-04": "done", "sub-05": "failed", "sub-07": "done", "sub-08": before["sub-08"]}
+    assert read == ["sub-05", "sub-07"]
+    (folder / subjects.KEPT).write_text("[1")
+    assert len(index()) == len(read) == 4
+
+
+def test_index_of_subjects_is_written_once_for_all_who_wait(tmp_path):
+    folder = dataset(tmp_path)
+    path = write_dataset_index(folder, title="Subjects", of=folder / "sub-04")
+    path.write_text("as it was")
+    write_dataset_index(folder, title="Subjects", of=folder / "sub-07")
+    assert path.read_text() == "as it was", "it holds sub-07 as it is now"
+    write_json(folder / "sub-07/status.json", {"state": "done"})
+    write_dataset_index(folder, title="Subjects", of=folder / "sub-07")
+    assert "sub-07" in path.read_text()
+
+
 # --- the model card -----------------------------------------------------------------------
 
 

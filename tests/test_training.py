@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bold_audio import training
+from bold_audio import renderer, training
 from bold_audio.coordinates import make_targets
 from bold_audio.files import MachineError, ModelError
 from bold_audio.mlp import MONITOR, mlp_output
@@ -240,12 +240,12 @@ def test_lightning_checkpoint_opens_with_weights_only(tmp_path):
 def test_progress_is_drawn_only_where_somebody_watches(monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    assert not training.somebody_watches()
+    assert not renderer.somebody_watches()
     monkeypatch.setenv("JPY_SESSION_NAME", "/notebooks/04_train.ipynb")
-    assert training.somebody_watches()
+    assert renderer.somebody_watches()
     monkeypatch.delenv("JPY_SESSION_NAME")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert training.somebody_watches()
+    assert renderer.somebody_watches()
 
 
 def test_headless_training_says_nothing(train, capfd):
