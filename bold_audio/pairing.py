@@ -109,38 +109,19 @@ def canonical_response(frames, frame_times):
     DataError
         If the sound is shorter than the kernel.
     """
+    from nilearn.glm.first_level import glover_hrf
+
     steps = np.diff(frame_times)
     step = float(steps.mean())
     if not np.allclose(steps, step, rtol=1e-3):
         raise ValueError("frames must be evenly spaced to be convolved.")
-    kernel = glover_hrf(step, length=KERNEL_LENGTH)
+    kernel = glover_hrf(step, oversampling=1, time_length=KERNEL_LENGTH)
     kernel = kernel / kernel.sum()
     if len(frames) <= len(kernel):
         raise DataError(f"{len(frames) * step:.1f} s of sound - response hrf needs more than {KERNEL_LENGTH:g} s")
     # Direct sums, not a Fourier transform, whose rounding would carry the end of the sound to its beginning.
     columns = [np.convolve(np.asarray(column, dtype=float), kernel, mode="valid") for column in np.asarray(frames).T]
     return np.stack(columns, axis=1), np.asarray(frame_times)[len(kernel) - 1 :], float(np.argmax(kernel)) * step
-
-
-def glover_hrf(step, *, length):
-    """Sample Glover's haemodynamic response to an instant: a peak less an undershoot, both gamma densities.
-
-    Parameters
-    ----------
-    step, length : float
-        Seconds from sample to sample, and of the whole kernel.
-
-    Returns
-    -------
-    array of shape (length / step,)
-        Of sum 1, as ``nilearn.glm.first_level.glover_hrf`` gives it; that takes half a second to import.
-    """
-    from scipy import stats  # half a second, which who opens no scan does not need
-
-    times = np.linspace(0, length, round(length / step))
-    peak, undershoot = (stats.gamma.pdf(times, delay / 0.9, loc=step, scale=0.9) for delay in (6, 12.0))
-    response = peak - 0.48 * undershoot
-    return response / response.sum()
 
 
 @dataclass(frozen=True)
