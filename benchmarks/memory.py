@@ -2,11 +2,11 @@
 
     python benchmarks/memory.py [--quick] [--sizes demo hcp long] [--steps 00-06] [--folder /data/large] [-p NAME VALUE]
 
-SIMULATED recordings, written volume by volume: ``demo`` is as large as the demo's (641 volumes of 40 × 64 × 64), ``hcp``
-a run as large as the Human Connectome Project's (1,200 volumes of 91 × 109 × 91, 300,000 voxels in the mask), ``long``
-two hours (5,000 volumes of 40 × 64 × 64, 41,000 voxels). ``bold-audio run`` executes each step in a program of its own;
-five times a second the memory of it and all its descendants is read: the proportional set size, which counts a page that
-processes share once, pages of mapped files included. For every step: seconds, the largest sum, and what
+SIMULATED recordings, written volume by volume: ``demo`` is as large as the demo's (641 volumes of 40 × 64 × 64),
+``hcp`` as a run of the Human Connectome Project (1,200 volumes of 91 × 109 × 91, 300,000 voxels in the mask), ``long``
+lasts two hours (5,000 volumes of 40 × 64 × 64, 41,000 voxels). ``bold-audio run`` executes each step in a program of
+its own; five times a second the memory of it and all its descendants is read: the proportional set size, which counts
+a page that processes share once, pages of mapped files included. For every step: seconds, the largest sum, and what
 `machine.memory_needed` says of the run. Linux alone.
 
 ``--quick`` runs a small recording, of which only the estimate is checked. With ``--folder`` recordings and outputs stay
@@ -170,9 +170,8 @@ def measure(name, folder, steps, given):
     where = {"data_dir": data, "outputs_dir": folder / name / "outputs", "models_dir": folder / name / "models"}
     where = {key: str(path) for key, path in where.items()}
     where |= {"audio_path": "film.wav", "mask": "mask.nii.gz", "data_note": "SIMULATED recording"}
-    print(
-        f"\n{name}: {size.n_volumes} volumes of {' x '.join(map(str, size.shape))}, {size.n_voxels:,} voxels in the mask"
-    )
+    grid = " x ".join(map(str, size.shape))
+    print(f"\n{name}: {size.n_volumes} volumes of {grid}, {size.n_voxels:,} voxels in the mask", flush=True)
     if not list(data.glob(f"sub-{SUBJECT}/func/*_bold.nii.gz")):
         code, seconds, largest, said = watch([sys.executable, __file__, "--simulate", name, "--folder", str(folder)])
         print(f"  simulation         {seconds:7.0f} s  {largest / 2**30:5.2f} GiB")

@@ -140,12 +140,10 @@ def circular_bases(played, alphas, Q=None):
 
 
 def _circular_basis(X, alphas, Q):
-    n_rows, p = X.shape
     spectrum = np.conj(fft.rfft(X, axis=0))
     shared = fft.rfft(Q, axis=0)
-    inside = np.stack(
-        [fft.irfft(shared * one[:, None], n_rows, axis=0) for one in spectrum.T], axis=2
-    )  # Qᵀ X, by shift
+    # Qᵀ X of every shift
+    inside = np.stack([fft.irfft(shared * one[:, None], len(X), axis=0) for one in spectrum.T], axis=2)
     (V, per_s), shrink, volume = _decompose(X.T @ X - inside.transpose(0, 2, 1) @ inside, alphas)
     turn = (V * per_s[:, None, :]).transpose(0, 2, 1).astype(np.float32)
     return CircularBasis(spectrum, turn, shrink, volume)

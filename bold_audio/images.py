@@ -101,7 +101,7 @@ def check_length(image, path):
 
 
 def read_slabs(path):
-    """Read an image some whole volumes at a time, to its last byte, so that a gzip checksum that does not fit is noticed.
+    """Read an image a few volumes at a time, to its last byte, so that a gzip checksum that does not fit is noticed.
 
     Yields
     ------

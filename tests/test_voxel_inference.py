@@ -13,7 +13,6 @@ from bold_audio.voxel_inference import (
     infer_voxels,
     orthonormal,
     pooled_p,
-    without,
 )
 
 GRID = DelayGrid(2.0, 1.0, 1, 5)
