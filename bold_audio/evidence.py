@@ -31,7 +31,7 @@ from bold_audio.significance import circular_designs
 SHARE = 0.03  # π: the few per cent of a brain that follow a sound
 LEVEL = 0.95
 BATCH = 32  # designs multiplied at once
-MANY_ROWS = 2048  # from so many on, all circular shifts of a design are gigabytes, and are never made
+MANY_ROWS = 768  # from so many on all circular shifts of a design would be large, and slower than Fourier transforms
 EM_STEPS = 100
 EM_CHANGE = 1e-5  # of a prior that changes less from step to step nothing more is asked
 
