@@ -11,12 +11,12 @@ try:
 except ImportError:  # not there on Windows
     resource = None
 
-# Bytes that program and kernel take before anything is read; float64 copies of a slab of voxels where models are fitted;
-# and what grows with the run, in float32 copies of the whole grid, of which a mask keeps about a third. Measured (GB, by
-# benchmarks/memory.py, program and kernel together) and estimated: 641 volumes of 40 x 64 x 64, all notebooks, 2.05 and
-# 2.11. Of the larger ones only parts were measured, in one process, 0.46 for the program added: 1,200 of 91 x 109 x 91
-# with 300,000 voxels, reading, linear models, scores and training, 5.4 and 7.0; 5,000 of 40 x 64 x 64 with 41,000,
-# reading, training and surrogates of 3,072 voxels, 4.2 and 5.8.
+# Bytes that program and kernel take before anything is read; float64 copies of a slab of voxels where models are
+# fitted; and what grows with the run, in float32 copies of the whole grid, of which a mask keeps about a third.
+# Measured and estimated, GB: 641 volumes of 40 x 64 x 64, all notebooks by benchmarks/memory.py, 2.05 and 2.11. Of the
+# larger ones only parts were measured, in one process, 0.46 for the program added: 1,200 of 91 x 109 x 91 with 300,000
+# voxels (reading, training; linear models and scores to the middle of the scoring), 5.4 and 7.0; 5,000 of 40 x 64 x 64
+# with 41,000 (reading, training, surrogates of 3,072 voxels), 4.2 and 5.8.
 PROGRAM, SLAB_COPIES, COPIES = 1.0e9, 15, 1.15
 SLAB_VOXELS, SLAB_NUMBERS = 8192, 2**23  # of params/common.yaml, and of ridge.py
 
