@@ -11,6 +11,7 @@ import numpy as np
 
 from bold_audio import evidence
 from bold_audio.ridge import fold_errors
+from bold_audio.scores import column_slabs
 
 SPACE_ALPHAS = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e6)  # of the previous volume's components
 HISTORY_ALPHAS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths tried for the previous volumes
@@ -81,7 +82,7 @@ def choose_history(Y, *, rows, folds, max_order, alphas=HISTORY_ALPHAS, free=Non
     -------
     History
     """
-    variance = Y[rows].var(axis=0, dtype=np.float64)
+    variance = _variance(Y, rows)
     variance = np.where(variance > 0, variance, np.inf)
     n_held = sum(len(held) for _, held in folds)
     errors = np.zeros((max_order, len(alphas)))
@@ -92,6 +93,11 @@ def choose_history(Y, *, rows, folds, max_order, alphas=HISTORY_ALPHAS, free=Non
     order, strength = np.unravel_index(np.argmin(errors), errors.shape)
     relative = errors / (n_held * max(1, np.sum(np.isfinite(variance))))
     return History(int(order) + 1, float(alphas[strength]), relative)
+
+
+def _variance(Y, rows):
+    """Of every voxel over ``rows``, some voxels at a time: the float64 copy of all would be twice the run."""
+    return np.concatenate([Y[:, slab][rows].var(axis=0, dtype=np.float64) for slab in column_slabs(Y.shape[1])])
 
 
 def choose_space_alpha(Y, before, history, *, rows, folds, chunk_voxels=8192):
@@ -108,7 +114,7 @@ def choose_space_alpha(Y, before, history, *, rows, folds, chunk_voxels=8192):
     -------
     float
     """
-    variance = Y[rows].var(axis=0, dtype=np.float64)
+    variance = _variance(Y, rows)
     weight = np.where(variance > 0, 1 / np.where(variance > 0, variance, 1), 0)
     options = {"ridge": before, "order": history.order, "history_alphas": (history.alpha,), "alphas": SPACE_ALPHAS}
     errors = [fold_errors(Y, fit=fit, helds=(held,), chunk_voxels=chunk_voxels, **options)[0, 0] for fit, held in folds]

@@ -14,7 +14,7 @@ import soundfile
 from bold_audio import contrast, features, film
 from bold_audio.data import downsample_grid
 from bold_audio.files import DataError, fingerprint
-from bold_audio.images import read_whole
+from bold_audio.images import read_slabs
 from bold_audio.locking import cached_folder
 from bold_audio.provenance import code_fingerprint
 
@@ -259,16 +259,16 @@ def read_air(run, params, *, n_voxels=AIR_VOXELS):
     """
     if run.mask.all():
         raise DataError("the scan was read without a mask, so no voxel is known to be outside the head")
-    chosen, made = None, []
-    for part in run.files.parts:
-        data, affine = read_whole(part.bold)
-        if params.downsample > 1:
-            data, _ = downsample_grid(data, affine, params.downsample)
-        if chosen is None:
-            chosen = air_voxels(np.nan_to_num(data.mean(axis=3, dtype=np.float64)), run.mask, n_voxels=n_voxels)
-        at = np.unravel_index(chosen, run.mask.shape)
-        made.append(np.nan_to_num(data[at].T.astype(np.float64)))
-    return np.concatenate(made)
+
+    def slabs(part):
+        for data in read_slabs(part.bold):
+            yield downsample_grid(data, part.affine, params.downsample)[0] if params.downsample > 1 else data
+
+    first, *_ = run.files.parts
+    mean = sum(data.sum(axis=3, dtype=np.float64) for data in slabs(first)) / first.n_volumes
+    at = np.unravel_index(air_voxels(np.nan_to_num(mean), run.mask, n_voxels=n_voxels), run.mask.shape)
+    made = [data[at].T.astype(np.float64) for part in run.files.parts for data in slabs(part)]
+    return np.nan_to_num(np.concatenate(made))
 
 
 def other_film(subject, *, seed=OTHER_FILM):

@@ -160,11 +160,16 @@ def make_targets(Y, *, target, fit, val, whitening=None, n_components=None, smoo
     output_taps = np.asarray(whitening if target == "whitened" else [1.0], dtype=np.float32)
 
     def of(rows):
-        return sum(np.float32(weight) * np.asarray(Y[rows - lag], dtype=np.float32) for lag, weight in enumerate(taps))
+        made = np.zeros((len(rows), Y.shape[1]), np.float32)
+        for lag, weight in enumerate(taps):
+            part = np.array(Y[rows - lag], dtype=np.float32)
+            made += np.multiply(part, np.float32(weight), out=part)
+        return made
 
     T, T_val = of(fit), of(val)
     basis = principal_basis(T, n_components=n_components)
     fit_part = basis.coordinates(T)
+    del T  # as large as the run, as are the basis and its smooth copy
     c = fit_part[0] * basis.scale
     memory = np.einsum("kc,kc->", c[1:], c[:-1]) / max(np.einsum("kc,kc->", c, c), np.finfo(float).tiny)
     memory = float(np.clip(memory, 0, 0.99))  # of neighbouring volumes

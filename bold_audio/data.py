@@ -1,5 +1,6 @@
 """BIDS run → masked volumes: reading, mask, smoothing and their cache, and every check on a bad scan."""
 
+import itertools
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,18 +194,16 @@ def _mask_file(params):
 
 def _write_masked(folder, files, params, *, train, level_on, tables):
     """Decompress, mask and store runs as float32: the work that the cache saves."""
-    keep = len(files.parts) == 1  # a second reading of several runs costs less than memory for all of them
     moved = motion.cached_motion(files, params.cache_path, train=train) if params.realign else np.empty((0, 6))
-    pairs = [
-        (part, start, moved[start : start + part.n_volumes])
-        for part, start in zip(files.parts, files.starts, strict=True)
-    ]
-    seen = [_see_train(part, params, back, train - start, keep=keep) for part, start, back in pairs]
+    seen = []
+    for part, start in zip(files.parts, files.starts, strict=True):
+        scratch = folder / f"prepared-{start}"  # the scan may be larger than memory
+        seen.append(_prepare(part, params, moved[start : start + part.n_volumes], train - start, scratch=scratch))
     n_train = np.array([one.n_train for one in seen])
     mean_image = np.average([one.mean for one in seen if one.n_train], axis=0, weights=n_train[n_train > 0])
     mean_image = mean_image.astype(np.float32)
     finite = np.logical_and.reduce([one.finite for one in seen])
-    varying = np.logical_or.reduce([one.varying for one in seen if one.n_train])
+    varying = np.logical_or.reduce([one.highest > one.lowest for one in seen if one.n_train])
     mask = _make_mask(mean_image, seen[0].affine, files, params) & finite
     counts = {"not finite": int(np.sum(~finite)), "constant in train": int(np.sum(mask & ~varying))}
     if params.mask != "none":
@@ -213,64 +212,81 @@ def _write_masked(folder, files, params, *, train, level_on, tables):
         raise DataError(f"the {params.mask} mask of {files.bold.name} is empty - check the scan, or set mask")
     shape = (files.n_volumes, int(mask.sum()))
     volumes = np.lib.format.open_memmap(folder / "volumes.npy", mode="w+", dtype=np.float32, shape=shape)
-    for one, (part, start, back) in zip(seen, pairs, strict=True):
-        volumes[start : start + part.n_volumes] = (one.data if keep else _read_prepared(part, params, back)[0])[mask].T
+    for k, volume in enumerate(itertools.chain.from_iterable(one.volumes() for one in seen)):
+        volumes[k] = volume[mask]
+    for one in seen:
+        one.scratch.unlink()
     confounds.clean(volumes, files, params, train=train, tables=tables)
     if level_on is not None:
         _level(volumes, files, train, level_on)
     volumes.flush()
+    with_train = [one for one in seen if one.n_train]
+    low = min(one.lowest[one.finite].min() for one in with_train)
+    high = max(one.highest[one.finite].max() for one in with_train)
     np.savez(
         folder / "grid.npz",
         mask=mask,
         affine=seen[0].affine,
         mean_image=mean_image,
-        value_range=np.array([min(one.low for one in seen), max(one.high for one in seen)], dtype=float),
+        value_range=np.array([low, high], dtype=float),
     )
     write_json(folder / "counts.json", counts)
 
 
 @dataclass(frozen=True)
-class _TrainOfRun:
-    """What the train volumes of one run say; ``data`` of the only run is kept."""
+class _Prepared:
+    """One run, its volumes in the file ``scratch``, and what its train volumes say, voxel by voxel of the grid."""
 
-    data: np.ndarray | None
+    scratch: Path
+    dtype: np.dtype
     affine: np.ndarray
     finite: np.ndarray
     n_train: int
-    mean: np.ndarray | None
-    varying: np.ndarray | None
-    low: float
-    high: float
+    mean: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+
+    def volumes(self):
+        """Volumes, (i, j, k) each, one after the other."""
+        with self.scratch.open("rb") as handle:
+            while content := handle.read(self.mean.size * self.dtype.itemsize):
+                yield np.frombuffer(content, self.dtype).reshape(self.mean.shape, order="F")
 
 
-def _read_prepared(part, params, moved):
-    """One run put in place, smoothed and coarser as the parameters say, its affine, and where it is finite."""
-    data, affine = read_whole(part.bold)
-    finite = np.isfinite(data).all(axis=3) if data.dtype.kind == "f" else np.ones(data.shape[:3], bool)
+def _prepare(part, params, moved, train, *, scratch):
+    """Put one run in place, smooth it and make it coarser as the parameters say, slab by slab, into a scratch file."""
+    train = train[(train >= 0) & (train < part.n_volumes)]
+    first, last = (train[0], train[-1]) if len(train) else (0, -1)
+    finite, total, lowest, highest, k = np.ones(part.grid, bool), 0.0, np.inf, -np.inf, 0
+    with scratch.open("wb") as handle:
+        for data in images.read_slabs(part.bold):
+            if data.dtype.kind == "f":
+                finite &= np.isfinite(data).all(axis=3)
+            data = _in_place(data, part.affine, params, moved[k : k + data.shape[3]])
+            for volume in np.moveaxis(data, 3, 0):
+                handle.write(volume.tobytes(order="F"))
+                if first <= k <= last:
+                    total = total + volume.astype(np.float64)
+                    lowest, highest = np.minimum(lowest, volume), np.maximum(highest, volume)
+                k += 1
     if np.mean(~finite) > MAX_BAD_VOXELS:
         raise DataError(f"{np.mean(~finite):.0%} of the voxels of {part.bold.name} are not numbers - check the scan")
+    affine = part.affine
+    if params.downsample > 1:
+        finite, affine = downsample_grid(finite, affine, params.downsample)
+        finite = finite == 1
+    mean = np.where(finite, total / max(1, len(train)), 0)
+    return _Prepared(scratch, data.dtype, affine, finite, len(train), mean, lowest, highest)
+
+
+def _in_place(data, affine, params, moved):
     if params.realign:
         data = motion.realign(data, affine, moved)
     if params.smoothing_fwhm > 0:
         data = _smooth(nib.Nifti1Image(data, affine), params.smoothing_fwhm)
     if params.downsample > 1:
-        data, coarse = downsample_grid(data, affine, params.downsample)
-        finite = downsample_grid(finite, affine, params.downsample)[0] == 1
-        affine = coarse
-    return data, affine, finite
-
-
-def _see_train(part, params, moved, train, *, keep):
-    data, affine, finite = _read_prepared(part, params, moved)
-    train = train[(train >= 0) & (train < part.n_volumes)]
-    kept = data if keep else None
-    if not len(train):
-        return _TrainOfRun(kept, affine, finite, 0, None, None, np.inf, -np.inf)
-    train_data = data[..., train[0] : train[-1] + 1]
-    mean = np.where(finite, train_data.mean(axis=3, dtype=np.float64), 0)
-    in_range = train_data[finite]
-    varying = train_data.max(axis=3) > train_data.min(axis=3)
-    return _TrainOfRun(kept, affine, finite, len(train), mean, varying, in_range.min(), in_range.max())
+        data, _ = downsample_grid(data, affine, params.downsample)
+    return data
 
 
 def _level(volumes, files, train, level_on):

@@ -190,7 +190,7 @@ def fit_linear(
         alpha[may] = alphas[choose_strengths(errors, alphas, n_held=n_held)]
     alpha[~may] = np.inf
     parts = []
-    for slab in slabs(n_voxels, chunk_voxels):
+    for slab in slabs(n_volumes, n_voxels, chunk_voxels):
         y = np.asarray(Y[:, slab], dtype=np.float64)
         centre = y[rows].mean(axis=0)
         y -= centre

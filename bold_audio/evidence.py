@@ -23,12 +23,15 @@ the refitted weights cannot absorb and the one that the refitting itself makes a
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import fft
 
 from bold_audio.gram import ridge_strengths
+from bold_audio.significance import circular_designs
 
 SHARE = 0.03  # π: the few per cent of a brain that follow a sound
 LEVEL = 0.95
 BATCH = 32  # designs multiplied at once
+MANY_ROWS = 768  # from so many on all circular shifts of a design would be large, and slower than Fourier transforms
 EM_STEPS = 100
 EM_CHANGE = 1e-5  # of a prior that changes less from step to step nothing more is asked
 
@@ -51,23 +54,105 @@ class Basis:
     shrink: np.ndarray
     volume: np.ndarray
 
+    def projector(self, y):
+        """A function: slice of designs → Uᵀ y of each, array of shape (n, p, n_voxels)."""
+        n_rows, n_voxels = y.shape
+        return lambda part: (self.U[part].reshape(-1, n_rows) @ y).reshape(-1, self.U.shape[1], n_voxels)
+
+
+@dataclass(frozen=True)
+class CircularBasis:
+    """All circular shifts of one long design: as `Basis`, but U, of n_rows² numbers per feature, is never there.
+
+    Parameters
+    ----------
+    spectrum : array of shape (n_frequencies, p)
+        Conjugate Fourier transform of the unshifted features.
+    turn : array of shape (n_designs, p, p), float32
+        Uᵀ = turn Xᵀ.
+    shrink, volume
+        As for `Basis`.
+    """
+
+    spectrum: np.ndarray
+    turn: np.ndarray
+    shrink: np.ndarray
+    volume: np.ndarray
+
+    def projector(self, y):
+        """As of `Basis`; ``y`` must not hold what was taken off the shifted designs.
+
+        Products of y with all shifts of a feature are their circular correlation.
+        """
+        heard = fft.rfft(y.astype(np.float64), axis=0)
+        products = np.empty((len(self.turn), len(self.turn[0]), y.shape[1]), np.float32)
+        for feature, spectrum in enumerate(self.spectrum.T):
+            products[:, feature] = fft.irfft(heard * spectrum[:, None], len(y), axis=0)
+        return lambda part: self.turn[part] @ products[part]
+
 
 def make_basis(X, alphas):
     """Prepare designs, array of shape (n_designs, n_rows, p), and finite ridge strengths."""
-    alphas = np.asarray(alphas, dtype=float)
-    alphas = alphas[np.isfinite(alphas)]
     X = np.asarray(X, dtype=np.float64)
     X = X - X.mean(axis=1, keepdims=True)
-    V, D = ridge_strengths(X.transpose(0, 2, 1) @ X, [0.0])
+    turn, *sizes = _decompose(X.transpose(0, 2, 1) @ X, alphas)
+    U = (X @ turn[0]) * turn[1][:, None, :]
+    return Basis(np.ascontiguousarray(U.transpose(0, 2, 1), dtype=np.float32), *sizes)
+
+
+def _decompose(G, alphas):
+    """Of designs with the cross-products G: eigenvectors and 1 / s, and the ``shrink`` and ``volume`` of a basis."""
+    alphas = np.asarray(alphas, dtype=float)
+    alphas = alphas[np.isfinite(alphas)]
+    V, D = ridge_strengths(G, [0.0])
     inverse = D[:, 0]  # 1 / s², 0 where there is no feature
     s2 = np.where(inverse > 0, 1 / np.where(inverse > 0, inverse, 1), 0.0)
-    U = (X @ V) * np.sqrt(inverse)[:, None, :]
     ratio = s2[:, None, :] / alphas[None, :, None]
-    return Basis(
-        np.ascontiguousarray(U.transpose(0, 2, 1), dtype=np.float32),
+    return (
+        (V, np.sqrt(inverse)),
         (ratio / (1 + ratio)).astype(np.float32),
         (0.5 * np.log1p(ratio).sum(axis=2)).astype(np.float32),
     )
+
+
+def circular_bases(played, alphas, Q=None):
+    """Prepare all circular shifts of some designs of many rows.
+
+    Parameters
+    ----------
+    played : list of arrays of shape (n_rows, p)
+    alphas : sequence of float
+        Finite ridge strengths.
+    Q : array of shape (n_rows, q), optional
+        Orthonormal columns taken off every shifted design, the mean among them; without it, the mean alone. They must
+        have been taken off the volumes, too.
+
+    Returns
+    -------
+    list of Basis or CircularBasis
+        Of fewer than `MANY_ROWS` rows, one Basis of all designs; else one CircularBasis for each.
+    """
+    if len(played[0]) < MANY_ROWS:
+        designs = np.concatenate([circular_designs(X) for X in played])
+        return [make_basis(designs if Q is None else without(designs, Q), alphas)]
+    Q = np.full((len(played[0]), 1), len(played[0]) ** -0.5) if Q is None else Q
+    return [_circular_basis(np.asarray(X, dtype=np.float64), alphas, Q) for X in played]
+
+
+def _circular_basis(X, alphas, Q):
+    spectrum = np.conj(fft.rfft(X, axis=0))
+    shared = fft.rfft(Q, axis=0)
+    # Qᵀ X of every shift
+    inside = np.stack([fft.irfft(shared * one[:, None], len(X), axis=0) for one in spectrum.T], axis=2)
+    (V, per_s), shrink, volume = _decompose(X.T @ X - inside.transpose(0, 2, 1) @ inside, alphas)
+    turn = (V * per_s[:, None, :]).transpose(0, 2, 1).astype(np.float32)
+    return CircularBasis(spectrum, turn, shrink, volume)
+
+
+def without(A, Q):
+    """Columns of ``A`` (…, n_rows, m) without what the orthonormal ``Q`` spans."""
+    Q = Q.astype(A.dtype, copy=False)
+    return A - Q @ (Q.T @ A)
 
 
 def log_evidence(y, basis):
@@ -77,7 +162,7 @@ def log_evidence(y, basis):
     ----------
     y : array of shape (n_rows, n_voxels), float32
         Whitened volumes.
-    basis : Basis
+    basis : Basis or CircularBasis
 
     Returns
     -------
@@ -87,11 +172,11 @@ def log_evidence(y, basis):
     y = y - y.mean(axis=0)
     norm = np.sqrt(np.einsum("kv,kv->v", y, y))
     y /= np.where(norm > 0, norm, np.inf)
-    n_designs, p, n_rows = basis.U.shape
+    n_designs, n_rows, projected = len(basis.volume), len(y), basis.projector(y)
     found = np.empty((n_designs, y.shape[1]), np.float32)
     for start in range(0, n_designs, BATCH):
         part = slice(start, start + BATCH)
-        c = (basis.U[part].reshape(-1, n_rows) @ y).reshape(-1, p, y.shape[1])
+        c = projected(part)
         np.square(c, out=c)
         explained = basis.shrink[part] @ c
         np.minimum(explained, 1 - 1e-6, out=explained)

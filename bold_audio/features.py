@@ -12,6 +12,7 @@ from bold_audio.locking import cached_folder
 from bold_audio.provenance import code_fingerprint
 from bold_audio.sound import open_sound
 
+FRAMES_AT_ONCE = 2**16  # 13 minutes at 44.1 kHz; the spectra of two hours would be 5 GB
 ANNOTATION_STEP = 0.01  # s between frames of annotation features
 SPEECH_TYPES = ("speech", "story")
 BLOCK_TYPES = ("music", "speech")
@@ -87,7 +88,12 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
             f"{len(y) / sample_rate:.3f} s of sound in {path}, one window needs {n_fft / sample_rate:.3f} s - "
             "use the whole sound"
         )
-    mel = librosa.feature.melspectrogram(y=y, sr=sample_rate, n_fft=n_fft, hop_length=hop_length)
+    settings = {"n_fft": n_fft, "hop_length": hop_length}
+    made = [
+        librosa.feature.melspectrogram(y=piece, sr=sample_rate, center=False, **settings)
+        for piece in _pieces(y, **settings)
+    ]
+    mel = np.concatenate(made, axis=1)
     if sound.rate < sample_rate:
         # Edges of the bands: each reaches over its two neighbours.
         edges = librosa.mel_frequencies(n_mels=len(mel) + 2, fmin=0, fmax=sample_rate / 2)
@@ -103,6 +109,13 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
         source=f"sound file {Path(path).name}",
         warnings=warnings,
     )
+
+
+def _pieces(y, *, n_fft, hop_length):
+    """Samples with half a window of silence on both sides, cut into pieces whose windows are all windows, each once."""
+    y = np.pad(y, n_fft // 2)
+    for first in range(0, 1 + (len(y) - n_fft) // hop_length, FRAMES_AT_ONCE):
+        yield y[first * hop_length : (first + FRAMES_AT_ONCE - 1) * hop_length + n_fft]
 
 
 def rms_features(path, *, sample_rate, n_fft, hop_length):
@@ -122,7 +135,9 @@ def rms_features(path, *, sample_rate, n_fft, hop_length):
 
     sound = open_sound(path)
     y = sound.at(sample_rate)
-    frames = librosa.feature.rms(y=y, frame_length=n_fft, hop_length=hop_length).T
+    pieces = _pieces(y, n_fft=n_fft, hop_length=hop_length)
+    made = [librosa.feature.rms(y=one, frame_length=n_fft, hop_length=hop_length, center=False) for one in pieces]
+    frames = np.concatenate(made, axis=1).T
     return SoundFeatures(
         frames=np.ascontiguousarray(frames, dtype=np.float32),
         frame_times=librosa.frames_to_time(np.arange(len(frames)), sr=sample_rate, hop_length=hop_length),

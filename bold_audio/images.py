@@ -1,6 +1,7 @@
 """A scan's image as it lies on disk: opened, read to its last byte, and what its header keeps quiet about."""
 
 import gzip
+import io
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ from bold_audio.files import DataError
 
 LARGE, PACKED = 2**28, 200  # bytes; a scan that unpacks to more is never packed as tightly as this many times
 VOXEL = (1e-6, 1e9)  # mm³
+SLAB = 2**26  # bytes of volumes read at a time
 # nibabel puts right what it can in a header and prints a line each time it looks; `header_warnings` says it once.
 nib.imageglobals.logger.setLevel(logging.CRITICAL)
 # How a NIfTI file begins: the size of its header, 348 or 540 bytes, in either byte order.
@@ -94,17 +96,61 @@ def check_length(image, path):
             handle.seek(-4, os.SEEK_END)
             held, needed = int.from_bytes(handle.read(4), "little"), needed % 2**32
     if held != needed:
-        read_whole(path)
+        for _ in read_slabs(path):
+            pass
+
+
+def read_slabs(path):
+    """Read an image a few volumes at a time, to its last byte, so that a gzip checksum that does not fit is noticed.
+
+    Yields
+    ------
+    array of shape (i, j, k, n)
+        At most `SLAB` bytes of volumes, or one volume, in the order of the file, and in the image's own type, usually
+        int16, or float32 where its header scales the values.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged; what was read before that is not to be used.
+    """
+    opened = open_image(path)
+    says, volume = content_size(opened)
+    held, n_volumes = opened.dataobj.offset, math.prod(opened.shape[3:])
+    per_slab = max(1, SLAB // volume)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+            handle.seek(held)
+            for start in range(0, n_volumes, per_slab):
+                n = min(per_slab, n_volumes - start)
+                content = handle.read(n * volume)
+                held += len(content)
+                if len(content) < n * volume:
+                    raise DataError(f"scan damaged: {path} ({held} of {says} bytes) - fetch it again")
+                yield _values(opened, content, (*opened.shape[:3], n))
+            if len(handle.read(volume)) == volume:  # nibabel would read as many as the header says
+                raise DataError(f"scan holds more volumes than its header says: {path} - fetch it again")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"scan damaged: {path} ({' '.join(str(error).split())}) - fetch it again") from error
+
+
+def _values(opened, content, shape):
+    """Values of an opened image whose bytes these are."""
+    about = opened.dataobj
+    proxy = nib.arrayproxy.ArrayProxy(io.BytesIO(content), (shape, about.dtype, 0, about.slope, about.inter))
+    scaled = about.slope != 1 or about.inter != 0
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever needs finite values looks for others
+        data = np.asanyarray(proxy, dtype=np.float32 if scaled else None)
+    return data.astype(np.float32, copy=False) if data.dtype.kind == "f" else data
 
 
 def read_whole(path):
-    """Read an image to its last byte, so that a gzip checksum that does not fit is noticed.
+    """Read an image whole, with the checks of `read_slabs`.
 
     Returns
     -------
     data : array
-        In the image's own type, usually int16, or float32 where its header scales the values:
-        a float64 copy of a whole film run would be 840 MB.
+        A float64 copy of a whole film run would be 840 MB: see `read_slabs` for its type.
     affine : array of shape (4, 4)
 
     Raises
@@ -112,22 +158,13 @@ def read_whole(path):
     DataError
         If the file is damaged.
     """
-    opened = open_image(path)
-    says, volume = content_size(opened)
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-            content = handle.read(says + volume)  # no more, whatever it unpacks to
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"scan damaged: {path} ({' '.join(str(error).split())}) - fetch it again") from error
-    if len(content) == says + volume:  # nibabel would read as many as the header says
-        raise DataError(f"scan holds more volumes than its header says: {path} - fetch it again")
-    if len(content) < says:
-        raise DataError(f"scan damaged: {path} ({len(content)} of {says} bytes) - fetch it again")
-    image = type(opened).from_bytes(content)
-    scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
-    with np.errstate(over="ignore", invalid="ignore"):  # whoever needs finite values looks for others
-        data = np.asanyarray(image.dataobj, dtype=np.float32 if scaled else None)
-    return data.astype(np.float32, copy=False) if data.dtype.kind == "f" else data, image.affine
+    opened, whole, start = open_image(path), None, 0
+    for slab in read_slabs(path):
+        if whole is None:
+            whole = np.empty((*slab.shape[:-1], math.prod(opened.shape[3:])), slab.dtype, order="F")
+        whole[..., start : start + slab.shape[-1]] = slab
+        start += slab.shape[-1]
+    return whole.reshape(opened.shape, order="F"), opened.affine
 
 
 def header_warnings(image, path):

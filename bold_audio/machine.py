@@ -1,5 +1,7 @@
 """What this machine can hold: the memory that a run will take, asked before it is taken."""
 
+import math
+
 import psutil
 
 from bold_audio.files import MachineError
@@ -9,9 +11,14 @@ try:
 except ImportError:  # not there on Windows
     resource = None
 
-# Bytes that program and kernel take before anything is read, and the run's copies as float32 over the whole grid at the
-# peak of notebook 06: together 2.3 GB for 641 volumes of 40 x 64 x 64, where 2.1 GB were measured.
-PROGRAM, COPIES = 1.0e9, 3
+# Bytes that program and kernel take before anything is read; float64 copies of a slab of voxels where models are
+# fitted; and what grows with the run, in float32 copies of the whole grid, of which a mask keeps about a third.
+# Measured and estimated, GB: 641 volumes of 40 x 64 x 64, all notebooks by benchmarks/memory.py, 2.05 and 2.11. Of the
+# larger ones only parts were measured, in one process, 0.46 for the program added: 1,200 of 91 x 109 x 91 with 300,000
+# voxels (reading, training; linear models and scores to the middle of the scoring), 5.4 and 7.0; 5,000 of 40 x 64 x 64
+# with 41,000 (reading, training, surrogates of 3,072 voxels), 4.2 and 5.8.
+PROGRAM, SLAB_COPIES, COPIES = 1.0e9, 15, 1.15
+SLAB_VOXELS, SLAB_NUMBERS = 8192, 2**23  # of params/common.yaml, and of ridge.py
 
 
 def check_memory(files):
@@ -35,8 +42,9 @@ def check_memory(files):
 
 def memory_needed(files):
     """Bytes that a subject's run takes at its peak."""
-    i, j, k = files.grid
-    return PROGRAM + COPIES * 4 * files.n_volumes * i * j * k
+    n_voxels = math.prod(files.grid)
+    slab = min(files.n_volumes * min(n_voxels, SLAB_VOXELS), SLAB_NUMBERS)
+    return PROGRAM + SLAB_COPIES * 8 * slab + COPIES * 4 * files.n_volumes * n_voxels
 
 
 def free_memory():

@@ -1,5 +1,7 @@
 """Head motion: six numbers per volume by rigid least squares, the volumes put back in place, and the displacement."""
 
+import itertools
+
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -58,6 +60,11 @@ def estimate_motion(data, affine, *, reference):
     .. [2] Friston, Ashburner, Frith, Poline, Heather & Frackowiak (1995). Spatial registration and
        normalization of images. Human Brain Mapping 3(3), 165–189.
     """
+    return _follow(np.moveaxis(data, 3, 0), affine, reference)
+
+
+def _follow(volumes, affine, reference):
+    """`estimate_motion` of volumes that come one after the other."""
     if not can_align(reference.shape):
         raise DataError(
             f"a grid of {' × '.join(map(str, reference.shape))} voxels shows no head to align - "
@@ -70,15 +77,15 @@ def estimate_motion(data, affine, *, reference):
     wanted = still[points]
     centre = (np.array(still.shape) - 1) / 2
     to_index = np.linalg.inv(to_mm)
-    found = np.full((data.shape[3], 6), np.nan)
-    turn, shift = np.eye(3), np.zeros(3)
-    for k in range(data.shape[3]):
-        volume = ndimage.gaussian_filter(_finite(data[..., k]), sigma)
+    found, turn, shift = [], np.eye(3), np.zeros(3)
+    for volume in volumes:
+        volume = ndimage.gaussian_filter(_finite(volume), sigma)
         placed = _align(volume, wanted, places, solve, to_index, centre, turn, shift)
+        found.append(np.full(6, np.nan))
         if placed is not None:
             turn, shift = placed
-            found[k, :3], found[k, 3:] = shift, Rotation.from_matrix(turn).as_euler("xyz")
-    return found
+            found[-1][:3], found[-1][3:] = shift, Rotation.from_matrix(turn).as_euler("xyz")
+    return np.array(found)
 
 
 def _finite(volume):
@@ -218,11 +225,16 @@ def _write_motion(folder, files, train):
         (part, start) for part, start in runs if np.any((train >= start) & (train < start + part.n_volumes))
     )
     mine = train[(train >= start) & (train < start + first.n_volumes)] - start
-    data, affine = images.read_whole(first.bold)
+    reference = np.zeros(first.grid)
     with np.errstate(invalid="ignore"):  # what is not a number is 0 for the alignment
-        reference = data[..., mine[0] : mine[-1] + 1].mean(axis=3, dtype=np.float64)
-    found = []
-    for part, _ in runs:
-        scan = data if part is first else images.read_whole(part.bold)[0]
-        found.append(estimate_motion(scan, affine, reference=reference))
-    np.save(folder / "motion.npy", np.concatenate(found))
+        for volume in itertools.islice(_volumes(first), int(mine[0]), int(mine[-1]) + 1):
+            reference += volume
+    reference /= mine[-1] + 1 - mine[0]
+    np.save(
+        folder / "motion.npy", np.concatenate([_follow(_volumes(part), first.affine, reference) for part, _ in runs])
+    )
+
+
+def _volumes(part):
+    """Volumes of a run, (i, j, k) each, one after the other: the scan is never held whole."""
+    return (volume for slab in images.read_slabs(part.bold) for volume in np.moveaxis(slab, 3, 0))

@@ -122,19 +122,28 @@ def tally_folds(subject, chosen, *, names=MODELS):
     seen, references = {}, {}
     for choice in chosen:
         rows = fit_fold(subject, choice, names=names)
-        Y, predicted = np.asarray(subject.Y[choice.held]), {}
+        Y, predicted, pasts = np.asarray(subject.Y[choice.held]), {}, {row.reference for row in rows.values()}
         for name, row in rows.items():
             made = models.predict_row(subject, row, choice.held, "one_step", fitted_on=choice.fit)
-            found = moments(Y, made)
+            found = _in_slabs(moments, Y, made)
             if row.reference != "constant":
-                found |= partial_moments(Y, predicted[row.reference], made)
-            predicted[name], references[name] = made, row.reference
+                found |= _in_slabs(partial_moments, Y, predicted[row.reference], made)
+            if name in pasts:
+                predicted[name] = made
+            references[name] = row.reference
             seen.setdefault(name, []).append(found)
     n_held = np.array([len(choice.held) for choice in chosen])
     return {
         name: Tally(n_held, {key: np.stack([one[key] for one in folds]) for key in folds[0]}, references[name])
         for name, folds in seen.items()
     }
+
+
+def _in_slabs(sums, *arrays):
+    """`moments` or `partial_moments` of some voxels at a time: their float64 copies are many times the block."""
+    slabs = scores.column_slabs(arrays[0].shape[1])
+    parts = [sums(*(array[:, slab] for array in arrays)) for slab in slabs]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def score_table(tallies, masks, *, value_range):

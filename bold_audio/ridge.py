@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST_NUMBERS = 2**23  # in a slab: a regression takes ten times their 8 bytes
 JITTER = 1e-10  # relative, on the diagonal: keeps constant voxels solvable
 
 
-def slabs(n_voxels, chunk_voxels):
-    """Consecutive slices of at most ``chunk_voxels`` voxels."""
+def slabs(n_volumes, n_voxels, chunk_voxels):
+    """Consecutive slices of at most ``chunk_voxels`` voxels, and of fewer in a run of very many volumes."""
+    chunk_voxels = max(1, min(chunk_voxels, MOST_NUMBERS // n_volumes))
     return [slice(start, min(start + chunk_voxels, n_voxels)) for start in range(0, n_voxels, chunk_voxels)]
 
 
@@ -58,7 +60,7 @@ def fold_errors(
     free = np.zeros((n_volumes, 0)) if free is None else free
     ridge = np.zeros((n_volumes, 0)) if ridge is None else ridge
     errors = np.empty((len(helds), len(history_alphas), len(alphas), Y.shape[1]), dtype=np.float32)
-    for slab in slabs(Y.shape[1], chunk_voxels):
+    for slab in slabs(*Y.shape, chunk_voxels):
         y = np.asarray(Y[:, slab], dtype=np.float64)
         y -= y[fit].mean(axis=0)
         regression = Regression(y, free, ridge, fit, order, target, free_alphas)

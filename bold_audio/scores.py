@@ -1,8 +1,31 @@
 """How good a prediction is: mse, r, r², skill, gain and the partial correlation of the sound."""
 
+import functools
+from itertools import pairwise
+
 import numpy as np
 
+CHUNK = 4096  # voxels scored at once, at most: float64 copies of all of them would be many times the run
 
+
+def column_slabs(n_columns):
+    """Slices of at most `CHUNK` columns, all of about the same width: list."""
+    edges = np.linspace(0, n_columns, 1 + max(1, -(-n_columns // CHUNK))).astype(int)
+    return [slice(*ends) for ends in pairwise(edges)]
+
+
+def _in_slabs(score):
+    """Let a score of every voxel go over slabs of voxels."""
+
+    @functools.wraps(score)
+    def scored(*arrays, **options):
+        slabs = column_slabs(np.shape(arrays[0])[1])
+        return np.concatenate([score(*(array[:, slab] for array in arrays), **options) for slab in slabs])
+
+    return scored
+
+
+@_in_slabs
 def voxel_mse(Y, predicted, *, value_range):
     """Mean squared error of each voxel over time, for BOLD scaled to [0, 1].
 
@@ -21,6 +44,7 @@ def voxel_mse(Y, predicted, *, value_range):
     return np.mean(difference**2, axis=0) / (value_range[1] - value_range[0]) ** 2
 
 
+@_in_slabs
 def pearson_r(Y, predicted):
     """Pearson correlation of each voxel over time.
 
@@ -52,6 +76,7 @@ def pearson_r(Y, predicted):
         return np.where(varies, np.sum(a * b, axis=0) / np.sqrt(aa * bb), np.nan)
 
 
+@_in_slabs
 def voxel_r2(Y, predicted):
     """Coefficient of determination of each voxel: 1 − residual / variance about the test mean.
 
@@ -76,6 +101,7 @@ def skill(mse, reference_mse):
     return 1 - float(np.sum(mse)) / reference if reference > 0 else float("nan")
 
 
+@_in_slabs
 def partial_r(Y, past, past_and_sound):
     """Out-of-sample partial correlation of the sound, given the past.
 
@@ -113,17 +139,19 @@ def score_row(Y, predicted, reference_mse, roi, *, value_range):
     dict
         ``mse, r_median, r_best, r2, skill, n_volumes, n_voxels``; r2 is the median over voxels.
     """
-    y, p = Y[:, roi], predicted[:, roi]
-    r = pearson_r(y, p)
-    mse = voxel_mse(y, p, value_range=value_range)
+    at, found = np.flatnonzero(roi), []
+    for slab in column_slabs(len(at)):
+        y, p = Y[:, at[slab]], predicted[:, at[slab]]
+        found.append((pearson_r(y, p), voxel_mse(y, p, value_range=value_range), voxel_r2(y, p)))
+    r, mse, r2 = (np.concatenate(one) for one in zip(*found, strict=True))
     return {
         "mse": float(mse.mean()),
         "r_median": median_of(r),
         "r_best": float(np.nanmax(r)) if np.isfinite(r).any() else float("nan"),
-        "r2": median_of(voxel_r2(y, p)),
+        "r2": median_of(r2),
         "skill": skill(mse, reference_mse[roi]),
-        "n_volumes": len(y),
-        "n_voxels": int(np.sum(roi)),
+        "n_volumes": len(Y),
+        "n_voxels": len(at),
     }
 
 

@@ -240,9 +240,11 @@ def _sound_of_video(path, wav):
 
 def _one_channel(samples):
     """Average channels; fall back to the first where they cancel each other."""
+    if samples.shape[1] == 1:
+        return samples[:, 0], ()
     y = samples.mean(axis=1)
     loudest = np.sqrt(np.mean(samples**2, axis=0)).max()
-    if samples.shape[1] > 1 and np.sqrt(np.mean(y**2)) < 0.01 * loudest:
+    if np.sqrt(np.mean(y**2)) < 0.01 * loudest:
         heard = int(np.argmax(np.sqrt(np.mean(samples**2, axis=0)) > 0.01 * loudest))
         return samples[:, heard], ("the channels cancel each other, so the first channel was used",)
     return y, ()

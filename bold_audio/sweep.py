@@ -251,11 +251,12 @@ class _Evidence:
 def _see_evidence(slabs, X, played, *, window, shifts, delays, alphas, regions):
     """Evidence of every delay and of every surrogate, per voxel and summed over regions, slab by slab."""
     here = evidence.make_basis(X, alphas)
-    elsewhere = evidence.make_basis(np.concatenate([significance.circular_designs(one) for one in played]), alphas)
+    elsewhere = evidence.circular_bases(played, alphas)
     names = list(regions)
 
     def see(slab, y):
-        log_b, log_elsewhere = evidence.log_evidence(y, here), evidence.log_evidence(y, elsewhere)
+        log_b = evidence.log_evidence(y, here)
+        log_elsewhere = np.concatenate([evidence.log_evidence(y, basis) for basis in elsewhere])
         member = np.stack([regions[name][slab] for name in names]).astype(np.float32).T
         ranked = _rank(log_elsewhere, len(played), window, shifts)
         weight = evidence.posterior(log_b, delays)

@@ -138,10 +138,10 @@ def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=N_RANDOMISED,
     Q = orthonormal(nuisance, n_rows)
     played = played_versions(X, n_randomised, np.random.default_rng(seed))
     bases = on_all_cores(
-        lambda one: evidence.make_basis(without(significance.circular_designs(one), Q), alphas),
+        lambda one: evidence.circular_bases([one], alphas, Q)[0],
         [step for version in played for step in version],
     )
-    made = slabs.map(lambda _, y: _see(without(y, Q), bases, len(X), grid, shifts))
+    made = slabs.map(lambda _, y: _see(evidence.without(y, Q), bases, len(X), grid, shifts))
     largest = np.max([one.largest for one in made], axis=0)
     counts = np.sum([one.counts for one in made], axis=0)
     voxels = pd.concat([one.voxels for one in made], ignore_index=True)
@@ -158,12 +158,6 @@ def orthonormal(nuisance, n_rows):
     columns = np.column_stack([np.ones(n_rows), nuisance]) if np.size(nuisance) else np.ones((n_rows, 1))
     U, s, _ = np.linalg.svd(columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12), full_matrices=False)
     return U[:, s > 1e-8 * s[0]]
-
-
-def without(A, Q):
-    """Columns of ``A`` (…, n_rows, m) without what the orthonormal ``Q`` spans."""
-    Q = Q.astype(A.dtype, copy=False)
-    return A - Q @ (Q.T @ A)
 
 
 def drift_of(volume_times, starts, rows, taps):

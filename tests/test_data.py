@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bold_audio import data
+from bold_audio import data, images
 from bold_audio.brain import write_dataset_description, write_map
 from bold_audio.data import (
     BoldRun,
@@ -562,6 +562,31 @@ def test_reading_never_makes_a_float64_copy(tree, bigger, given, most):
 
 def test_reading_scaled_integers_never_makes_a_float64_copy(tree, bigger):
     assert peak(integers_with_slope(tree(bigger))) < 4
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"downsample": 2}, {"smoothing_fwhm": 6}, {"realign": True}, {"run": [1, 2]}], ids=str
+)
+def test_a_scan_larger_than_memory_is_read_slab_by_slab(tree, monkeypatch, given):
+    given = given | {"audio_onset": 0}
+    volumes = np.random.default_rng(0).integers(500, 1000, (20, 20, 20, 300)).astype(np.int16)
+    made = tree(volumes)
+    for path in list(made.func.iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace("run-1", "run-2")))
+    whole = made.load(train=np.arange(5, 200), **given)
+    monkeypatch.setattr(images, "SLAB", 2**18)  # 16 volumes
+    params = made.params(**given, outputs_dir=str(made.root.parent / "again"))
+    files = locate_runs(params)
+    tracemalloc.start()
+    slabs = load_run(files, params, train=np.arange(5, 200))
+    assert tracemalloc.get_traced_memory()[1] < 0.7 * volumes.nbytes  # a third of a float32 copy
+    tracemalloc.stop()
+    np.testing.assert_array_equal(slabs.volumes, whole.volumes)
+    np.testing.assert_array_equal(slabs.mean_image, whole.mean_image)
+    assert slabs.value_range == whole.value_range
+    assert sorted(path.name for path in Path(slabs.volumes.filename).parent.iterdir()) == [
+        "counts.json", "grid.npz", "volumes.npy"
+    ]  # fmt: skip
 
 
 def test_integers_with_a_slope_are_scaled(tree):

@@ -272,6 +272,12 @@ def test_slabs_do_not_matter(case):
     np.testing.assert_array_equal(whole.alpha, parts.alpha)
 
 
+def test_slabs_are_narrower_in_runs_of_very_many_volumes():
+    assert ridge.slabs(641, 10_000, 8192) == [slice(0, 8192), slice(8192, 10_000)]
+    assert ridge.slabs(5000, 3000, 8192) == [slice(0, 1677), slice(1677, 3000)]
+    assert ridge.slabs(10**9, 2, 8192) == [slice(0, 1), slice(1, 2)]
+
+
 def choose_history(Y, rows, **given):
     return choices.choose_history(Y, rows=rows, folds=blocked_folds(rows, n_folds=4, gap_volumes=10), **given)
 

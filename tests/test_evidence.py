@@ -257,3 +257,22 @@ def test_temper_is_infinite_without_a_peak_and_never_below_1():
     assert evidence.temper(T, delays, np.array([1.0, 3.0]), 1) == pytest.approx(3.0)
     assert evidence.temper(T, delays, np.array([0.1]), 1) == 1.0
     assert evidence.temper(-T, delays, np.array([1.0]), 1) == np.inf
+
+
+@pytest.mark.parametrize("n_nuisance", [0, 4])
+def test_circular_shifts_of_a_long_design_are_those_that_are_made_one_by_one(monkeypatch, n_nuisance):
+    """By Fourier transforms, without a single shifted design, with and without slow waves taken off."""
+    rng = np.random.default_rng(0)
+    X = smooth_designs(rng, [4.0, 5.0], n_rows=150)
+    waves = np.cos(np.pi * np.outer(np.arange(150) + 0.5, np.arange(1, 1 + n_nuisance)) / 150)
+    Q = np.linalg.qr(np.column_stack([np.ones(150), waves]))[0] if n_nuisance else None
+    y = X[0] @ rng.normal(size=(3, 7)) + 3 * rng.normal(size=(150, 7))
+    y = (y if Q is None else evidence.without(y, Q)).astype(np.float32)
+    (short,) = evidence.circular_bases(list(X), ALPHAS, Q)
+    monkeypatch.setattr(evidence, "MANY_ROWS", 150)
+    long = evidence.circular_bases(list(X), ALPHAS, Q)
+    found = np.concatenate([evidence.log_evidence(y, basis) for basis in long])
+    assert found.max() > 3  # in its place
+    np.testing.assert_allclose(found, evidence.log_evidence(y, short), atol=1e-3)
+    held = sum(array.nbytes for basis in long for array in vars(basis).values())
+    assert held < sum(array.nbytes for array in vars(short).values()) / 10

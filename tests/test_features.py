@@ -636,3 +636,26 @@ def test_the_words_of_alice_load(shared):
     assert made.frame_times[np.argmax(made.frames[:, 0] > 0)] == pytest.approx(onsets[0], abs=0.01)
     assert np.isfinite(made.frames).all()
     assert 0.5 < made.frames[:, 1].mean() < 1
+
+
+@pytest.mark.parametrize("n_fft", [512, 511])
+def test_the_spectra_of_a_long_sound_are_made_in_pieces(tmp_path, monkeypatch, n_fft):
+    path = write(tmp_path / "a.wav", np.tile(syllables(), 20))
+    settings = SMALL | {"n_fft": n_fft}
+
+    def made():
+        tracemalloc.start()
+        found = (
+            mfcc_features(path, **settings),
+            features.rms_features(path, sample_rate=RATE, n_fft=n_fft, hop_length=256),
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found, peak
+
+    (whole, most), _ = made(), monkeypatch.setattr(features, "FRAMES_AT_ONCE", 50)
+    pieces, least = made()
+    assert least < 0.7 * most
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_allclose(other.frames, one.frames, rtol=1e-4, atol=1e-3)
+        np.testing.assert_array_equal(other.frame_times, one.frame_times)

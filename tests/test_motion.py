@@ -156,7 +156,7 @@ def test_the_simulators_planted_motion_is_found_and_cached(small_params, tmp_pat
     error -= error[train].mean(axis=0)
     assert np.abs(planted[:, :3]).max() > 1.5
     assert np.abs(error[:, :3]).max() < 0.1 and np.degrees(np.abs(error[:, 3:]).max()) < 0.2
-    monkeypatch.setattr(motion, "estimate_motion", lambda *a, **k: pytest.fail("estimated twice"))
+    monkeypatch.setattr(motion, "_follow", lambda *a, **k: pytest.fail("estimated twice"))
     np.testing.assert_array_equal(motion.cached_motion(files, params.cache_path, train=train), found)
     with pytest.raises(pytest.fail.Exception):
         motion.cached_motion(files, params.cache_path, train=train[:-1])

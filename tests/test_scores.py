@@ -1,5 +1,7 @@
 """Scores against SciPy, scikit-learn and hand-made numbers."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,6 +16,27 @@ def pair():
     Y = (1000 + 10 * rng.normal(size=(80, 30))).astype(np.float32)
     predicted = (1000 + 0.5 * (Y - 1000) + 4 * rng.normal(size=Y.shape)).astype(np.float32)
     return Y, predicted
+
+
+def test_scores_go_over_voxels_in_slabs(pair, monkeypatch):
+    """The same numbers for slabs of any width, and no float64 copy of everything."""
+    Y, predicted = (np.tile(array, (1, 400)) for array in pair)
+    made = {}
+    for width in (10**6, 1000):
+        monkeypatch.setattr(scores, "CHUNK", width)
+        tracemalloc.start()
+        made[width] = [
+            scores.pearson_r(Y, predicted),
+            scores.voxel_mse(Y, predicted, value_range=(0, 2000)),
+            scores.voxel_r2(Y, predicted),
+            scores.partial_r(Y, predicted, 1.1 * predicted),
+            scores.score_row(Y, predicted, np.ones(12_000), np.arange(12_000) > 5, value_range=(0, 2000)),
+        ]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2 * Y.nbytes
+    for first, second in zip(*made.values(), strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_r_equals_scipy(pair):

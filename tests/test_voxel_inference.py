@@ -13,7 +13,6 @@ from bold_audio.voxel_inference import (
     infer_voxels,
     orthonormal,
     pooled_p,
-    without,
 )
 
 GRID = DelayGrid(2.0, 1.0, 1, 5)
@@ -132,7 +131,7 @@ def test_drift_keeps_the_blocks():
     Q = orthonormal(drift_of(times, [0], np.arange(641), [1.0]), 641)
     for period, kept in ((60, 0.95), (180, 0.1)):
         wave = np.cos(2 * np.pi * times / period)[:, None]
-        share = np.sum(without(wave, Q) ** 2) / np.sum((wave - wave.mean()) ** 2)
+        share = np.sum(evidence.without(wave, Q) ** 2) / np.sum((wave - wave.mean()) ** 2)
         assert (share > kept) if period == 60 else (share < kept)
 
 
@@ -189,6 +188,6 @@ def test_evidence_is_what_the_sweep_uses():
     """The statistic is that of `evidence`: one voxel, one design, same number."""
     rng = np.random.default_rng(9)
     X, y = slow(rng, 100, 2), rng.standard_normal((100, 1)).astype(np.float32)
-    basis = evidence.make_basis(without(X[None], orthonormal(np.zeros((100, 0)), 100)), voxel_inference.ALPHAS)
+    basis = evidence.make_basis(evidence.without(X[None], orthonormal(np.zeros((100, 0)), 100)), voxel_inference.ALPHAS)
     again = evidence.make_basis(X[None], voxel_inference.ALPHAS)
     np.testing.assert_allclose(evidence.log_evidence(y, basis), evidence.log_evidence(y, again), rtol=1e-4, atol=1e-5)
