@@ -21,7 +21,7 @@ Everybody is SIMULATED. Five parts, each of which can be run alone:
   person's map in the template, and again: the second is what a limit is set on.
 
 From these a table for 30, 1,000 and 10,000 people of full size is computed. ``--quick`` does each part in miniature
-(two people, 20, 200 tasks and folders). ``--folder`` keeps what was made and takes what is there. Linux alone. Ends
+(two people, 6, 200 tasks, 50 folders). ``--folder`` keeps what was made and takes what is there. Linux alone. Ends
 with one line of JSON; exit status 1 where somebody is lost or doubled, results differ, or a limit is passed.
 """
 
@@ -436,7 +436,7 @@ def _worker_gb(found, engine):
 def main():
     """Run the parts that are asked for, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="each part in miniature (2 min)")
+    parser.add_argument("--quick", action="store_true", help="each part in miniature (4 min)")
     parser.add_argument("--only", default="whole,engine,group,people,throughput", metavar="PARTS")
     parser.add_argument("--folder", type=Path, help="keep what is made there (default: a temporary folder)")
     options = parser.parse_args()
@@ -450,9 +450,9 @@ def main():
         if "engine" in parts:
             found["engine"] = engine(root, sizes=(200,) if quick else (30, 1000, 10_000))
         if "group" in parts:
-            found |= group(root / "group", root / "whole", n=200 if quick else 10_000)
+            found |= group(root / "group", root / "whole", n=50 if quick else 10_000)
         if "people" in parts:
-            found |= people(root / "people", n=20 if quick else 1000, step=STEPS[0])
+            found |= people(root / "people", n=6 if quick else 1000, step=STEPS[0])
         if "throughput" in parts:
             cut = {"n": 6, "size": EIGHTH, "given": {}, "steps": "00-06"}
             cut |= small | {"n": 2, "steps": "00,02"} if quick else {}
