@@ -5,9 +5,9 @@
 SIMULATED people, seeds from 300 on; the maps' smoothing and test were settled before on other seeds. In each repetition
 twelve people hear the same film, another one each time; half of the repetitions have the auditory cortex planted in
 everybody, the others have nobody planted. The grid is small: whole heads in voxels of 8 mm, so an eighth of a full-size
-scan's. Each person's map of the gain is the product's own (out of fold, over the past and over past and blocks), and so
-are the group maps, on the template's grid. Where a head lies in the template is known here and not estimated:
-``benchmarks/anatomy.py`` measures how well it is.
+scan's. Each person's map of the evidence is the product's own (notebook 06's), and so is the group map, on the
+template's grid. Where a head lies in the template is known here and not estimated: ``benchmarks/anatomy.py`` measures
+how well it is.
 
 A voxel of the template counts as planted where anybody's planted voxels lie after the maps' smoothing (twice 8 mm: each
 person's neighbours and the group's). ``found``: repetitions in which both planted sides hold a voxel at family-wise
@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from bold_audio import brain, group_maps, outcomes, register, simulate, workflow
+from bold_audio import brain, group_maps, inferred, register, simulate, workflow
 from bold_audio.group import MODELS
 from bold_audio.params import load_params
 from bold_audio.simulated_anatomy import HeadPose
@@ -47,7 +47,7 @@ NEAR = 2 * group_maps.FWHM  # mm
 
 
 def make_person(label, *, folder, seed, film_seed, null):
-    """Simulate a person; write the maps of the gain and where the head lies in the template.
+    """Simulate a person; write the maps of the evidence and where the head lies in the template.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def make_person(label, *, folder, seed, film_seed, null):
     simulate.write_nifti(scan, volumes, affine)
     params = load_params(label, "sim", data_dir=f"{folder / 'data'}", outputs_dir=f"{folder / 'outputs'}", regions={})
     subject = workflow.open_subject(params)
-    outcomes.ensure_out_of_fold(subject)
+    inferred.ensure_voxels(subject)
     points = template_points(params, affine, volumes.shape[:3])
     bold = scan.name.removesuffix("_bold.nii.gz")
     path = params.subject_path / f"{bold}_from-boldref_to-{register.TEMPLATE}_mode-points_xfm.nii.gz"
@@ -102,10 +102,9 @@ def measure(kind, number, *, folder, n_people):
     how = {"folder": folder, "film_seed": FIRST_SEED + number, "null": kind == "null"}
     first = FIRST_SEED + 1000 * KINDS.index(kind) + n_people * number
     planted = np.stack([make_person(one, seed=first + k, **how) for k, one in enumerate(labels)])
-    row = {"kind": kind, "number": number}
-    for quantity, model in MODELS.items():
-        found = group_maps.group_map(folder / "outputs/sim", labels, model=model, seed=number)
-        row |= {f"{quantity}_{name}": value for name, value in figures(found, planted).items()}
+    model, stat = MODELS["evidence"]
+    found = group_maps.group_map(folder / "outputs/sim", labels, model=model, stat=stat, seed=number)
+    row = {"kind": kind, "number": number} | figures(found, planted)
     shutil.rmtree(folder)
     return row | {"took": round(time.perf_counter() - started, 1)}
 
@@ -147,14 +146,11 @@ def measure_all(tasks, rows_file, *, n_processes, n_people):
 
 
 def summary(rows):
-    """Repetitions in which both sides are found, and in which anything else is."""
+    """Repetitions of each kind: in how many both sides are found, in how many anything else is."""
     lines = []
     for kind, part in rows.groupby("kind", sort=False):
-        for quantity in MODELS:
-            line = {"kind": kind, "quantity": quantity, "repetitions": len(part)}
-            if kind == "planted":
-                line["found"] = int((part[f"{quantity}_left"] & part[f"{quantity}_right"]).sum())
-            lines.append(line | {"elsewhere": int((part[f"{quantity}_n_elsewhere"] > 0).sum())})
+        line = {"kind": kind, "repetitions": len(part), "elsewhere": int((part["n_elsewhere"] > 0).sum())}
+        lines.append(line | ({"found": int((part["left"] & part["right"]).sum())} if kind == "planted" else {}))
     return pd.DataFrame(lines)
 
 
@@ -175,9 +171,9 @@ def main():
     table = summary(rows)
     print(f"SIMULATED people, {n_people} in each repetition\n")
     print(table.to_string(index=False))
-    last = {f"{row.kind}_{row.quantity}_elsewhere": row.elsewhere for row in table.itertuples()}
-    last |= {f"{row.kind}_{row.quantity}_found": int(row.found) for row in table.itertuples() if row.kind == "planted"}
-    print(json.dumps({"repetitions": n, "people": n_people} | last))
+    last = {f"{row.kind}_elsewhere": row.elsewhere for row in table.itertuples()}
+    found = {"planted_found": int(table["found"].sum())} if "found" in table else {}
+    print(json.dumps({"repetitions": n, "people": n_people} | last | found))
 
 
 if __name__ == "__main__":

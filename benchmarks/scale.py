@@ -52,6 +52,7 @@ from output_trees import differences
 from bold_audio import cohort
 from bold_audio.files import project_root, read_json
 from bold_audio.group import MODELS
+from bold_audio.group_maps import MADE_FROM
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 from bold_audio.steps import STEPS
@@ -384,12 +385,12 @@ def copy_person(source, folder, label):
         table.to_csv(made / f"{name}.tsv", sep="\t", index=False, na_rep="n/a")
     for path in known["linked"]:
         os.link(path, made / path.name.replace("sub-sim", f"sub-{label}"))
-    values, affine, name = known["map"]
-    values = values + rng.normal(0, 0.01, values.shape).astype(np.float32)
-    image = nib.Nifti1Image(values, affine)
-    image.header["descrip"] = b"SIMULATED"
-    image.set_sform(affine, code=1)
-    nib.save(image, made / name.replace("sub-sim", f"sub-{label}"))
+    for name, (values, affine) in known["maps"].items():
+        values = values + rng.normal(0, 0.01, values.shape).astype(np.float32)
+        image = nib.Nifti1Image(np.clip(values, 0, 1) if "stat-p_" in name else values, affine)
+        image.header["descrip"] = b"SIMULATED"
+        image.set_sform(affine, code=1)
+        nib.save(image, made / name.replace("sub-sim", f"sub-{label}"))
 
 
 @functools.cache
@@ -398,9 +399,10 @@ def read_person(source):
     linked = [*source.glob("status.json"), *source.glob("*_xfm.nii.gz"), *source.glob("*-quality_timeseries.tsv")]
     known = {"steps": read_json(source / "provenance.json"), "linked": linked}
     known |= {name: pd.read_csv(source / f"{name}.tsv", sep="\t") for name in NUMBERS}
-    path = next(path for model in MODELS.values() for path in source.glob(f"*_desc-{model}_stat-gain_statmap.nii.gz"))
-    image = nib.load(path)
-    return known | {"map": (image.get_fdata(dtype=np.float32), image.affine, path.name)}
+    wanted = [(model, MADE_FROM.get(stat, stat)) for model, stat in MODELS.values()]
+    paths = [path for model, stat in wanted for path in source.glob(f"*_desc-{model}_stat-{stat}_statmap.nii.gz")]
+    images = {path.name: nib.load(path) for path in paths[:2]}  # the evidence, and the gain that is asked for
+    return known | {"maps": {name: (one.get_fdata(dtype=np.float32), one.affine) for name, one in images.items()}}
 
 
 def link_as(source, target, label):

@@ -5,7 +5,13 @@ import numpy as np
 from bold_audio import bids, ceiling, group_maps, group_stats, group_tables
 from bold_audio.files import BoldAudioError, DataError, write_json, write_table
 
-MODELS = {"gain_within": "oofHistoryBlocksSound", "gain": "oofHistorySound"}  # quantity of the tables → name of the map
+# Quantity → model and stat of the person's map. The gain is exactly 0 in most voxels, where the sound was not believed;
+# the evidence is not, and so tells more of where people follow the sound.
+MODELS = {
+    "evidence": ("inference", "evidence"),
+    "gain_within": ("oofHistoryBlocksSound", "gain"),
+    "gain": ("oofHistorySound", "gain"),
+}
 
 
 def open_group(params):
@@ -52,10 +58,10 @@ def still(found, *, limit=group_stats.MOST_MOTION):
     return found.regions[found.regions["subject"].isin(kept)]
 
 
-def group_map(params, found):
-    """The map of the primary outcome over people; see `group_maps.group_map`."""
-    folder, labels = folder_of(params).parent, list(found.people["subject"])
-    return group_maps.group_map(folder, labels, model=MODELS[asked(found)], seed=params.seed)
+def group_map(params, found, quantity):
+    """The map of one of `MODELS` over people; see `group_maps.group_map`."""
+    folder, labels, (model, stat) = folder_of(params).parent, list(found.people["subject"]), MODELS[quantity]
+    return group_maps.group_map(folder, labels, model=model, stat=stat, seed=params.seed)
 
 
 def find_ceiling(params, found):

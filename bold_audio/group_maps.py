@@ -19,6 +19,7 @@ RESOLUTION = 4  # mm of the template's grid
 FWHM = 8.0  # mm: heads that a registration brings together still lie some millimetres apart
 COVERED = 0.8  # of the voxels of the person in the middle that a person must have
 FOLDER = "group"  # in a dataset's outputs
+MADE_FROM = {"evidence": "p"}  # maps that are made from another of the person's: normal scores of p
 TEMPLATE_CODE = 4  # NIfTI's for MNI space
 
 
@@ -118,7 +119,8 @@ def ensure_map(folder, label, *, model, stat="gain"):
         ``outputs/<dataset>``.
     label : str
     model, stat : str
-        Which of the person's maps, such as ``oofHistorySound``.
+        Which of the person's maps, such as ``oofHistorySound`` and ``gain``; or ``inference`` and ``evidence``, the
+        normal scores of the p with which notebook 06 tells which voxels follow the sound.
 
     Raises
     ------
@@ -129,12 +131,13 @@ def ensure_map(folder, label, *, model, stat="gain"):
 
     source, points = _sources(folder / f"sub-{label}", model, stat)
     made_of = [file_md5(path) for path in (source, points) if path is not None]
-    key = fingerprint(made_of, RESOLUTION, FWHM, code_fingerprint(register, images, this))
+    key = fingerprint(made_of, RESOLUTION, FWHM, code_fingerprint(register, images, group_stats, this))
     entities = source.name.partition("_desc-")[0].partition("_space-")[0]
     path = folder / FOLDER / "maps" / f"{entities}_{_name(model, stat)}"
     if path.is_file() and read_json(_sidecar(path), default={}).get("Key") == key:
         return images.read_whole(path)[0]
     values, affine = images.read_whole(source)
+    values = group_stats.normal_scores(values) if stat in MADE_FROM else values
     template_mm = register.grid_points(values.shape, affine).T if points is None else images.read_whole(points)[0]
     mask, place = template_grid()
     template_mm = template_mm.reshape(*values.shape, 3)
@@ -149,6 +152,7 @@ def ensure_map(folder, label, *, model, stat="gain"):
 
 def _sources(folder, model, stat):
     """A person's map and the file that says where its voxels lie; None in place of this one in a template's space."""
+    stat = MADE_FROM.get(stat, stat)
     found = sorted(folder.glob(f"*_desc-{model}_stat-{stat}_statmap.nii.gz"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise DataError(f"sub-{folder.name[4:]} has no map of {stat} of {model} - run its notebook 06")

@@ -6,6 +6,7 @@ from bold_audio.sentences import heard
 from bold_audio.significance import LEVEL
 
 OVER = {"gain": "the past", "gain_within": "the past and the film's blocks"}
+EVIDENCE = "the evidence of the sound beyond the past (the film's blocks are in it)"
 MOST_NAMED = 5
 
 
@@ -97,16 +98,25 @@ def about_delay(table, region):
     )
 
 
-def about_map(found, *, fwhm):
-    """How many voxels of the template hold over people, and who is not in the map."""
+def about_map(found, *, quantity, fwhm):
+    """How many voxels of the template hold over people, and who is not in the map.
+
+    Parameters
+    ----------
+    found : group_maps.GroupMap
+    quantity : {"evidence", "gain", "gain_within"}
+    fwhm : float
+        mm of the smoothing in the template.
+    """
     tail = (
         f" Not in it: {_named(f'sub-{who} ({why})' for who, why in found.left_out.items())}." if found.left_out else ""
     )
+    what = f"the gain over {OVER[quantity]}" if quantity in OVER else EVIDENCE
     if found.table.empty:
-        return f"No group map: fewer than two people have a map in the template's space.{tail}"
+        return f"No group map of {what}: fewer than two people have a map in the template's space.{tail}"
     sure = (found.table["p_fwe"] <= LEVEL).sum()
     return (
-        f"{sure:,} of {len(found.table):,} voxels that {len(found.labels)} people share hold at family-wise "
+        f"{sure:,} of {len(found.table):,} voxels that {len(found.labels)} people share hold for {what} at family-wise "
         f"p ≤ {LEVEL:g} (one-sided sign flips, largest t of all voxels; {fwhm:g} mm smoothing).{tail}"
     )
 

@@ -12,6 +12,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 ALL_FLIPS = 12  # people: up to here every one of the 2^n flips is made
+SMALLEST_P = 1e-9  # of a voxel: no number of surrogates says more
 N_FLIPS = 10_000
 MOST_MOTION = 0.5  # mm of mean framewise displacement above which a person is left out once
 FEWEST_FOR_AGE = 4  # people that an interval of a correlation takes
@@ -85,6 +86,17 @@ def flips(n_people, *, n_flips=N_FLIPS, seed=0):
             signs = rng.choice([-1.0, 1.0], size=(len(rows), n_people))
             signs[rows == 0] = 1.0
         yield signs
+
+
+def normal_scores(p):
+    """p values as standard normal numbers, large where p is small: about 0 where nothing is there, as flips ask.
+
+    Examples
+    --------
+    >>> normal_scores([0.5, 0.025, 0.975, 0.0]).round(2).tolist()
+    [0.0, 1.96, -1.96, 6.0]
+    """
+    return stats.norm.isf(np.clip(p, SMALLEST_P, 1 - SMALLEST_P))
 
 
 def flip_test(values, *, n_flips=N_FLIPS, seed=0):

@@ -33,13 +33,16 @@ def write_person(folder, label, gains, *, r=0.2, delay=5.0, mean_fd=0.1, within=
     return path
 
 
-def write_person_map(folder, label, values, affine, *, model="oofHistorySound", points=None):
-    """Write a person's map of the gain; ``points``: template mm of each voxel, else the scan is in MNI space."""
+def write_person_map(folder, label, values, affine, *, model="oofHistorySound", stat="gain", points=None):
+    """Write a person's map, of the gain unless ``stat`` says otherwise.
+
+    ``points``: template mm of each voxel, else the scan is in MNI space.
+    """
     space = "_space-MNI152NLin2009cAsym" if points is None else ""
     path, codes = folder / f"sub-{label}", (1, 1)
     name = f"sub-{label}_task-film{space}"
     known = {"about": {}, "named": "made up", "form_codes": codes}
-    made = brain.write_statmap(path / f"{name}_desc-{model}_stat-gain_statmap.nii.gz", values, affine, **known)
+    made = brain.write_statmap(path / f"{name}_desc-{model}_stat-{stat}_statmap.nii.gz", values, affine, **known)
     if points is not None:
         ending = f"from-boldref_to-{register.TEMPLATE}_mode-points_xfm.nii.gz"
         brain.write_statmap(path / f"{name}_{ending}", points.astype(np.float32), affine, **known)

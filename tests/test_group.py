@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cohort import head_map, write_person, write_person_map
+from scipy.stats import norm
 
 from bold_audio import group, group_figures, group_maps, group_sentences, group_stats, group_tables, run
 from bold_audio.files import DataError, write_json
@@ -24,6 +25,8 @@ def write_cohort(folder, n, *, effect=1.0, seed=0, maps=True):
         if maps:
             values, affine, points = head_map(rng, AUDITORY if effect else ())
             write_person_map(folder, f"{k:02}", values, affine, points=points, model="oofHistoryBlocksSound")
+            p = norm.sf(values / np.nanstd(values))
+            write_person_map(folder, f"{k:02}", p, affine, points=points, model="inference", stat="p")
 
 
 def params_in(tmp_path, **given):
@@ -54,7 +57,11 @@ def test_command_tells_the_answer_of_few_people(tmp_path, capfd, n):
         assert "**People like these follow the sound within the blocks.**" in told
         assert "Without 1 people" not in told and "Without one person who moved more than 0.5 mm" in told
     assert "voxels that" in told and (folder / "group/gain.tsv").is_file()
-    assert len(list((folder / "group").glob("*_statmap.nii.gz"))) == 3
+    maps = {path.name.partition("_desc-")[2] for path in (folder / "group").glob("*_statmap.nii.gz")}
+    stats = ("mean", "t", "pfwe")
+    assert maps == {f"inference_stat-evidence{one}_statmap.nii.gz" for one in stats} | {
+        f"oofHistoryBlocksSound_stat-gain{one}_statmap.nii.gz" for one in stats
+    }
 
 
 def call(capfd, tmp_path):
@@ -113,7 +120,7 @@ def test_a_film_without_blocks_is_asked_over_the_past(tmp_path):
         write_person(tmp_path / "outputs/sim", label, REGIONS, within=False)
     found = group.open_group(params_in(tmp_path))
     assert group.asked(found) == "gain"
-    assert not group.group_map(params_in(tmp_path), found).labels
+    assert not group.group_map(params_in(tmp_path), found, "gain").labels
 
 
 # --- sentences ----------------------------------------------------------------------------
@@ -185,10 +192,12 @@ def test_map_says_how_many_voxels_and_who_is_missing(tmp_path, monkeypatch):
     write_cohort(tmp_path, 6)
     labels = list(group_tables.read_group(tmp_path).people["subject"])
     found = group_maps.group_map(tmp_path, [*labels, "70"], model="oofHistoryBlocksSound")
-    said = group_sentences.about_map(found, fwhm=8.0)
+    said = group_sentences.about_map(found, quantity="gain_within", fwhm=8.0)
+    assert "hold for the gain over the past and the film's blocks at family-wise" in said
     assert f"of {len(found.table):,} voxels that 6 people share" in said and "sub-70 (sub-70 has no map" in said
     nothing = group_maps.group_map(tmp_path, ["70"], model="oofHistoryBlocksSound")
-    assert group_sentences.about_map(nothing, fwhm=8.0).startswith("No group map:")
+    said = group_sentences.about_map(nothing, quantity="evidence", fwhm=8.0)
+    assert said.startswith("No group map of the evidence of the sound beyond the past (the film's blocks are in it): ")
 
 
 def test_figure_shows_every_person_and_what_is_sure():
