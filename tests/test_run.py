@@ -360,7 +360,7 @@ def test_all_promised_files_are_there_and_no_half_ones(finished):
     hidden = [
         p for base in (finished.outputs, finished.models) for p in base.rglob(".*") if not p.name.endswith("lock")
     ]
-    assert {p.name for p in hidden} == {".bidsignore"}
+    assert {p.name for p in hidden} == {".bidsignore", ".subjects.json"}
     description = json.loads((finished.folder.parent / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative" and description["GeneratedBy"][0]["Name"] == "bold_audio"
 
