@@ -448,7 +448,7 @@ def odd_label(rng, folder, _):
 
 def read_labels(folder, given):
     """A name given as subject, dataset, entity, model, version and output; what each says of it."""
-    from bold_audio import bundle, run, runs
+    from bold_audio import bundle, runs, steps
     from bold_audio.files import BoldAudioError
     from bold_audio.params import load_params, normalise_subject
 
@@ -463,7 +463,7 @@ def read_labels(folder, given):
         "opened": lambda: bundle.open_bundle(folder / "outputs", name),
         "parameter": lambda: parameters(folder, model_name=name).exported_name,
         "experiment": lambda: parameters(folder, mlflow_experiment=name).mlflow_experiment,
-        "steps": lambda: run.chosen_steps(name),
+        "steps": lambda: steps.chosen_steps(name),
         "outputs": lambda: str(parameters(folder, outputs_dir=str(folder / "outputs" / name)).subject_path),
     }
     for use, ask in uses.items():

@@ -108,7 +108,7 @@ def nothing_lost(before, after, *, subjects=("sim",)):
     """
     failed = "|".join(subjects)
     tells = r"(status|done)\.json|\d\d_\w+\.ipynb|report/(index|model_card|\d\d_\w+)\.html"
-    tells = rf"[^/]+/[\w-]+/(index\.html|sub-({failed})/({tells}))"
+    tells = rf"[^/]+/[\w-]+/(index\.html|\.subjects\.json|sub-({failed})/({tells}))"
     new = rf"{tells}|(.*/)?\.[^/]*lock(\.owner)?|[^/]+/cache/.*|[^/]+/[\w-]+/(dataset_description\.json|\.bidsignore)"
     new += rf"|[^/]+/[\w-]+/sub-({failed})/report/plotly\.min\.js|(.*/)?\.(fetch|dvc)/.*|.*\.part"
     new += rf"|[^/]+/[\w-]+/sub-({failed})/training/.*"
