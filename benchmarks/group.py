@@ -2,12 +2,12 @@
 
     python benchmarks/group.py [--quick] [--rows FILE] [--repetitions 20] [--people 12] [--processes N]
 
-SIMULATED people, seeds from 300 on; the maps' smoothing and test were settled before on other seeds. In each repetition
-twelve people hear the same film, another one each time; half of the repetitions have the auditory cortex planted in
-everybody, the others have nobody planted. The grid is small: whole heads in voxels of 8 mm, so an eighth of a full-size
-scan's. Each person's map of the evidence is the product's own (notebook 06's), and so is the group map, on the
-template's grid. Where a head lies in the template is known here and not estimated: ``benchmarks/anatomy.py`` measures
-how well it is.
+SIMULATED people, seeds from 700 on; the maps' smoothing and test were settled before on others (of the seeds from 300 on
+a first repetition was seen, with maps of the gain, which showed nothing). In each repetition twelve people hear the same
+film, another one each time; half of the repetitions have the auditory cortex planted in everybody, the others have
+nobody planted. The grid is small: whole heads in voxels of 8 mm, so an eighth of a full-size scan's. Each person's map
+of the evidence is the product's own (notebook 06's), and so is the group map, on the template's grid. Where a head lies
+in the template is known here and not estimated: ``benchmarks/anatomy.py`` measures how well it is.
 
 A voxel of the template counts as planted where anybody's planted voxels lie after the maps' smoothing (twice 8 mm: each
 person's neighbours and the group's). ``found``: repetitions in which both planted sides hold a voxel at family-wise
@@ -41,7 +41,7 @@ from bold_audio.simulated_anatomy import HeadPose
 from bold_audio.truth import read_truth
 
 SHAPE, TIMES = (20, 32, 32), 2  # half as many voxels each way, of twice the size
-FIRST_SEED = 300
+FIRST_SEED = 700
 KINDS = ("planted", "null")
 NEAR = 2 * group_maps.FWHM  # mm
 
