@@ -2,8 +2,8 @@
 
     python benchmarks/group.py [--quick] [--rows FILE] [--repetitions 20] [--people 12] [--processes N]
 
-SIMULATED people, seeds from 700 on; the maps' smoothing and test were settled before on others (of the seeds from 300 on
-a first repetition was seen, with maps of the gain, which showed nothing). In each repetition twelve people hear the same
+SIMULATED people, seeds from 700 on; the maps' smoothing and test were settled before on others (from 300 on
+one repetition was seen, of maps of the gain, which showed nothing). In each repetition twelve people hear the same
 film, another one each time; half of the repetitions have the auditory cortex planted in everybody, the others have
 nobody planted. The grid is small: whole heads in voxels of 8 mm, so an eighth of a full-size scan's. Each person's map
 of the evidence is the product's own (notebook 06's), and so is the group map, on the template's grid. Where a head lies
