@@ -102,6 +102,7 @@ def measure(kind, number, *, folder, n_people):
     how = {"folder": folder, "film_seed": FIRST_SEED + number, "null": kind == "null"}
     first = FIRST_SEED + 1000 * KINDS.index(kind) + n_people * number
     planted = np.stack([make_person(one, seed=first + k, **how) for k, one in enumerate(labels)])
+    planted *= kind == "planted"  # the simulator names the regions of a null person, too; there any voxel is false
     model, stat = MODELS["evidence"]
     found = group_maps.group_map(folder / "outputs/sim", labels, model=model, stat=stat, seed=number)
     row = {"kind": kind, "number": number} | figures(found, planted)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import sys
 import time
 
@@ -28,17 +29,20 @@ def tell_error(options, error):
 
 
 def tell(options, message, status):
+    """Write one line to stderr, with the subject it is about: the exit status."""
     who = f"sub-{options.current}: " if getattr(options, "current", None) else ""
     sys.stderr.write(f"bold_audio: {who}{' '.join(message.split())}\n")
     return status
 
 
 def say(text):
+    """Write one line to stdout, at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def simulate(options):
+    """Make a SIMULATED subject with a known answer."""
     from bold_audio.simulate import simulate_subject
 
     options.current = normalise_subject(options.subject)
@@ -64,6 +68,7 @@ def simulate(options):
 
 
 def fetch(options):
+    """Get subjects of ds003688, and the sound where DVC has it."""
     from bold_audio.fetch import fetch_sound, fetch_subjects, remote_of
 
     given = parse_given(options.given) | {"data_dir": options.data_dir and str(options.data_dir)}
@@ -81,6 +86,7 @@ def fetch(options):
 
 
 def publish(options):
+    """Put the complete dataset on a WebDAV remote."""
     from bold_audio.fetch import publish, remote_of
 
     subjects = [normalise_subject(subject) for subject in options.subject or fmri_subjects()]
@@ -91,6 +97,7 @@ def publish(options):
 
 
 def adopt(options):
+    """Check the film's sound, record it, give it to DVC."""
     from bold_audio.adopt import adopt_sound
 
     params = load_params(fmri_subjects()[0], DEFAULT_DATASET, **parse_given(options.given))
@@ -100,6 +107,7 @@ def adopt(options):
 
 
 def track(options):
+    """Write DVC's configuration and the list of the dataset's files."""
     from bold_audio import dvcrepo
     from bold_audio.fetch import remote_of
     from bold_audio.registry import release_files
@@ -111,6 +119,7 @@ def track(options):
 
 
 def print_token(options):
+    """Print the token of DVC's remote."""
     from bold_audio.access import read_token
 
     say(read_token())
@@ -118,6 +127,7 @@ def print_token(options):
 
 
 def predict(options):
+    """Predict the volumes that a new sound would make, and write them."""
     from bold_audio import brain, serving
     from bold_audio.new_sound import predict_sound
 
@@ -156,6 +166,7 @@ def predict(options):
 
 
 def mlflow_sync(options):
+    """Send runs that were logged locally to the server."""
     from bold_audio import tracking
 
     params = load_params(fmri_subjects()[0], DEFAULT_DATASET, **parse_given(options.given))
@@ -167,6 +178,7 @@ def mlflow_sync(options):
 
 
 def serve(options):
+    """Serve the models until Ctrl-C."""
     from bold_audio import server
 
     folder = server.install()
@@ -198,10 +210,10 @@ def run(options):
                 raise
             status, said = tell_error(options, error), " ".join(str(error).split())
         ended.append(cohort.Ended(params.subject, status, said, time.perf_counter() - started))
-    return _say_who_ended(ended, all_params[0].dataset, steps)
+    return _say_who_ended(options, ended, steps)
 
 
-def _say_who_ended(ended, dataset, steps, *, left_alone=0):
+def _say_who_ended(options, ended, steps, *, left_alone=0):
     """The table of several people at the end, and how to go on: the highest exit status."""
     from bold_audio import cohort_table
 
@@ -209,7 +221,9 @@ def _say_who_ended(ended, dataset, steps, *, left_alone=0):
         for line in cohort_table.lines_at_the_end(ended, left_alone):
             say(line)
     if STEPS[-1] in steps and left_alone + sum(one.status == 0 for one in ended) > 1:
-        say(f"what holds over them: bold-audio group --dataset {dataset}")
+        dataset = options.dataset or DEFAULT_DATASET  # the simulated subject alone is never several
+        words = ["bold-audio", "group", "--dataset", dataset, *(w for pair in options.given for w in ("-p", *pair))]
+        say(f"what holds over them: {shlex.join(words)}")
     return max(one.status for one in ended)
 
 
@@ -260,7 +274,7 @@ def _run_cohort(options, all_params, steps, given):
     tasks = [cohort.make_task(one, options.steps, given, force=options.force) for one in todo]
     with cohort.open_executor(n, scheduler=options.scheduler, cluster=slurm) as executor:
         ended = _follow(tasks, cohort.follow(tasks, executor, threads=options.threads, root=project_root()))
-    return _say_who_ended(ended, all_params[0].dataset, steps, left_alone=len(all_params) - len(tasks))
+    return _say_who_ended(options, ended, steps, left_alone=len(all_params) - len(tasks))
 
 
 def _show_plan(lacking, slurm):

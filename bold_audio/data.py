@@ -275,7 +275,7 @@ def _prepare(part, params, moved, train, *, scratch):
     if params.downsample > 1:
         finite, affine = downsample_grid(finite, affine, params.downsample)
         finite = finite == 1
-    mean = np.where(finite, total / max(1, len(train)), 0)
+    mean = np.where(finite, total / max(1, last + 1 - first), 0)
     return _Prepared(scratch, data.dtype, affine, finite, len(train), mean, lowest, highest)
 
 

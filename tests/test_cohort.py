@@ -176,12 +176,12 @@ def test_several_people_one_after_the_other_end_with_a_table(project, capfd, mon
         return params.subject_path
 
     monkeypatch.setattr(commands, "run_subject", work)
-    status, out, err = call(capfd, "--subjects", "all", "--steps", "00,06")
+    status, out, err = call(capfd, "--subjects", "all", "--steps", "00,06", "-p", "outputs_dir", "other one")
     assert status == 3 and err == "bold_audio: sub-b: the scan is short - fetch it again\n"
     assert out.splitlines()[-3:] == [
         "2 subjects done, 1 failed",
         "  sub-b (exit 3): the scan is short - fetch it again",
-        "what holds over them: bold-audio group --dataset sim",
+        "what holds over them: bold-audio group --dataset sim -p outputs_dir 'other one'",
     ]
     assert "bold-audio group" not in call(capfd, "--subjects", "all")[1], "notebook 06 has not run"
 
