@@ -242,8 +242,8 @@ def test_table_in_a_terminal_lists_who_is_under_way_who_failed_and_who_ended_las
     for task, started in ((tasks[6], "2026-11-26T23:10:12+0000"), (tasks[7], "now")):
         status = {"state": "stopped", "step": "00_data_download", "started": started}
         write_json(Path(task.folder) / "status.json", status)
-    ended = {one: cohort.Ended(one, 0, "", 60.0) for one in "abc"}
-    ended["d"] = cohort.Ended("d", 3, "bold_audio: sub-d: scan damaged - fetch it again", 2.0)
+    ended = {"d": cohort.Ended("d", 3, "bold_audio: sub-d: scan damaged - fetch it again", 2.0)}  # before the others
+    ended |= {one: cohort.Ended(one, 0, "", 60.0) for one in "abc"}
     table = cohort_table._table(tasks, ended)
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     assert [row[:2] for row in rows] == [

@@ -147,6 +147,15 @@ def test_among_zeros_nothing_is_found_beyond_the_smoothing(tmp_path):
     assert (found.table["p"][away > 40] == 1).all()
 
 
+def test_evidence_is_the_normal_scores_of_p(tmp_path, monkeypatch):
+    monkeypatch.setattr(group_maps, "FWHM", 0.1)  # no voxel has a neighbour
+    mask, affine = group_maps.template_grid()
+    p = np.where(mask, np.random.default_rng(5).uniform(size=mask.shape), np.nan).astype(np.float32)
+    write_person_map(tmp_path, "01", p, affine, model="inference", stat="p")
+    found = group_maps.ensure_map(tmp_path, "01", model="inference", stat="evidence")
+    np.testing.assert_allclose(found[mask], stats.norm.isf(p[mask]), rtol=1e-4, atol=1e-5)
+
+
 def test_who_has_no_map_or_another_field_of_view_is_left_out_by_name(tmp_path):
     labels = write_cohort(tmp_path, 4, seed=8)
     values, affine, points = head_map(np.random.default_rng(9), ())
