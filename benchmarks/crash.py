@@ -45,6 +45,7 @@ GIVEN = {
 }  # fmt: skip
 PROGRAM = Path(sysconfig.get_path("scripts")) / "bold-audio"
 WAYS = ("all", "program", "kernel")
+KERNEL = "ipykernel_launc"  # as the system cuts names
 PATIENCE = 600  # s that a run may take on a busy machine
 HOOK = '''
 """Counts writes below some folders, in this process and the kernels that it starts, and ends both at one of them."""
@@ -185,7 +186,7 @@ def kill(program, way):
     while program.poll() is None and not kernels:
         with contextlib.suppress(psutil.Error):
             below = running.children(recursive=True)
-            kernels = [one for one in below if "ipykernel_launcher" in one.cmdline()]
+            kernels = [one for one in below if one.name() == KERNEL]
         if way != "kernel":
             break
         time.sleep(0.02)

@@ -49,7 +49,7 @@ from crash import GIVEN, SMALL
 from distributed import Client
 from output_trees import differences
 
-from bold_audio import cohort
+from bold_audio import cohort, machine
 from bold_audio.files import project_root, read_json
 from bold_audio.group import MODELS
 from bold_audio.group_maps import MADE_FROM
@@ -113,14 +113,16 @@ def dask_setup(server):
 
 
 class Watch:
-    """Peak memory of a program and of what it starts, by kind, while the block lasts.
+    """Peak memory of a program and of what it starts, by kind and together, while the block lasts.
+
+    Forks share what they have not changed: by kind it counts for each, together once.
 
     Parameters
     ----------
     pid : int
     """
 
-    KINDS = (("ipykernel_launcher", "kernel"), ("bold_audio run ", "person's program"), ("spawn_main", "worker"))
+    KINDS = (("ipykernel_launc", "kernel"), ("bold_audio", "person's program"))
 
     def __init__(self, pid):
         self.program, self.peaks, self.over = psutil.Process(pid), Counter(), threading.Event()
@@ -138,12 +140,12 @@ class Watch:
         while not self.over.wait(0.5):
             with contextlib.suppress(psutil.Error, OSError):
                 self._note("program", self.program.pid)
-                together = self.program.memory_info().rss
+                together = self.program.memory_full_info().pss
                 for one in self.program.children(recursive=True):
                     with contextlib.suppress(psutil.Error, OSError):
-                        words, kinds = " ".join(one.cmdline()), self.KINDS
-                        self._note(next((kind for part, kind in kinds if part in words), "other"), one.pid)
-                        together += one.memory_info().rss
+                        worker = "worker" if "spawn_main" in " ".join(one.cmdline()) else "other"
+                        self._note(dict(self.KINDS).get(one.name(), worker), one.pid)
+                        together += one.memory_full_info().pss
                 self.peaks["together"] = max(self.peaks["together"], together)
 
     def _note(self, kind, pid):
@@ -153,21 +155,21 @@ class Watch:
 
 
 def run(command, **options):
-    """Run a command to its end: its lines, its seconds and those of processors, and peaks of memory by kind.
+    """Run a command to its end: its lines, its seconds and the machine's of processors, and peaks of memory by kind.
 
     Raises
     ------
     SystemExit
         If it fails.
     """
-    begun, before, root = time.perf_counter(), os.times(), project_root()
+    begun, before, root = time.perf_counter(), psutil.cpu_times(), project_root()
     program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, **options)
     with program, Watch(program.pid) as watch:
         out, _ = program.communicate()
     if program.returncode:
         raise SystemExit(f"{' '.join(map(str, command))[:300]} ended with {program.returncode}: {out[-2000:]}")
-    spent = os.times()
-    processors = sum(getattr(spent, name) - getattr(before, name) for name in ("children_user", "children_system"))
+    spent = psutil.cpu_times()
+    processors = sum(getattr(spent, name) - getattr(before, name) for name in ("user", "nice", "system"))
     return out.splitlines(), (time.perf_counter() - begun, processors), dict(watch.peaks)
 
 
@@ -256,7 +258,9 @@ def people(root, *, n, step):
     own, (again, _) = float(np.median(list(done.values()) or [np.nan])), run(command, env=environment)[1]
     overhead = seconds * 2 / n - own
     print(f"{n} people: {seconds:.0f} s, {2 * seconds / n:.2f} s of a worker each, of it the step {own:.2f} s")
-    print(f"{processors / n:.2f} s of a processor each, on a machine with a load of {os.getloadavg()[0]:.1f}")
+    print(
+        f"{processors / n:.2f} s of a processor each, all that this machine did, load {os.getloadavg()[0]:.1f}"
+    )
     print(f"{len(lost)} lost, {len(doubled)} doubled; again, when all is done: {again:.1f} s; {_in_mb(peaks)}")
     return {
         "people": n,
@@ -329,7 +333,7 @@ def whole(root, *, size, given):
     """One person through all steps, alone, with one thread: seconds by step, peak memory, disk by folder."""
     simulate_people(root / "data", ["sim"], size)
     shutil.rmtree(root / "work", ignore_errors=True)
-    environment = os.environ | dict.fromkeys(cohort.THREADS, "1")
+    environment = os.environ | dict.fromkeys(machine.THREADS, "1")
     words = ["run", "--subject", "sim", "--dataset", "sim", *words_of(folders(root) | given)]
     lines, (seconds, _), peaks = run([PROGRAM / "bold-audio", *words], env=environment)
     print("\n".join(lines))

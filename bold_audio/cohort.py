@@ -9,22 +9,19 @@ import json
 import logging
 import os
 import queue
-import subprocess
-import sys
-import threading
+import tempfile
 import time
 import warnings
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from bold_audio import machine, warm
 from bold_audio.files import AccessError, BoldAudioError, DataError, MachineError, ParameterError, read_json
 from bold_audio.subjects import STATUS
 
-PARENT = "BOLD_AUDIO_PARENT"  # process that a program ends with
 MEMORY = "memory"  # what tasks take of a worker, bytes
 RETRIES = 3  # workers that may die under one subject
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -85,26 +82,13 @@ def run_task(task, *, threads, root):
     Ended
     """
     begun = time.perf_counter()
-    limits = dict.fromkeys(THREADS, str(threads)) | {PARENT: str(os.getpid()), "BOLD_AUDIO_ROOT": str(root)}
-    command = [sys.executable, "-m", "bold_audio", *task.words]
-    done = subprocess.run(command, env=os.environ | limits, capture_output=True, text=True, check=False, cwd=root)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    said = lines[-1] if lines and done.returncode else ""
-    return Ended(task.subject, done.returncode, said, time.perf_counter() - begun)
-
-
-def end_with_parent():
-    """End this process soon after the one that started it for a cohort has ended, however it ended."""
-    parent = os.environ.pop(PARENT, None)
-    if parent is None:
-        return
-
-    def watch():
-        while os.getppid() == int(parent):
-            time.sleep(0.5)
-        os._exit(137)
-
-    threading.Thread(target=watch, daemon=True).start()
+    env = os.environ | dict.fromkeys(machine.THREADS, str(threads)) | {"BOLD_AUDIO_ROOT": str(root)}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        program = warm.start(["bold_audio", *task.words], env=env, cwd=root, stdout=said, stderr=said)
+        status = program.wait()
+        said.seek(0)
+        lines = [line for line in said.read().splitlines() if line.strip()]
+    return Ended(task.subject, status, lines[-1] if lines and status else "", time.perf_counter() - begun)
 
 
 def plan(all_params, steps, *, force=False):
@@ -134,7 +118,7 @@ def plan(all_params, steps, *, force=False):
 
 def memory_of(params):
     """Bytes that a subject takes at its peak; 0 where its scan cannot be read, which the run itself will say."""
-    from bold_audio import machine, runs
+    from bold_audio import runs
 
     try:
         return machine.memory_needed(runs.locate_runs(params))

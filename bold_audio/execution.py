@@ -2,9 +2,12 @@
 
 import contextlib
 import logging
+import os
 import platform
+import sys
 import tempfile
 import time
+import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from bold_audio import __version__, machine
+from bold_audio import __version__, machine, warm
 from bold_audio.access import token_hidden
 from bold_audio.files import (
     SCRATCH,
@@ -35,6 +38,7 @@ from bold_audio.steps import GROUP_STEP
 EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, AccessError, MachineError, ModelError)}
 EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5, "OSError": 5}
 OPENING = "scan and sound"  # what comes before the first notebook
+KERNEL = "ipykernel_launcher"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -159,6 +163,7 @@ def _open(params, steps, force):
     whys = {step: done.why_again(params.subject_path, step, made_from[step]) for step in steps}
     todo = {step: why or "asked for" for step, why in whys.items() if why or force}
     if todo:
+        warm.prepare()
         machine.check_memory(files)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notebooks show them
@@ -268,13 +273,26 @@ def execute_file(source, target, given, *, cwd):
 def _kernels():
     """A class of kernel managers for one execution, and a function that kills what they started, from any thread."""
     from jupyter_client import AsyncKernelManager
+    from jupyter_client.provisioning import LocalProvisioner
 
     made = []
+
+    class Warm(LocalProvisioner):
+        async def launch_kernel(self, cmd, *, env, cwd=None, **options):
+            if cmd[0] != sys.executable or KERNEL not in cmd:  # somebody's own kernel specification
+                return await super().launch_kernel(cmd, env=env, cwd=cwd, **options)
+            words = cmd[cmd.index(KERNEL) :]
+            self.process = warm.start(words, env=env, cwd=cwd or os.getcwd(), own_group=True)
+            self.pid = self.pgid = self.process.pid
+            self.cwd = cwd
+            return self.connection_info
 
     class Kernels(AsyncKernelManager):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             made.append(self)
+            self.kernel_id = str(uuid.uuid4())
+            self.provisioner = Warm(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
 
     def kill():
         for manager in made:

@@ -17,6 +17,7 @@ except ImportError:  # not there on Windows
 # larger ones only parts were measured, in one process, 0.46 for the program added: 1,200 of 91 x 109 x 91 with 300,000
 # voxels (reading, training; linear models and scores to the middle of the scoring), 5.4 and 7.0; 5,000 of 40 x 64 x 64
 # with 41,000 (reading, training, surrogates of 3,072 voxels), 4.2 and 5.8.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 PROGRAM, SLAB_COPIES, COPIES = 1.0e9, 15, 1.15
 SLAB_VOXELS, SLAB_NUMBERS = 8192, 2**23  # of params/common.yaml, and of ridge.py
 

@@ -4,13 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from bold_audio import cohort, commands
+from bold_audio import commands, warm
 from bold_audio.ending import terminated_as_interrupted, warnings_shown
 
 
 def main(arguments=None):
     """Run the command line and exit with its status: 0 only when all that was asked is done."""
-    cohort.end_with_parent()
+    warm.end_with_parent()
     options = _parser().parse_args(arguments)
     try:
         with warnings_shown(), terminated_as_interrupted():

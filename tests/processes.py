@@ -5,7 +5,15 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import psutil
+
 from bold_audio.files import project_root
+
+
+def below(pid, module):
+    """The processes below one that run a module of Python, such as ``bold_audio``, started or forked."""
+    there = psutil.Process(pid).children(recursive=True)
+    return [one for one in there if one.name() == module[:15] or module in one.cmdline()]
 
 
 def hears_ctrl_c():

@@ -11,8 +11,9 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from processes import below
 
-from bold_audio import cohort, cohort_table, commands, machine, run
+from bold_audio import cohort, cohort_table, commands, machine, run, warm
 from bold_audio.files import DataError, write_json
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
@@ -106,22 +107,26 @@ def test_worker_that_is_killed_costs_time_and_nothing_else(project):
     command = [sys.executable, "-m", "bold_audio", *words]
     program = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     asleep = wait_for(program, lambda: list(project.glob("*.asleep")))
-    subjects = [one for one in psutil.Process(program.pid).children(recursive=True) if "run" in one.cmdline()]
-    killed, words_of = subjects[0].parent(), subjects[0].cmdline()
-    whose = f"sub-{words_of[words_of.index('--subject') + 1]}"
-    assert killed.pid != program.pid
+    one = below(program.pid, "bold_audio")[0]
+    killed, whose = one.parent().parent(), whose_program(project, one.pid)  # the process that forks is between them
+    assert killed.pid != program.pid and "spawn_main" in " ".join(killed.cmdline())
     (project / "slow").unlink()
     children = killed.children(recursive=True)
     killed.kill()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, "the subject's program and its kernel end with their worker"
-    for one in psutil.Process(program.pid).children(recursive=True):  # the other sleeper
-        if "ipykernel_launcher" in " ".join(one.cmdline()):
-            one.kill()
+    for one in below(program.pid, "ipykernel_launcher"):  # the other sleeper
+        one.kill()
     out, _ = program.communicate(timeout=300)
     assert asleep and whose in made(project), "another worker took the task of the one that was killed"
     again = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0 and len(made(project)) == 3, (out, again.stderr)
+
+
+def whose_program(project, pid):
+    """The subject that is locked by a process."""
+    owners = project.glob("outputs/sim/sub-*/.lock.owner")
+    return next(path.parent.name for path in owners if json.loads(path.read_text())["pid"] == pid)
 
 
 def wait_for(program, found, timeout=120):
@@ -223,10 +228,10 @@ def test_workers_are_as_many_as_fit_into_memory(project, capfd, monkeypatch):
 
 
 def test_program_ends_with_the_one_that_started_it():
-    code = "import time\nfrom bold_audio import cohort\ncohort.end_with_parent()\nprint(1, flush=True)\ntime.sleep(600)"
+    code = "import time\nfrom bold_audio import warm\nwarm.end_with_parent()\nprint(1, flush=True)\ntime.sleep(600)"
     parent = (
         "import os, subprocess, sys, time\n"
-        f"os.environ['{cohort.PARENT}'] = str(os.getpid())\n"
+        f"os.environ['{warm.PARENT}'] = str(os.getpid())\n"
         f"child = subprocess.Popen([sys.executable, '-c', {code!r}])\nprint(child.pid, flush=True)\ntime.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:

@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 from bs4 import BeautifulSoup
-from processes import hears_ctrl_c
+from processes import below, hears_ctrl_c
 
 from bold_audio import done, execution, fetch, runs
 from bold_audio.execution import StepError, run_step, run_subject
@@ -238,7 +237,7 @@ def test_a_signal_ends_the_run_and_its_kernel_in_one_line(project, number, statu
     while not (root / "asleep").exists():
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.1)
-    (kernel,) = psutil.Process(running.pid).children()
+    (kernel,) = below(running.pid, "ipykernel_launcher")
     running.send_signal(number)
     _, err = running.communicate(timeout=60)
     assert running.returncode == status
