@@ -331,7 +331,7 @@ def print_machine(quick):
     if quick:
         print("Quick: smaller runs, one round for peers - the ratios of the full run are larger and steadier.")
     if not BACKENDS:
-        print("himalaya is not installed - pip install -e '.[bench]'")
+        print("himalaya is not installed - pip install -e '.[dev]'")
 
 
 def rounded(value):
