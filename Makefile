@@ -22,7 +22,7 @@ help:  ## this list
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: .venv/installed  ## simulate a full-size subject (once) and run all notebooks on it
+demo: .venv/installed  ## simulate a full-size subject (once) and run notebooks 00 to 06 on it
 	.venv/bin/bold-audio run --subject sim
 	@echo "Report: outputs/sim/sub-sim/report/index.html"
 

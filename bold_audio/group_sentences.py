@@ -68,9 +68,9 @@ def about_motion(table, still, region, people, *, limit):
     """Whether the answer changes without the people who moved much."""
     known = people["mean_fd"].notna()
     moved = people.loc[people["mean_fd"] > limit, "subject"]
-    unknown = f" Of {(~known).sum()} people no motion is known." if not known.all() else ""
+    unknown = f" The head motion of {(~known).sum()} people is not known." if not known.all() else ""
     if not known.any():
-        return "Motion is known of nobody."
+        return "The head motion is known of nobody."
     if not len(moved):
         return f"Nobody moved more than {limit:g} mm on average (framewise displacement).{unknown}"
     whole, rest = (part[part["region"] == region] for part in (table, still))
@@ -89,7 +89,7 @@ def about_delay(table, region):
     """The delay over the people in whom it is identifiable."""
     rows = table[table["region"] == region]
     if not len(rows) or not rows["n_identifiable"].iloc[0]:
-        return f"The delay of `{region}` is identifiable in nobody." if region else "No delay was asked for."
+        return f"The delay of `{region}` is not identifiable in anybody." if region else "No delay was asked for."
     row = rows.iloc[0]
     text = f"The delay of `{region}` is identifiable in {row['n_identifiable']} of {row['n_people']} people, mean "
     text += f"{row['delay']:.1f} s"

@@ -66,7 +66,7 @@ def _verdict(rows, row, name, may_claim):
     if sure and row["gain"] > 0:
         text = f"**It follows {name}{' within the blocks' if within else ''}.**"
         if not may_claim:
-            text += " But it is not shown that every region that must answer to speech does: see the controls."
+            text += " But not every region that must answer to speech was shown to do so: see the controls."
         return text
     if sure:
         return "Its surrogates do worse still, but it predicts no better than the past: **nothing is shown.**"

@@ -91,7 +91,7 @@ def plot_motion(quality, *, note=None):
     """
     table = quality.volumes
     if table["trans_x"].isna().all():
-        fig = style.figure("Head motion: not estimated, these data are no picture of a head", height=110, note=note)
+        fig = style.figure("Head motion: not estimated, these data are not images of a head", height=110, note=note)
         return fig.update_xaxes(visible=False).update_yaxes(visible=False)
     fig = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.06)
     for n, (kind, factor, unit) in enumerate((("trans", 1.0, "mm"), ("rot", 180 / np.pi, "°")), 1):

@@ -54,7 +54,7 @@ def about_motion(found, params, *, voxel_size, blocks=None):
     table = found.volumes
     shifts = table[["trans_x", "trans_y", "trans_z"]]
     if shifts.isna().all(axis=None):
-        return "No head motion was estimated: the data are no picture of a head, so there is nothing to align."
+        return "No head motion was estimated: the data are not images of a head, so there is nothing to align."
     step, turn = table["framewise_displacement"], np.degrees(table[["rot_x", "rot_y", "rot_z"]])
     far = shifts.abs().max(axis=None)
     text = (

@@ -87,7 +87,7 @@ def about_voxel_delays(found, level=0.05):
     if len(known):
         low, middle, high = known["delay"].quantile([0.25, 0.5, 0.75])
         text += (
-            f" {len(known)} of them know their delay: their 95 % interval spans at most half of the delays tried. "
+            f" {len(known)} of them have a known delay: its 95 % interval spans at most half of the delays tried. "
             f"Half of these delays lie between {low:.1f} and {high:.1f} s (median {middle:.1f} s)."
         )
     return text

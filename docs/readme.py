@@ -62,11 +62,14 @@ def simulated():
         f"\nSIMULATED, {region}, Δt = {found.delay:g} s, one-step, {kept['n_volumes'].iloc[0]} test volumes, ", end=""
     )
     print(f"{kept['n_voxels'].iloc[0]} voxels\n")
-    print(markdown(rounded(kept)[["model", *ROUND, "reference"]]))
+    print(markdown(rounded(kept)[["model", *ROUND, "reference"]].rename(columns={"reference": "over"})))
     planted = table[(table["region"] == "planted_r2_over_0.2") & (table["prediction"] == "one_step")].set_index("model")
     both, r = planted.loc["history_sound"], planted.loc["sound", "r_median"]
     print(f"\nIn the {both['n_voxels']} voxels planted with r2 >= 0.2: sound alone r {r:.2f}, ", end="")
     print(f"gain of history_sound {both['skill']:+.3f}, partial r {both['partial_r_median']:.2f}")
+    silent = table[(table["region"] == "silent") & (table["prediction"] == "one_step")].set_index("model")
+    print(f"In the {silent.loc['history_sound', 'n_voxels']} voxels in which nothing was planted: ", end="")
+    print(f"{silent.loc['history_sound', 'skill']:+.2%}")
 
 
 def alice():

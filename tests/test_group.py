@@ -156,13 +156,13 @@ def test_motion_says_whether_the_answer_changes():
     )
     said = group_sentences.about_motion(whole, still, "auditory", people, limit=0.5)
     assert "Without 2 people who moved more than 0.5 mm on average (00, 04) the answer is the same" in said
-    assert said.endswith("Of 2 people no motion is known.")
+    assert said.endswith("The head motion of 2 people is not known.")
     fewer = group_stats.region_table(table[table["subject"] < "04"], "gain")
     assert "**the answer changes**" in group_sentences.about_motion(whole, fewer, "auditory", people, limit=0.5)
     assert "too few are left" in group_sentences.about_motion(whole, still[:0], "auditory", people, limit=0.5)
     assert group_sentences.about_motion(whole, whole, "auditory", people[1:3], limit=0.5).startswith("Nobody moved")
     nothing = group_sentences.about_motion(whole, whole, "auditory", people[3:4], limit=0.5)
-    assert nothing == "Motion is known of nobody."
+    assert nothing == "The head motion is known of nobody."
 
 
 def test_delay_age_and_language_say_what_is_not_known():

@@ -148,9 +148,9 @@ def test_voxels_own_delays_are_counted_beside_chance():
     voxels = pd.DataFrame({"delay": delay, "low": delay - width / 2, "high": delay + width / 2, "p": p})
     text = sentences.about_voxel_delays(sweep(PEAK, voxels=voxels))
     assert "8 of 100 voxels (8.0%) follow the sound at p ≤ 0.05" in text and "chance alone gives 5%" in text
-    assert "6 of them know their delay" in text and "between 5.0 and 6.5 s (median 5.0 s)" in text
+    assert "6 of them have a known delay" in text and "between 5.0 and 6.5 s (median 5.0 s)" in text
     nobody = sentences.about_voxel_delays(sweep(PEAK, voxels=voxels.assign(p=0.5)))
-    assert "0 of 100" in nobody and "know their delay" not in nobody
+    assert "0 of 100" in nobody and "known delay" not in nobody
 
 
 def test_best_of_many_settings_is_called_flattering_and_blocks_stand_beside():
