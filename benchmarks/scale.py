@@ -60,7 +60,7 @@ from bold_audio.steps import STEPS
 PROGRAM = Path(sysconfig.get_path("scripts"))
 FULL = {"shape": (40, 64, 64), "n_volumes": 641}
 EIGHTH = FULL | {"shape": (20, 32, 32)}
-TINY = {"shape": (12, 12, 12), "n_volumes": 130}
+TINY = {"shape": (14, 16, 16), "n_volumes": 130}
 TINY_GIVEN = GIVEN | {"gap": 4, "skip_initial": 2}
 LEAST_THROUGHPUT = 1.7  # of two workers over one, on two cores
 MOST_SECONDS, MOST_MEMORY = {"people": 1800, "group_again": 300}, 4e9
@@ -258,9 +258,7 @@ def people(root, *, n, step):
     own, (again, _) = float(np.median(list(done.values()) or [np.nan])), run(command, env=environment)[1]
     overhead = seconds * 2 / n - own
     print(f"{n} people: {seconds:.0f} s, {2 * seconds / n:.2f} s of a worker each, of it the step {own:.2f} s")
-    print(
-        f"{processors / n:.2f} s of a processor each, all that this machine did, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{processors / n:.2f} s of a processor each, all that this machine did, load {os.getloadavg()[0]:.1f}")
     print(f"{len(lost)} lost, {len(doubled)} doubled; again, when all is done: {again:.1f} s; {_in_mb(peaks)}")
     return {
         "people": n,
