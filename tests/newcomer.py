@@ -4,8 +4,8 @@
 
 Each command of the README is run by bash in its order, in the checkout. What one has to bring lies ready: another sound
 (``other.wav``) and, SIMULATED, a scan of one's own with its sound (``~/mine``, ``story.wav``), and a second subject
-beside the demo's. Servers are started, heard to answer, and stopped at the end. Commands about ds003688 are run as they are
-printed, too; where the dataset cannot be reached (the film's sound is in no public release) they must end with exit
+beside the demo's. Servers are started, heard to answer, and stopped at the end. Commands about ds003688 are run as they
+are printed, too; where the dataset cannot be reached (the film's sound is in no public release) they must end with exit
 status 2, 3 or 4 and one line that says what is missing, and are then run on the demo's SIMULATED subjects in its place.
 Ends with a table of every command, and with exit status 1 where one did not work.
 """
