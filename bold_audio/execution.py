@@ -281,7 +281,7 @@ def _kernels():
         async def launch_kernel(self, cmd, *, env, cwd=None, **options):
             if cmd[0] != sys.executable or KERNEL not in cmd:  # somebody's own kernel specification
                 return await super().launch_kernel(cmd, env=env, cwd=cwd, **options)
-            words = cmd[cmd.index(KERNEL) :]
+            words, env = cmd[cmd.index(KERNEL) :], env | {"JPY_PARENT_PID": str(os.getpid())}  # as jupyter_client does
             self.process = warm.start(words, env=env, cwd=cwd or os.getcwd(), own_group=True)
             self.pid = self.pgid = self.process.pid
             self.cwd = cwd

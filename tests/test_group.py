@@ -171,7 +171,7 @@ def test_delay_age_and_language_say_what_is_not_known():
     assert "in 2 of 2 people, mean 5.5 s (95 % interval" in group_sentences.about_delay(known, "auditory")
     unsure = group_stats.delay_table(delays.assign(identifiable=[True, False]))
     assert group_sentences.about_delay(unsure, "auditory").endswith("in 1 of 2 people, mean 5.0 s.")
-    assert "in nobody" in group_sentences.about_delay(
+    assert "in anybody" in group_sentences.about_delay(
         group_stats.delay_table(delays.assign(identifiable=False)), "auditory"
     )
     table, _ = tables_of(6, 1)

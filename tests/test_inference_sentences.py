@@ -71,7 +71,7 @@ def test_a_small_p_over_the_past_of_a_loss_is_not_called_the_blocks():
 
 def test_without_a_positive_control_the_claim_is_hedged():
     text = inference_sentences.about_region(regions(), "auditory", may_claim=False)
-    assert "It follows the sound" in text and "not shown that every region that must answer to speech does" in text
+    assert "It follows the sound" in text and "not every region that must answer to speech was shown to" in text
 
 
 def test_a_part_of_the_voxels_is_said():
