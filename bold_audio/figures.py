@@ -129,33 +129,6 @@ def plot_evidence(history):
     return fig.add_hline(y=0, line_width=1, line_color="#222222")
 
 
-def plot_horizon(table, *, t_r=None, unit=MSE):
-    """Draw ``mse`` by ``horizon`` (volumes since the last measured one; in s with ``t_r``) for each ``model``."""
-    title, word = "Open-loop error by how far ahead the model predicts", "volumes" if t_r is None else "s"
-    fig = style.figure(title, x=f"Time since the last measured volume ({word})", y=unit)
-    for k, (name, rows) in enumerate(table.groupby("model", sort=False)):
-        hover = f"%{{y:.3g}} at %{{x:.1f}} {word}"
-        style.line(fig, rows["horizon"] * (t_r or 1), rows["mse"], name, hover, color=style.colour(name, k))
-    return fig.update_yaxes(exponentformat="power")
-
-
-def plot_histogram(values, *, title, unit, groups=None, n_bins=60):
-    """Draw how one number per voxel is spread; NaN is left out.
-
-    ``groups`` maps names to bool arrays of shape (n_voxels,); each group is drawn as a share of its own size.
-    """
-    values = np.asarray(values, float)
-    edges = np.histogram_bin_edges(values[np.isfinite(values)], n_bins)
-    fig = style.figure(title, x=unit, y="Share of the group's voxels (%)" if groups else "Voxels (number)")
-    for k, (name, inside) in enumerate((groups or {"all": np.full(values.shape, True)}).items()):
-        part = values[inside & np.isfinite(values)]
-        height = np.histogram(part, edges)[0] * (100 / max(len(part), 1) if groups else 1)
-        look = dict(marker_color=style.colour(name, k), marker_line_width=0, opacity=0.65 if groups else 1)
-        middles, label = (edges[1:] + edges[:-1]) / 2, f"{name} ({len(part):,} voxels)"
-        fig.add_bar(x=middles, y=height, name=label, hovertemplate="%{y:.3g} near %{x:.3g}", **look)
-    return fig.update_layout(barmode="overlay", bargap=0, showlegend=bool(groups))
-
-
 def _zscore(values):
     """Standardise each column, NaN aside; a constant column gives 0."""
     values = np.asarray(values, float)

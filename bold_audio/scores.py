@@ -153,10 +153,3 @@ def score_row(Y, predicted, reference_mse, roi, *, value_range):
         "n_volumes": len(Y),
         "n_voxels": len(at),
     }
-
-
-def area_under_curve(scores, positive):
-    """Area under the ROC curve of ``scores`` for telling ``positive`` from the rest; NaN counts lowest."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(positive, np.where(np.isfinite(scores), scores, -np.inf).clip(-2)))

@@ -192,11 +192,6 @@ def give_back(values):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def plane_shapes(shape):
-    """Rows and columns of each of `PLANES`: list of (up, right)."""
-    return [(shape[up], shape[right]) for _, right, up in PLANES.values()]
-
-
 def cut(index, voxel):
     """The three planes through a voxel, row by row from the top, one after the other: array of shape (n_pixels,)."""
     parts = []
