@@ -9,6 +9,7 @@ from bold_audio.files import read_json, write_arrays, write_table, write_text, w
 from bold_audio.prepare import MLP_ONLY
 
 REGION = "region "  # before a region's name among the arrays of dt_gram.npz
+MOST_LAGS = 2  # further windows tried, each one repetition time earlier
 
 
 def ensure_sweep(subject):
@@ -75,42 +76,34 @@ def _read_sweep(subject, paths, mask_path, done):
     return sweep.DelaySweep(table, regions, known, done["delay"], done["region"], responsive, grams, whitening)
 
 
-def open_feature_grid(subject, found, *, n_lags=2, window=None, target=None, regions=None):
-    """Every number of features and lags at every delay, from the sweep's Gram matrices.
+def open_feature_grid(subject, found):
+    """Every number of features and up to `MOST_LAGS` lags at every delay, from the sweep's Gram matrices.
 
     Parameters
     ----------
     subject : Subject
     found : sweep.DelaySweep
-    n_lags : int
-        Most further windows, each one repetition time earlier.
-    window : float, optional
-        Length of a window, in seconds; the repetition time without it.
-    target : {"whitened", "difference", "volume"}, optional
-        As ``sweep_target`` without it.
-    regions : sequence of str, optional
-        All regions without it.
 
     Returns
     -------
     feature_grid.FeatureGrid
     """
     params = subject.params
-    design = subject.designs["sound"].windows(n_lags=n_lags, window=window)
+    design = subject.designs["sound"].windows(n_lags=MOST_LAGS, window=None)
     columns = [[design.at(delay)] for delay in params.delays]
     if subject.blocks is not None:
         for one, delay in zip(columns, params.delays, strict=True):
             one.append(subject.designs["blocks"].at(delay))
     return feature_grid.make_feature_grid(
-        {name: found.grams[name] for name in regions or found.grams},
+        found.grams,
         np.stack([np.hstack(one) for one in columns]),
-        target=target or params.sweep_target,
+        target=params.sweep_target,
         whitening=found.whitening,
         rows=subject.split.train,
         folds=subject.folds,
         delays=params.delays,
         n_features=subject.sound.frames.shape[1],
-        n_lags=n_lags,
+        n_lags=MOST_LAGS,
         has_blocks=subject.blocks is not None,
     )
 

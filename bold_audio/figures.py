@@ -61,7 +61,7 @@ def plot_blocks_and_voxel(volume_times, sound_feature, voxel, *, delay, name="so
     return style.draw_blocks(style.draw_spans(fig, spans), blocks, volume_times)
 
 
-def plot_time_course(times, series, *, title, unit, x="Time since the run began (s)", spans=None):
+def plot_time_course(times, series, *, title, unit, x="Time since the run began (s)"):
     """Draw series by name over time (or over what ``x`` says); ``measured`` is black, models keep their colours."""
     fig = style.figure(title, x=x, y=unit)
     for k, (name, values) in enumerate(series.items()):
@@ -74,7 +74,7 @@ def plot_time_course(times, series, *, title, unit, x="Time since the run began 
             color=style.colour(name, k),
             width=3 - (name != "measured"),
         )
-    return style.draw_spans(fig, spans)
+    return fig
 
 
 def plot_scores(table, *, region, prediction, metric="mse"):
@@ -107,9 +107,9 @@ def plot_scores(table, *, region, prediction, metric="mse"):
     return fig.update_yaxes(**order).update_xaxes(exponentformat="power", **log).update_layout(margin_r=170)
 
 
-def plot_loss(history, *, unit=MSE):
+def plot_loss(history):
     """Draw the columns ``train_MSE`` (dashed) and ``val_MSE`` (solid) by ``epoch`` for each ``run`` of a table."""
-    fig = style.figure("Error per epoch: train dashed, validation solid", x="Epoch (number)", y=unit)
+    fig = style.figure("Error per epoch: train dashed, validation solid", x="Epoch (number)", y=MSE)
     for k, (run, rows) in enumerate(history.groupby("run", sort=False)):
         for part, dash in (("train", "dash"), ("val", "solid")):
             seen = rows.dropna(subset=[f"{part}_MSE"])  # validation is not looked at in every epoch

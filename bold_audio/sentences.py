@@ -8,6 +8,7 @@ from bold_audio.truth import read_truth
 EXPECTED_MSE = 1e-5  # the original project's expectation for the test part
 EXPECTED_R = (0.05, 0.1)  # on average in auditory cortex
 EXPECTED_BEST_R = (0.1, 0.2)  # in its best voxels
+LEVEL = 0.05
 
 
 def about_data(params, sound):
@@ -76,12 +77,12 @@ def about_delay(found, *, block_length=None, truth=None):
     return text
 
 
-def about_voxel_delays(found, level=0.05):
+def about_voxel_delays(found):
     """How many voxels have a delay of their own, and how these spread."""
-    sure = found.voxels[found.voxels["p"] <= level]
+    sure = found.voxels[found.voxels["p"] <= LEVEL]
     share = len(sure) / len(found.voxels)
-    text = f"{len(sure)} of {len(found.voxels)} voxels ({share:.1%}) follow the sound at p ≤ {level:g} each; "
-    text += f"chance alone gives {level:.0%}, so this map is for looking, not for counting."
+    text = f"{len(sure)} of {len(found.voxels)} voxels ({share:.1%}) follow the sound at p ≤ {LEVEL:g} each; "
+    text += f"chance alone gives {LEVEL:.0%}, so this map is for looking, not for counting."
     known = sure[sure["high"] - sure["low"] <= (found.table["delay"].max() - found.table["delay"].min()) / 2]
     if len(known):
         low, middle, high = known["delay"].quantile([0.25, 0.5, 0.75])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from bold_audio import models, scores, workflow
+from bold_audio import models, workflow
 from bold_audio.params import load_params
 from bold_audio.server import TritonServer, install
 from bold_audio.simulate import simulate_subject
