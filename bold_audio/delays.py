@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import brain, data, evidence, feature_grid, gram, significance, sweep, voxelwise
-from bold_audio.files import read_json, write_arrays, write_table, write_text, write_whole
+from bold_audio.files import write_arrays, write_table, write_text, write_whole
 from bold_audio.prepare import MLP_ONLY
 
 REGION = "region "  # before a region's name among the arrays of dt_gram.npz
@@ -27,9 +27,8 @@ def ensure_sweep(subject):
     key = subject.result_key(gram, evidence, significance, voxelwise, sweep, this, without=MLP_ONLY)
     paths = {name: subject.path(name) for name in ("dt_sweep.tsv", "dt_regions.tsv", "dt_voxels.npz", "dt_gram.npz")}
     mask_path = subject.path("responsive_mask.nii.gz")
-    done = read_json(subject.path("provenance.json"), default={}).get("dt_sweep", {})
-    if done.get("key") == key and all(path.is_file() for path in (*paths.values(), mask_path)):
-        return _read_sweep(subject, paths, mask_path, done)
+    if subject.has("dt_sweep", key, *paths, mask_path.name):
+        return _read_sweep(subject, paths, mask_path, subject.recorded("dt_sweep"))
     params, run = subject.params, subject.run
     Y = data.smooth_volumes(run, params.sweep_fwhm, until=subject.split.train[-1] + 1, cache_path=params.cache_path)
     found = sweep.sweep_delays(

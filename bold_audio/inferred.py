@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import brain, contrast, data, gram, nested, region_inference, significance, sweep, voxel_inference
-from bold_audio.files import read_json, write_arrays, write_table
+from bold_audio.files import write_arrays, write_table
 from bold_audio.pairing import scale_on
 from bold_audio.prepare import MLP_ONLY
 
@@ -31,8 +31,7 @@ def ensure_voxels(subject):
 
     key = subject.result_key(this, without=MLP_ONLY)
     path = subject.path("inference_voxels.npz")
-    done = read_json(subject.path("provenance.json"), default={}).get(STEP[0], {})
-    if not (done.get("key") == key and path.is_file()):
+    if not subject.has(STEP[0], key, path.name):
         found = infer_subject_voxels(subject)
         arrays = {name: found.voxels[name].to_numpy() for name in found.voxels}
         counts = np.array([found.n_shifts, found.n_randomised])
@@ -75,8 +74,7 @@ def ensure_regions(subject):
 
     key = subject.result_key(this, without=MLP_ONLY)
     path = subject.path("inference_regions.tsv")
-    done = read_json(subject.path("provenance.json"), default={}).get(STEP[1], {})
-    if not (done.get("key") == key and path.is_file()):
+    if not subject.has(STEP[1], key, path.name):
         write_table(path, infer_subject_regions(subject, asked_regions(subject)))
         subject.record(STEP[1], key=key)
     return pd.read_csv(path, sep="\t")

@@ -60,7 +60,7 @@ def _record(subject, kind, folder):
     """Record an exported version, unless it is; a process may have been killed between the export and this."""
     about = read_json(folder / "bundle.json")
     facts = {name: about.get(name) for name in ("model_name", "model_version", "max_difference")}
-    known = read_json(subject.path("provenance.json"), default={}).get(f"export_{kind}", {})
+    known = subject.recorded(f"export_{kind}")
     if any(known.get(name) != value for name, value in facts.items()):
         subject.record(f"export_{kind}", **facts)
 
