@@ -187,6 +187,30 @@ class Slabs:
         return on_all_cores(lambda slab: work(slab, self.read(slab)), slabs)
 
 
+def filtered(columns, taps, rows):
+    """Filter columns of a run like the volumes: Σ_l taps[l] · columns[k − l] for every k of ``rows``.
+
+    Parameters
+    ----------
+    columns : array of shape (n_volumes, n_columns)
+    taps : sequence of float
+        As for `Gram.target`.
+    rows : array of int
+        Volumes; as many as the filter looks back lie before each.
+
+    Returns
+    -------
+    array of shape (n_rows, n_columns), float64
+
+    Examples
+    --------
+    >>> filtered(np.array([[1.0], [3.0], [7.0]]), [1.0, -1.0], np.array([1, 2])).T
+    array([[2., 4.]])
+    """
+    columns = np.asarray(columns, dtype=np.float64)
+    return sum(weight * columns[rows - lag] for lag, weight in enumerate(taps))
+
+
 def on_all_cores(work, items):
     """``[work(item) for item in items]``, each core on an item of its own.
 

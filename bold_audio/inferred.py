@@ -163,21 +163,20 @@ def _fold(subject, members, design, grid, fit, held, with_blocks):
     Y = np.asarray(subject.Y[: rows[-1] + 1, everything], dtype=np.float64)
     taps = _taps(Y, volumes, fit, params)
     Y = Y - Y[fit].mean(axis=0)
-    white = sum(weight * Y[rows - lag] for lag, weight in enumerate(taps))
+    white = gram.filtered(Y, taps, rows)
     where = np.searchsorted(rows, fit)
-    X = np.stack([_filtered(design.at(delay), taps, rows, where) for delay in grid.offsets])
+    X = np.stack([_scaled(design.at(delay), taps, rows, where) for delay in grid.offsets])
     free = np.zeros((len(rows), 0))
     if with_blocks:
         first, last = grid.delays[0], grid.delays[-1]
         delays = np.linspace(first, last, 1 + int(np.ceil((last - first) / BLOCK_STEP)))
-        free = np.hstack([_filtered(subject.designs["blocks"].at(d), taps, rows, where) for d in delays])
+        free = np.hstack([_scaled(subject.designs["blocks"].at(d), taps, rows, where) for d in delays])
     y = {name: white[:, np.searchsorted(everything, inside)] for name, inside in members.items()}
     return region_inference.Fold(where, np.searchsorted(rows, held), y, X, free)
 
 
-def _filtered(A, taps, rows, fit):
-    filtered = sum(weight * np.asarray(A, dtype=np.float64)[rows - lag] for lag, weight in enumerate(taps))
-    return scale_on(filtered, fit)[0]
+def _scaled(A, taps, rows, fit):
+    return scale_on(gram.filtered(A, taps, rows), fit)[0]
 
 
 def _taps(Y, volumes, rows, params):

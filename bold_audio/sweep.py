@@ -217,7 +217,7 @@ def target_matrix(grams, target, whitening, rows):
 
 def features_of(A, taps, rows):
     """Features of ``rows`` filtered like the volumes, Σ_l taps[l] · A[k − l], then scaled on those that have sound."""
-    filtered = sum(weight * np.asarray(A, dtype=np.float64)[rows - lag] for lag, weight in enumerate(taps))
+    filtered = gram.filtered(A, taps, rows)
     return scale_on(filtered, np.flatnonzero(np.isfinite(filtered).all(axis=1)))[0]
 
 

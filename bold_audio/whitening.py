@@ -95,8 +95,7 @@ class Whitening:
 
     def apply(self, columns):
         """Filter columns of the whole run, (n_volumes, p), and take the drift off: (n_rows, p), float64."""
-        columns = np.asarray(columns, dtype=np.float64)
-        return self.without_drift(sum(weight * columns[self.rows - lag] for lag, weight in enumerate(self.taps)))
+        return self.without_drift(gram.filtered(columns, self.taps, self.rows))
 
     def without_drift(self, y):
         """Take the filtered drift off filtered rows, in their own precision."""
@@ -149,8 +148,7 @@ def fit_whitening(Y, *, rows, t_r, order, period=HIGH_PASS_PERIOD, chunk_voxels=
     K = made.K - D @ (D.T @ made.K)
     K -= (K @ D) @ D.T
     taps = np.r_[1.0, -gram.Gram(K, made.first, made.n_voxels).shared_history(rows, order)]
-    filtered = sum(weight * drift[rows - lag] for lag, weight in enumerate(taps))
-    return Whitening(taps, rows, np.linalg.qr(filtered)[0])
+    return Whitening(taps, rows, np.linalg.qr(gram.filtered(drift, taps, rows))[0])
 
 
 def high_pass(courses, *, rows, t_r, period=HIGH_PASS_PERIOD):
