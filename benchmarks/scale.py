@@ -48,6 +48,7 @@ import psutil
 from crash import GIVEN, SMALL
 from distributed import Client
 from output_trees import differences
+from resident import resident, share_of_memory
 
 from bold_audio import cohort, machine
 from bold_audio.files import project_root, read_json
@@ -140,18 +141,16 @@ class Watch:
         while not self.over.wait(0.5):
             with contextlib.suppress(psutil.Error, OSError):
                 self._note("program", self.program.pid)
-                together = self.program.memory_full_info().pss
+                together = share_of_memory(self.program)
                 for one in self.program.children(recursive=True):
                     with contextlib.suppress(psutil.Error, OSError):
                         worker = "worker" if "spawn_main" in " ".join(one.cmdline()) else "other"
                         self._note(dict(self.KINDS).get(one.name(), worker), one.pid)
-                        together += one.memory_full_info().pss
+                        together += share_of_memory(one)
                 self.peaks["together"] = max(self.peaks["together"], together)
 
     def _note(self, kind, pid):
-        status = Path(f"/proc/{pid}/status").read_text()
-        peak = next((line for line in status.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
-        self.peaks[kind] = max(self.peaks[kind], 1024 * int(peak.split()[1]))
+        self.peaks[kind] = max(self.peaks[kind], resident("VmHWM", pid))
 
 
 def run(command, **options):
@@ -258,9 +257,7 @@ def people(root, *, n, step):
     own, (again, _) = float(np.median(list(done.values()) or [np.nan])), run(command, env=environment)[1]
     overhead = seconds * 2 / n - own
     print(f"{n} people: {seconds:.0f} s, {2 * seconds / n:.2f} s of a worker each, of it the step {own:.2f} s")
-    print(
-        f"{processors / n:.2f} s of a processor each, all that this machine did, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{processors / n:.2f} s of a processor each, all that this machine did, load {os.getloadavg()[0]:.1f}")
     print(f"{len(lost)} lost, {len(doubled)} doubled; again, when all is done: {again:.1f} s; {_in_mb(peaks)}")
     return {
         "people": n,
