@@ -17,7 +17,7 @@ from bold_audio.files import project_root
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
-pytest.register_assert_rewrite("faults", "release")
+pytest.register_assert_rewrite("faults", "refusals", "release")
 SMALL = (18, 22, 22)  # voxels: a small head in the same 641 volumes of the full-size run
 
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import tracemalloc
 import warnings
-from contextlib import contextmanager
 
 import librosa
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import scipy.fft
 import scipy.signal
 import soundfile
+from refusals import refused
 
 from bold_audio import features
 from bold_audio.features import (
@@ -32,14 +32,6 @@ RATE = 16000  # Hz
 SMALL = {"sample_rate": RATE, "n_mfcc": 13, "n_fft": 512, "hop_length": 256}
 FULL = {"sample_rate": 44100, "n_mfcc": 20, "n_fft": 2048, "hop_length": 512}
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here")
-
-
-@contextmanager
-def refused(match):
-    with pytest.raises(DataError, match=match) as caught:
-        yield caught
-    assert "\n" not in str(caught.value)
-    assert " - " in str(caught.value)  # what is wrong - what to do
 
 
 def syllables(seconds=2.0, rate=RATE):

@@ -163,7 +163,7 @@ def test_wrong_file_stays_while_the_server_is_down(get, server, tmp_path):
     (tmp_path / T1W).parent.mkdir(parents=True)
     (tmp_path / T1W).write_bytes(b"mine")
     server.faults[T1W] = [503] * 3
-    with pytest.raises(AccessError):
+    with pytest.raises(AccessError, match="server answers 503 Service Unavailable - try later"):
         get()
     assert (tmp_path / T1W).read_bytes() == b"mine"
 
