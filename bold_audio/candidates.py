@@ -103,6 +103,11 @@ def train_candidates(subject, delays, *, progress=False):
     list of training.TrainedMLP
     warnings : list of str
         What the reader should know about the logging.
+
+    Raises
+    ------
+    AccessError
+        If ``mlflow_required`` and the server does not take what is logged.
     """
     params, key, (_, training) = subject.params, training_key(subject), networks()
     if params.mlflow_required:

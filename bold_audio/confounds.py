@@ -84,7 +84,27 @@ def _within(train, start, part):
 
 
 def run_columns(files, params, *, train, tables):
-    """The nuisance columns of each run as ``detrend`` and ``confounds`` name them; see `nuisance_columns`."""
+    """Give the nuisance columns of each run as ``detrend`` and ``confounds`` name them; see `nuisance_columns`.
+
+    Parameters
+    ----------
+    files : runs.RunFiles or runs.SeveralRuns
+    params : Params
+    train : array of int
+        Train volumes of all runs one after the other.
+    tables : list of DataFrame or None
+        The table of confounds of each run.
+
+    Returns
+    -------
+    list of DataFrame
+        One for each run.
+
+    Raises
+    ------
+    ParameterError
+        If a run has no train volume to fit them on.
+    """
     made = []
     for part, start, table in zip(files.parts, files.starts, tables, strict=True):
         mine = _within(train, start, part)

@@ -136,6 +136,12 @@ def gram_matrices(Y, *, volumes, train, regions, scaled, chunk_voxels=8192):
 def centred_slab(Y, train, *, scaled):
     """Take off each voxel's mean over ``train`` and, with ``scaled``, divide by its standard deviation there.
 
+    Parameters
+    ----------
+    Y : array of shape (n_volumes, n_voxels)
+    train : array of int
+    scaled : bool
+
     Returns
     -------
     y : array of shape (n_volumes, n_voxels), float32
@@ -295,7 +301,19 @@ def _centred(K, X, fit, held):
 
 
 def null_error(K, fit, held):
-    """Squared error of the held-out volumes, summed over voxels, when the mean over ``fit`` predicts them."""
+    """Squared error of the held-out volumes, summed over voxels, when the mean over ``fit`` predicts them.
+
+    Parameters
+    ----------
+    K : array of shape (n_rows, n_rows)
+        Gram matrix of the volumes.
+    fit, held : arrays of int
+        Rows of it.
+
+    Returns
+    -------
+    float
+    """
     losses = K[held, held] - 2 * K[np.ix_(held, fit)].mean(axis=1) + K[np.ix_(fit, fit)].mean()
     return float(losses.sum())
 

@@ -201,7 +201,13 @@ def input_md5(params, files, *, others=()):
 
 
 def annotation_paths(params):
-    """Paths of the annotation tables: a list for each run, or one that serves all."""
+    """Paths of the annotation tables: a list for each run, or one that serves all.
+
+    Raises
+    ------
+    DataError
+        If the dataset names none.
+    """
     if not params.annotation_tables:
         raise DataError(f"dataset {params.dataset} names no annotation_tables - set them, or feature_source audio")
     tables = params.annotation_tables

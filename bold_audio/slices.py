@@ -104,6 +104,11 @@ def make_frame(shape, affine, *, reason=""):
     -------
     Frame
 
+    Raises
+    ------
+    DataError
+        If ``affine`` flattens an axis.
+
     Examples
     --------
     >>> make_frame((2, 3, 4), np.diag([-4.0, 4, 4, 1])).place((0, 0, 0))

@@ -152,7 +152,18 @@ def fit_whitening(Y, *, rows, t_r, order, period=HIGH_PASS_PERIOD, chunk_voxels=
 
 
 def high_pass(courses, *, rows, t_r, period=HIGH_PASS_PERIOD):
-    """Take constant and drift off time courses over ``rows``: (n_volumes, p) → (n_rows, p), float64."""
+    """Take constant and drift off time courses.
+
+    Parameters
+    ----------
+    courses : array of shape (n_volumes, p)
+    rows, t_r, period
+        As for `drift_cosines`.
+
+    Returns
+    -------
+    array of shape (n_rows, p), float64
+    """
     courses = np.asarray(courses, dtype=np.float64)
     D = np.linalg.qr(drift_cosines(len(courses), t_r, rows=rows, period=period)[rows])[0]
     return courses[rows] - D @ (D.T @ courses[rows])
