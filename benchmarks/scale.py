@@ -177,9 +177,9 @@ def words_of(given):
     return [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
 
 
-def folders(root, work="work"):
+def folders(root):
     """Parameters that say where a run reads and writes."""
-    made = {"data_dir": root / "data", "outputs_dir": root / work / "outputs", "models_dir": root / work / "models"}
+    made = {"data_dir": root / "data", "outputs_dir": root / "work/outputs", "models_dir": root / "work/models"}
     return {name: str(path) for name, path in made.items()}
 
 
@@ -417,13 +417,13 @@ def link_as(source, target, label):
 # --- what follows from them ---------------------------------------------------------------
 
 
-def on_paper(found, sizes=(30, 1000, 10_000)):
+def on_paper(found):
     """What cohorts of full size take, from what one person, the engine and tiny people took: DataFrame."""
     each = found["whole_s"] + found["overhead_s_per_task"]
     held = sum(found["disk_mb"][name] for name in ("outputs", "cache", "models", "MLflow"))
     engines = {row["tasks"]: row for row in found["engine"]}
     rows = []
-    for n in sizes:
+    for n in (30, 1000, 10_000):
         engine = engines[min(engines, key=lambda size: abs(size - n))]
         row = {"people": n} | {f"hours, {w} workers": round(n * each / w / 3600, 1) for w in (2, 16, 256)}
         row |= {"scans, GB": round(n * found["disk_mb"]["scan"] / 1e3, 1), "made, GB": round(n * held / 1e3, 1)}
