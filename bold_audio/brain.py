@@ -74,10 +74,6 @@ def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1))
         What goes into the JSON file besides ``RepetitionTime``.
     form_codes : (int, int)
         Of sform and qform.
-
-    Returns
-    -------
-    Path
     """
     grid = np.zeros((*mask.shape, len(volumes)), dtype=np.float32, order="F")
     grid[mask] = volumes.T
@@ -95,7 +91,6 @@ def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1))
     ):
         image.to_stream(packed)
     write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"RepetitionTime": t_r, **about})
-    return path
 
 
 def sources(run, params):

@@ -182,7 +182,7 @@ def test_runtimes_that_disagree_publish_nothing(site, row, monkeypatch):
 
 
 @rows("M18")
-def test_version_appears_whole(site, row, monkeypatch):
+def test_version_appears_whole(site, row):
     """Whoever looks all the time, as a polling server does, never sees a version without all its files."""
     whole = {path.name for path in (site.models / NAME / "1").iterdir()}
     seen, stop = [], threading.Event()

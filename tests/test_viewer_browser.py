@@ -441,7 +441,7 @@ def test_app_wants_its_token_and_shows_the_viewer_on_a_narrow_page(arrays, lab):
         assert page.faults == []
 
 
-def test_make_app_says_only_this_machine(tmp_path):
+def test_make_app_says_only_this_machine():
     said = subprocess.run(["make", "-n", "app"], cwd=ROOT, capture_output=True, text=True).stdout
     assert 'JUPYTER_PATH="' in said and 'notebooks/app" .venv/bin/voila notebooks/app/viewer.ipynb' in said
     assert "--template=bold_audio" in said and "--Voila.ip=127.0.0.1 --Voila.auto_token=True" in said
