@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from bold_audio import gram
+from bold_audio.features import BLOCK_TYPES
 from bold_audio.files import DataError, ParameterError
 from bold_audio.pairing import volumes_of
 from bold_audio.whitening import HIGH_PASS_PERIOD, fit_whitening, high_pass
@@ -23,7 +24,6 @@ RISE = 4.0  # s on both sides of a change of block in which the haemodynamic res
 PAIRS_PERIOD = 200.0  # s of the high-pass filter; see the notes of region_contrast
 MAX_RHO = 0.9  # of a residual: more would be a voxel of drift
 MIN_PAIRS = 3  # fewest pairs of blocks that a t test is done with
-KINDS = ("music", "speech")
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def block_pairs(events, volume_times, *, rows, t_r, delay, rise=RISE):
     """
     middle = np.asarray(volume_times, dtype=float) + t_r / 2
     usable = np.isin(np.arange(len(middle)), rows)
-    events = events[events["trial_type"].astype(str).isin(KINDS)].sort_values("onset")
+    events = events[events["trial_type"].astype(str).isin(BLOCK_TYPES)].sort_values("onset")
     pairs, waiting = [], None
     for onset, duration, kind in events[["onset", "duration", "trial_type"]].itertuples(index=False):
         onset, duration = float(onset), float(duration)

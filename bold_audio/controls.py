@@ -291,7 +291,7 @@ def other_film(subject):
     if len(subject.run.files.parts) > 1:
         raise DataError("another film is made for one run only - take one run at a time")
     files, params = subject.run.files, subject.params
-    known = [] if files.events is None else files.events[files.events["trial_type"].isin(contrast.KINDS)]
+    known = [] if files.events is None else files.events[files.events["trial_type"].isin(features.BLOCK_TYPES)]
     wanted = film.film_blocks(files.heard)
     same = len(known) == len(wanted) and all(
         kind == block.trial_type and abs(onset - (float(block.onset) - files.onset)) <= SAME_BLOCKS

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from processes import free_port
 
 from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.files import project_root
@@ -83,12 +83,6 @@ def shared():
     if not (folder / "realdata").is_dir():
         pytest.skip(f"no real data at {folder} - set BOLD_AUDIO_SHARED")
     return folder
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
-"""What every refusal of a scan or a sound looks like."""
+"""What every refusal of a scan or a sound looks like, and content that must be refused before it runs."""
 
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -14,3 +15,13 @@ def refused(match, kind=DataError):
         yield caught
     assert "\n" not in str(caught.value)
     assert " - " in str(caught.value)
+
+
+class Bomb:
+    """Makes the folder ``canary`` when it is unpickled."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from faults import rows
+from refusals import Bomb
 
 from bold_audio import export, serving, triton, workflow
 from bold_audio.files import file_md5, read_json, write_json
@@ -104,14 +105,6 @@ def test_other_number_of_mfccs(site, row):
 
 
 # --- the checkpoint -----------------------------------------------------------------------
-
-
-class Bomb:
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.canary),)
 
 
 @rows("M05", "M06-half", "M06-empty")
