@@ -280,7 +280,7 @@ def read_times(table, column, path):
     """
     times = as_numbers(table[column])
     if not np.isfinite(times).all():
-        bad = table[column].to_numpy()[~np.isfinite(times)][0]
+        bad = table[column][~np.isfinite(times)].tolist()[0]
         raise DataError(f"{column} in {path} must be a number of seconds, got {bad!r} - mend the table")
     return times
 
