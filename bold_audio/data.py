@@ -38,6 +38,8 @@ class BoldRun:
         Grid index → mm, for that grid.
     value_range : (float, float)
         Smallest and largest value over all voxels of the whole grid in the train volumes.
+    mean_image : array of shape (i, j, k)
+        Mean of the train volumes on that grid.
     regions : dict of str to array of bool, shape (n_voxels,)
         Named regions; the first is the whole (``brain``, or ``volume`` without a mask).
     counts : dict

@@ -106,6 +106,8 @@ def infer_subject_regions(subject, regions, *, design=None, questions=None, n_ra
         Another sound in place of its own.
     questions : sequence of str, optional
         Some of `QUESTIONS`.
+    n_randomised, seed : int, optional
+        As for `region_inference.infer_regions`; its usual number, and the parameter ``seed``, without them.
 
     Returns
     -------
