@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import gzip
 import json
-import re
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +31,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import soundfile
+from resident import share_of_memory
 from scipy import ndimage
 
 from bold_audio import machine, runs, simulate
@@ -142,14 +142,6 @@ def write_scan(path, volumes, affine, size):
             packed.write(volume.tobytes(order="F"))
 
 
-def memory_of(process):
-    """Proportional set size of a process, in bytes; 0 where it is gone."""
-    with contextlib.suppress(OSError, psutil.Error):
-        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        return 1024 * int(re.search(r"^Pss:\s+(\d+)", rollup, re.M)[1])
-    return 0
-
-
 def watch(command):
     """Run a command: exit status, seconds, largest memory of it and its descendants (bytes), last line it wrote."""
     begun, largest = time.perf_counter(), 0
@@ -157,7 +149,7 @@ def watch(command):
         tree = psutil.Process(running.pid)
         while running.poll() is None:
             with contextlib.suppress(psutil.Error):
-                largest = max(largest, sum(map(memory_of, [tree, *tree.children(recursive=True)])))
+                largest = max(largest, sum(map(share_of_memory, [tree, *tree.children(recursive=True)])))
             time.sleep(PERIOD)
         said.seek(0)
         last = (said.read().strip().splitlines() or [""])[-1]

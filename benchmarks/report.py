@@ -50,14 +50,14 @@ def missing():
 
 
 @contextlib.contextmanager
-def browser(*, width=1280, height=1000):
+def browser():
     """A page of Chromium without network; ``page.requests`` and ``page.errors`` are what it was refused and said."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         opened = play.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         try:
-            context = opened.new_context(viewport={"width": width, "height": height}, offline=True)
+            context = opened.new_context(viewport={"width": 1280, "height": 1000}, offline=True)
             page = context.new_page()
             page.set_default_timeout(PATIENCE)
             page.requests, page.errors = [], []
@@ -77,14 +77,14 @@ def open_page(page, path):
         page.wait_for_function("() => document.documentElement.dataset.drawn === 'yes'")
 
 
-def violations(page, impacts=SERIOUS):
+def violations(page):
     """What axe finds against the page, as ``rule: element``; None where axe is not installed."""
     try:
         from axe_playwright_python.sync_playwright import Axe
     except ImportError:
         return None
     found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {node['html'][:160]}" for one in found if one["impact"] in impacts for node in one["nodes"]]
+    return [f"{one['id']}: {node['html'][:160]}" for one in found if one["impact"] in SERIOUS for node in one["nodes"]]
 
 
 def measure(folder, *, pages=None, page=None):

@@ -48,6 +48,7 @@ import psutil
 from crash import GIVEN, SMALL
 from distributed import Client
 from output_trees import differences
+from resident import resident, share_of_memory
 
 from bold_audio import cohort, machine
 from bold_audio.files import project_root, read_json
@@ -140,18 +141,16 @@ class Watch:
         while not self.over.wait(0.5):
             with contextlib.suppress(psutil.Error, OSError):
                 self._note("program", self.program.pid)
-                together = self.program.memory_full_info().pss
+                together = share_of_memory(self.program)
                 for one in self.program.children(recursive=True):
                     with contextlib.suppress(psutil.Error, OSError):
                         worker = "worker" if "spawn_main" in " ".join(one.cmdline()) else "other"
                         self._note(dict(self.KINDS).get(one.name(), worker), one.pid)
-                        together += one.memory_full_info().pss
+                        together += share_of_memory(one)
                 self.peaks["together"] = max(self.peaks["together"], together)
 
     def _note(self, kind, pid):
-        status = Path(f"/proc/{pid}/status").read_text()
-        peak = next((line for line in status.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
-        self.peaks[kind] = max(self.peaks[kind], 1024 * int(peak.split()[1]))
+        self.peaks[kind] = max(self.peaks[kind], resident("VmHWM", pid))
 
 
 def run(command, **options):
@@ -178,9 +177,9 @@ def words_of(given):
     return [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
 
 
-def folders(root, work="work"):
+def folders(root):
     """Parameters that say where a run reads and writes."""
-    made = {"data_dir": root / "data", "outputs_dir": root / work / "outputs", "models_dir": root / work / "models"}
+    made = {"data_dir": root / "data", "outputs_dir": root / "work/outputs", "models_dir": root / "work/models"}
     return {name: str(path) for name, path in made.items()}
 
 
@@ -418,13 +417,13 @@ def link_as(source, target, label):
 # --- what follows from them ---------------------------------------------------------------
 
 
-def on_paper(found, sizes=(30, 1000, 10_000)):
+def on_paper(found):
     """What cohorts of full size take, from what one person, the engine and tiny people took: DataFrame."""
     each = found["whole_s"] + found["overhead_s_per_task"]
     held = sum(found["disk_mb"][name] for name in ("outputs", "cache", "models", "MLflow"))
     engines = {row["tasks"]: row for row in found["engine"]}
     rows = []
-    for n in sizes:
+    for n in (30, 1000, 10_000):
         engine = engines[min(engines, key=lambda size: abs(size - n))]
         row = {"people": n} | {f"hours, {w} workers": round(n * each / w / 3600, 1) for w in (2, 16, 256)}
         row |= {"scans, GB": round(n * found["disk_mb"]["scan"] / 1e3, 1), "made, GB": round(n * held / 1e3, 1)}

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from resident import resident
 from tritonclient.utils import InferenceServerException
 
 from bold_audio import export, served
@@ -156,20 +157,13 @@ def peak_over_result(folder, n_voxels, way, urls):
     predictor, X = open_way(folder, n_voxels, way, urls), features()
     predictor(X[:2])
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before = _memory("VmRSS")
+    before = resident("VmRSS")
     made = predictor(X)
     made.max()  # shared memory counts once it was looked at
-    peak = (_memory("VmHWM") - before) / made.nbytes
+    peak = (resident("VmHWM") - before) / made.nbytes
     if hasattr(predictor, "close"):
         predictor.close()
     return peak
-
-
-def _memory(field):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
 
 
 def client_peak(folder, n_voxels, way, urls):

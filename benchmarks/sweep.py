@@ -30,6 +30,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from resident import resident
 from scipy.ndimage import gaussian_filter1d
 from threadpoolctl import threadpool_info
 
@@ -290,12 +291,6 @@ def peak_memory(shape, width):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     voxel_map(Y, X, width)
     return Y.nbytes, resident("VmHWM") - before
-
-
-def resident(entry):
-    """Bytes under VmRSS (now) or VmHWM (peak) in this process's status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(entry + ":"))
 
 
 def measure_growth(shapes, folder):

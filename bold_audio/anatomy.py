@@ -279,7 +279,21 @@ def _of_mask(path, run, points):
 
 
 def nearest_values(values, affine, points):
-    """Values of a bool grid at points, array of shape (n_points, 3) in mm; False outside the grid."""
+    """Values of a bool grid at points.
+
+    Parameters
+    ----------
+    values : array of bool, shape (i, j, k)
+    affine : array of shape (4, 4)
+        Grid index → mm.
+    points : array of shape (n_points, 3)
+        In mm.
+
+    Returns
+    -------
+    array of bool, shape (n_points,)
+        False outside the grid.
+    """
     at = np.rint(register.template_points(points.T, np.linalg.inv(affine))).astype(int)
     inside = np.all((at >= 0) & (at < np.array(values.shape)[:, None]), axis=0)
     found = np.zeros(len(points), bool)

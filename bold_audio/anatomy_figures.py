@@ -8,7 +8,7 @@ from bold_audio.brain_figures import VIEWS, Cut
 from bold_audio.style import GREYS, PALETTE
 
 
-def plot_placed_regions(mean_image, affine, regions, *, brain=None, title, note=None):
+def plot_placed_regions(mean_image, affine, regions, *, brain=None, title):
     """Draw the outline of each region on the mean volume: an axial, a coronal and a sagittal cut through its middle.
 
     Parameters
@@ -20,7 +20,7 @@ def plot_placed_regions(mean_image, affine, regions, *, brain=None, title, note=
         One row of three cuts each; the outlines of all are drawn in every cut.
     brain : bool array of shape (i, j, k), optional
         Its edge is drawn as a thin line.
-    title, note : str
+    title : str
 
     Returns
     -------
@@ -58,7 +58,7 @@ def plot_placed_regions(mean_image, affine, regions, *, brain=None, title, note=
         fig.add_annotation(text=text, x=0, y=top, font_color=colour, **look)
     fig.update_layout(coloraxis=style.colour_scale(GREYS, (min(low, 0), high), "mean") | {"showscale": False})
     height = len(names) * (max(tallest) + 95) + 140
-    return style.figure(title, fig=fig, height=height, note=note, top=125 if note else 100)
+    return style.figure(title, fig=fig, height=height, top=100)
 
 
 def _middle(inside, axis):

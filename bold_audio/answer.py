@@ -7,7 +7,7 @@ import pandas as pd
 from bs4 import BeautifulSoup
 
 from bold_audio import anatomy, brain, ceiling, contrast, controls, hemispheres, inferred, prepare
-from bold_audio.files import DataError, fingerprint, read_json, write_table, write_text
+from bold_audio.files import DataError, fingerprint, write_table, write_text
 from bold_audio.inference_sentences import OVER_PAST, WITHIN
 from bold_audio.outcomes import study_region
 from bold_audio.prepare import MLP_ONLY
@@ -35,8 +35,7 @@ def ensure_controls(subject, found):
     chose = [found.delay, found.responsive.nonzero()[0].tolist()]
     key = fingerprint(subject.result_key(this, without=MLP_ONLY), chose)
     path, step = subject.path("controls.tsv"), "controls"
-    done = read_json(subject.path("provenance.json"), default={}).get(step, {})
-    if done.get("key") != key or not path.is_file():
+    if not subject.has(step, key, path.name):
         region = study_region(subject)
         roi = found.responsive if region == "responsive" else subject.run.regions[region]
         table = controls.subject_controls(

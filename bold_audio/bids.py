@@ -42,7 +42,13 @@ def compared_subjects(params):
 
 
 def find_runs(params):
-    """Paths of the runs asked for, in order: each the only file that fits."""
+    """Paths of the runs asked for, in order: each the only file that fits.
+
+    Raises
+    ------
+    DataError
+        If none fits, several fit, or there are several runs and none was chosen.
+    """
     folders, wanted = _functional_folders(params), _wanted(params)
     foreign = set() if params.derivatives else {"space", "desc"} - set(wanted)  # a raw run has neither
     there = {}

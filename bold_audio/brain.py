@@ -17,6 +17,16 @@ def write_map(run, params, values, *, model, stat, description):
     The map has the scan's own affine and carries all its BIDS entities; voxels outside
     the mask are NaN.
 
+    Parameters
+    ----------
+    run : data.BoldRun
+    params : Params
+    values : array of shape (n_voxels,)
+    model, stat : str
+        Letters and digits: the entities ``desc`` and ``stat`` of the map's name.
+    description : str
+        What the values are, with their unit.
+
     Returns
     -------
     Path
@@ -32,12 +42,17 @@ def write_map(run, params, values, *, model, stat, description):
 
 
 def write_statmap(path, grid, affine, *, about, named, form_codes):
-    """Write a map, an array of shape (i, j, k), as NIfTI beside its JSON description ``about``.
+    """Write a map as NIfTI beside its JSON description.
 
     Parameters
     ----------
     path : Path
         Ends in ``.nii.gz``.
+    grid : array of shape (i, j, k)
+    affine : array of shape (4, 4)
+        Grid index → mm.
+    about : dict
+        What goes into the JSON file.
     named : str
         What the header says of it.
     form_codes : (int, int)
@@ -74,10 +89,6 @@ def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1))
         What goes into the JSON file besides ``RepetitionTime``.
     form_codes : (int, int)
         Of sform and qform.
-
-    Returns
-    -------
-    Path
     """
     grid = np.zeros((*mask.shape, len(volumes)), dtype=np.float32, order="F")
     grid[mask] = volumes.T
@@ -95,7 +106,6 @@ def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1))
     ):
         image.to_stream(packed)
     write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"RepetitionTime": t_r, **about})
-    return path
 
 
 def sources(run, params):

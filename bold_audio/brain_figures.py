@@ -24,6 +24,8 @@ def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None,
 
     Parameters
     ----------
+    volume, unit, affine, mask, names
+        A brain map: see the top of this module.
     background : array of shape (i, j, k), optional
         Drawn in grey under the map.
     outline : bool array of shape (i, j, k), optional
@@ -159,6 +161,7 @@ class Cut:
         self.hover = f"{right} %{{x:.0f}}, {up} %{{y:.0f}} {unit}<extra></extra><br>%{{z:.4g}} "
 
     def turn(self, grid):
+        """The grid, array of shape (i, j, k), turned."""
         return nib.apply_orientation(grid, self.turns)
 
     def box(self, inside):
@@ -172,9 +175,11 @@ class Cut:
         return int(np.clip(800 * share * up / across, 90, 420))
 
     def where(self, k):
+        """Where slice k lies, in words."""
         return f"{self.names[self.axes[0]]} = {round(self.coords[self.axes[0]][k])}" + (" mm" if self.sided else "")
 
     def picture(self, grid, k, window, **options):
+        """Slice k of a turned grid, cut to the bounds that `box` gives, as a plotly trace."""
         cut, right, up = self.axes
         (x0, x1), (y0, y1) = window[1:]
         z = np.moveaxis(grid, (cut, up, right), (0, 1, 2))[k, y0:y1, x0:x1]

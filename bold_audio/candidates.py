@@ -9,7 +9,7 @@ import pandas as pd
 from bold_audio import brain_figures, coordinates, data, evidence, figures, gram, renderer, space, tracking
 from bold_audio.bundle import mask_fingerprint
 from bold_audio.coordinates import MONITOR
-from bold_audio.files import AccessError, fingerprint, project_root, read_json, write_table, write_text
+from bold_audio.files import AccessError, fingerprint, project_root, write_table, write_text
 from bold_audio.locking import lock
 from bold_audio.provenance import git_commit
 
@@ -103,6 +103,11 @@ def train_candidates(subject, delays, *, progress=False):
     list of training.TrainedMLP
     warnings : list of str
         What the reader should know about the logging.
+
+    Raises
+    ------
+    AccessError
+        If ``mlflow_required`` and the server does not take what is logged.
     """
     params, key, (_, training) = subject.params, training_key(subject), networks()
     if params.mlflow_required:
@@ -218,9 +223,8 @@ def ensure_mlp(subject, candidates, *, progress=None):
     mlp, _ = networks()
     folder, key = subject.params.checkpoint_path, fingerprint(training_key(subject), list(candidates))
     with lock(folder / ".training.lock", wait=3600, doing=f"training of sub-{subject.params.subject}"):
-        done = read_json(subject.path("provenance.json"), default={}).get("mlp", {})
         notes = []
-        if not (done.get("key") == key and (folder / "best.ckpt").is_file() and subject.path(HISTORY).is_file()):
+        if not (subject.has("mlp", key, HISTORY) and (folder / "best.ckpt").is_file()):
             progress = renderer.somebody_watches() if progress is None else progress
             notes = _train_and_keep_best(subject, candidates, key=key, progress=progress)
         shutil.rmtree(folder / "training", ignore_errors=True)  # also what a killed process left

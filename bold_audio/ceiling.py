@@ -29,9 +29,9 @@ class People:
     Parameters
     ----------
     courses : dict of str to array of shape (n_volumes, n_columns)
-        By subject label: the mean of each region, or each voxel of a common space.
+        By subject label: the mean of each region.
     names : tuple of str
-        What the columns are; empty for voxels.
+        What the columns are.
     rows : array of int
         Volumes that all of them have kept.
     left_out : dict of str to str
@@ -53,8 +53,7 @@ def leave_one_out(courses, *, rows=None):
     Parameters
     ----------
     courses : dict of str to array of shape (n_volumes, n_columns)
-        By person. Each column is one region or voxel; NaN throughout where a person does not have it. Arrays are read
-        twice, one person after the other, so they may be memory-mapped.
+        By person. Each column is one region; NaN throughout where a person does not have it.
     rows : array of int, optional
         Volumes that are compared; all without it.
 
@@ -109,8 +108,8 @@ def _standardised(course):
     return (course - course.mean(axis=0)) / spread
 
 
-def fisher_mean(r, axis=0):
-    """Mean of correlations by Fisher's z; NaN is left out.
+def fisher_mean(r):
+    """Mean of correlations over the first axis by Fisher's z; NaN is left out.
 
     Examples
     --------
@@ -120,10 +119,10 @@ def fisher_mean(r, axis=0):
     z = np.arctanh(np.clip(r, -0.999999, 0.999999))
     known = np.isfinite(z)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.tanh(np.where(known, z, 0).sum(axis=axis) / known.sum(axis=axis))
+        return np.tanh(np.where(known, z, 0).sum(axis=0) / known.sum(axis=0))
 
 
-def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance=200, seed=0):
+def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance=200):
     """Ceiling of every region.
 
     Parameters
@@ -137,8 +136,6 @@ def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance
         where it was made alike: `region_r`.
     n_chance : int
         How often the ceiling of people who are each shifted in time by a random part of the run is taken.
-    seed : int
-        Of these shifts.
 
     Returns
     -------
@@ -149,8 +146,7 @@ def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance
     rows = people.rows if rows is None else np.intersect1d(rows, people.rows)
     courses = {label: _cleaned(one, rows, people.t_r, period) for label, one in people.courses.items()}
     r = leave_one_out(courses)
-    names = people.names or [f"voxel {k}" for k in range(r.shape[1])]
-    rng, away = np.random.default_rng(seed), len(rows) // 10
+    rng, away = np.random.default_rng(0), len(rows) // 10
     shifted = [
         fisher_mean(
             leave_one_out({label: np.roll(one, k, axis=0) for (label, one), k in zip(courses.items(), by, strict=True)})
@@ -159,7 +155,7 @@ def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance
     ]
     return pd.DataFrame(
         {
-            "region": list(names),
+            "region": list(people.names),
             "ceiling": fisher_mean(r),
             "low": np.fmin.reduce(r),
             "high": np.fmax.reduce(r),
@@ -231,7 +227,7 @@ def region_r(measured, predicted, regions, *, t_r, period=HIGH_PASS_PERIOD):
     return pd.DataFrame({"region": list(regions), "r": pearson_r(*both)})
 
 
-def read_people(params, *, labels=None, regions_of=None, voxels=False):
+def read_people(params, *, labels=None):
     """Read the people of a dataset whose scans are there and have the clock of ``params.subject``'s.
 
     Parameters
@@ -240,24 +236,12 @@ def read_people(params, *, labels=None, regions_of=None, voxels=False):
         Of one subject; the others' are those of their files, and what was passed for this one.
     labels : sequence of str, optional
         Whom to read; without it, `bids.compared_subjects`.
-    regions_of : function, optional
-        ``Subject`` → dict of str to array of bool, shape (n_voxels,). The regions of the run without it.
-    voxels : bool
-        Read every voxel in place of region means: only where ``space`` is a template, in the voxels that everybody's
-        mask has.
 
     Returns
     -------
     People
         Nobody is fetched: people whose scan is not there are left out, by name and reason.
-
-    Raises
-    ------
-    DataError
-        If ``voxels`` are asked for in a space that is not a template's.
     """
-    if voxels and params.space is None:
-        raise DataError("voxels of different people can be compared in a template's space only - set space, or regions")
     reference = runs.locate_runs(params)
     labels = dict.fromkeys([params.subject, *(bids.compared_subjects(params) if labels is None else labels)])
     people, kept, left_out = {}, [], {}
@@ -273,17 +257,16 @@ def read_people(params, *, labels=None, regions_of=None, voxels=False):
             left_out[label] = str(error)
             continue
         kept.append(set(map(int, one.whole_run)))
-        people[label] = one if voxels else _course_table(one, (regions_of or (lambda one: one.run.regions))(one))
+        people[label] = _course_table(one)
     rows = np.array(sorted(set.intersection(*kept)) if kept else [], int)
-    if voxels:
-        return _voxels_of(people, rows, left_out, reference.t_r)
     names = tuple(dict.fromkeys(name for table in people.values() for name in table))
     courses = {label: np.ascontiguousarray(table.reindex(columns=names)) for label, table in people.items()}
     return People(courses, names, rows, left_out, reference.t_r)
 
 
-def _course_table(subject, regions):
+def _course_table(subject):
     """Mean time courses by region: DataFrame; all that is kept of a person, whose scan may be gigabytes."""
+    regions = subject.run.regions
     return pd.DataFrame(contrast.region_courses(subject.Y, regions), columns=list(regions))
 
 
@@ -292,20 +275,6 @@ def params_of(params, label):
     in_files = load_params(params.subject, params.dataset, data_dir=params.data_dir).model_dump()
     passed = {name: value for name, value in params.model_dump().items() if value != in_files[name]}
     return load_params(label, params.dataset, **({"data_dir": params.data_dir} | passed))
-
-
-def _voxels_of(people, rows, left_out, t_r):
-    """Every voxel that all masks have; who has another grid is left out."""
-    first = next(iter(people.values())).run if people else None
-    alike = {}
-    for label, one in people.items():
-        if one.run.mask.shape != first.mask.shape or not np.allclose(one.run.affine, first.affine, atol=1e-2):
-            left_out[label] = f"grid {one.run.mask.shape} or its place differs from {first.mask.shape}"
-        else:
-            alike[label] = one
-    common = np.logical_and.reduce([one.run.mask for one in alike.values()]) if alike else None
-    courses = {label: one.Y[:, common[one.run.mask]] for label, one in alike.items()}
-    return People(courses, (), rows, left_out, t_r)
 
 
 def clock_difference(reference, other):

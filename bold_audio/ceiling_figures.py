@@ -6,23 +6,21 @@ from bold_audio import style
 from bold_audio.style import PALETTE
 
 
-def plot_ceiling(table, *, model="sound", note=None):
-    """Draw a model's r beside the inter-subject ceiling, region by region.
+def plot_ceiling(table, *, note=None):
+    """Draw the r of ``sound`` beside the inter-subject ceiling, region by region.
 
     Parameters
     ----------
     table : DataFrame
         From `ceiling.share_of_ceiling` or `ceiling.intersubject_ceiling`: ``region``, ``ceiling``, ``n_people``, and
-        optionally ``r`` of the model, ``low`` and ``high`` (of people, drawn as whiskers) and ``chance``.
-    model : str
-        Name of the model that ``r`` is of; its colour is that of all figures.
+        optionally ``r``, ``low`` and ``high`` (of people, drawn as whiskers) and ``chance``.
     note : str, optional
         What must be said of the scans, such as SIMULATED.
     """
     if table.empty:
         raise ValueError("a ceiling needs at least one region.")
     regions, people = list(table["region"]), int(table["n_people"].max())
-    title = f"{model} beside the inter-subject ceiling" if "r" in table else "Inter-subject ceiling"
+    title = "sound beside the inter-subject ceiling" if "r" in table else "Inter-subject ceiling"
     x, height = "Pearson r with the region's mean time course (no unit)", 170 + 44 * max(len(regions), 3)
     fig = style.figure(
         f"{title} ({people} people)", x=x, y="Region (name)", height=height, note=note, top=60 + 25 * bool(note)
@@ -33,7 +31,7 @@ def plot_ceiling(table, *, model="sound", note=None):
         spread = dict(array=table["high"] - table["ceiling"], arrayminus=table["ceiling"] - table["low"])
         whiskers = dict(error_x=dict(type="data", symmetric=False, thickness=1, width=4, color="#666666", **spread))
     bars = [("ceiling (whiskers: lowest and highest person)" if whiskers else "ceiling", "ceiling", "#BFBFBF")]
-    bars = [(model, "r", style.colour(model, 0)), *bars] if "r" in table else bars
+    bars = [("sound", "r", style.colour("sound", 0)), *bars] if "r" in table else bars
     for name, column, colour in bars:
         more = whiskers if column == "ceiling" else {}
         look = dict(orientation="h", marker_color=colour, marker_line_width=0, hovertemplate=hover)

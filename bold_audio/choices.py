@@ -78,6 +78,22 @@ def choose_history(Y, *, rows, folds, max_order, alphas=HISTORY_ALPHAS, free=Non
     One order and strength serve all voxels: those with the smallest error summed over voxels, each
     divided by its variance over ``rows`` so that loud voxels do not decide.
 
+    Parameters
+    ----------
+    Y : array of shape (n_volumes, n_voxels)
+    rows : array of int
+        Volumes that may be looked at.
+    folds : list of (fit, held) arrays of int
+        Blocked folds inside ``rows``.
+    max_order : int
+        Most previous volumes tried.
+    alphas : sequence of float
+        Ridge strengths tried.
+    free : array of shape (n_volumes, p), optional
+        Features that are fitted beside the history without a penalty.
+    chunk_voxels : int
+        Voxels worked on at once: bounds memory.
+
     Returns
     -------
     History
@@ -105,10 +121,13 @@ def choose_space_alpha(Y, before, history, *, rows, folds, chunk_voxels=8192):
 
     Parameters
     ----------
+    Y : array of shape (n_volumes, n_voxels)
     before : array of shape (n_volumes, n_components)
         Scores of the volume before each, of variance 1.
     history : History
         The own history they are added to.
+    rows, folds, chunk_voxels
+        As for `choose_history`.
 
     Returns
     -------

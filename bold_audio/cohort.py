@@ -20,8 +20,6 @@ from bold_audio import machine, warm
 from bold_audio.files import AccessError, BoldAudioError, DataError, MachineError, ParameterError, read_json
 from bold_audio.subjects import STATUS
 
-MEMORY = "memory"  # what tasks take of a worker, bytes
-RETRIES = 3  # workers that may die under one subject
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,12 @@ class Task:
         Of ``bold-audio``.
     folder : str
         The subject's outputs.
-    memory : float
-        Bytes it takes at its peak.
     """
 
     subject: str
     dataset: str
     words: tuple
     folder: str
-    memory: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Ended:
     seconds: float
 
 
-def make_task(params, steps, given, *, force=False, memory=0.0):
+def make_task(params, steps, given, *, force=False):
     """The task of one subject; parameters go as JSON, which YAML reads.
 
     Parameters
@@ -66,12 +61,11 @@ def make_task(params, steps, given, *, force=False, memory=0.0):
         As on the command line.
     given : dict
     force : bool
-    memory : float
     """
     words = ["run", "--subject", params.subject, "--dataset", params.dataset, "--steps", steps]
     words += ["--force"] if force else []
     words += [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
-    return Task(params.subject, params.dataset, tuple(words), str(params.subject_path), memory)
+    return Task(params.subject, params.dataset, tuple(words), str(params.subject_path))
 
 
 def run_task(task, *, threads, root):
@@ -190,8 +184,8 @@ def slurm_cluster(options):
         raise ParameterError(f"--slurm-option: {error} - see dask-jobqueue's SLURMCluster for the names") from error
 
 
-def follow(tasks, executor, *, threads, root, tick=1.0):
-    """Hand tasks to an executor and yield an `Ended` for each as it ends, and None every ``tick`` seconds.
+def follow(tasks, executor, *, threads, root):
+    """Hand tasks to an executor and yield an `Ended` for each as it ends, and None every second.
 
     Raises
     ------
@@ -206,7 +200,7 @@ def follow(tasks, executor, *, threads, root, tick=1.0):
     try:
         while running:
             try:
-                future = ended.get(timeout=tick)
+                future = ended.get(timeout=1.0)
             except queue.Empty:
                 yield None
             else:

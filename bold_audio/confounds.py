@@ -12,6 +12,7 @@ from bold_audio.files import ParameterError
 
 GROUPS = ("drift", "motion", "motion_derivatives", "high_variance")
 DERIVATIVES = tuple(f"{name}_derivative1" for name in motion.NAMES)
+N_SHIFTS = 40  # of a time course, to see what columns explain of it by chance
 DRIFT_PERIOD = 128.0  # s, the shortest cosine, as in SPM: more than twice the 60 s in which the film's blocks repeat
 HOLD = 30.0  # s at the end of train whose mean drift is taken for that of later volumes
 N_COMPONENTS, PERCENT = 5, 2  # of high variance; as nilearn's high_variance_confounds
@@ -83,7 +84,27 @@ def _within(train, start, part):
 
 
 def run_columns(files, params, *, train, tables):
-    """The nuisance columns of each run as ``detrend`` and ``confounds`` name them; see `nuisance_columns`."""
+    """Give the nuisance columns of each run as ``detrend`` and ``confounds`` name them; see `nuisance_columns`.
+
+    Parameters
+    ----------
+    files : runs.RunFiles or runs.SeveralRuns
+    params : Params
+    train : array of int
+        Train volumes of all runs one after the other.
+    tables : list of DataFrame or None
+        The table of confounds of each run.
+
+    Returns
+    -------
+    list of DataFrame
+        One for each run.
+
+    Raises
+    ------
+    ParameterError
+        If a run has no train volume to fit them on.
+    """
     made = []
     for part, start, table in zip(files.parts, files.starts, tables, strict=True):
         mine = _within(train, start, part)
@@ -304,15 +325,13 @@ def shared_variance(columns, target, rows):
     return float(1 - np.sum((wanted - design @ (np.linalg.pinv(design, rcond=1e-6) @ wanted)) ** 2) / size)
 
 
-def shared_by_chance(columns, target, rows, *, n_shifts=40):
+def shared_by_chance(columns, target, rows):
     """The share that columns explain of a time course, and the median of what they explain of it shifted in time.
 
     Parameters
     ----------
     columns, target, rows
-        As for `shared_variance`; the target is rolled within ``rows``.
-    n_shifts : int
-        Evenly spaced over the length of ``rows``.
+        As for `shared_variance`; the target is rolled within ``rows``, by `N_SHIFTS` evenly spaced shifts.
 
     Returns
     -------
@@ -321,6 +340,6 @@ def shared_by_chance(columns, target, rows, *, n_shifts=40):
     """
     columns, target = np.asarray(columns, float)[rows], np.asarray(target, float)[rows]
     inside = np.arange(len(rows))
-    shifts = np.unique(np.linspace(0, len(rows), n_shifts + 2)[1:-1].astype(int))
+    shifts = np.unique(np.linspace(0, len(rows), N_SHIFTS + 2)[1:-1].astype(int))
     shifted = [shared_variance(columns, np.roll(target, shift), inside) for shift in shifts]
     return shared_variance(columns, target, inside), float(np.median(shifted))

@@ -14,16 +14,16 @@ import pandas as pd
 from scipy import stats
 
 from bold_audio import gram
+from bold_audio.features import BLOCK_TYPES
 from bold_audio.files import DataError, ParameterError
 from bold_audio.pairing import volumes_of
 from bold_audio.whitening import HIGH_PASS_PERIOD, fit_whitening, high_pass
 
 LEVEL = 0.05
 RISE = 4.0  # s on both sides of a change of block in which the haemodynamic response is between the two levels
-PAIRS_PERIOD = 200.0  # s; see the notes of region_contrast
+PAIRS_PERIOD = 200.0  # s of the high-pass filter; see the notes of region_contrast
 MAX_RHO = 0.9  # of a residual: more would be a voxel of drift
 MIN_PAIRS = 3  # fewest pairs of blocks that a t test is done with
-KINDS = ("music", "speech")
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def block_pairs(events, volume_times, *, rows, t_r, delay, rise=RISE):
     """
     middle = np.asarray(volume_times, dtype=float) + t_r / 2
     usable = np.isin(np.arange(len(middle)), rows)
-    events = events[events["trial_type"].astype(str).isin(KINDS)].sort_values("onset")
+    events = events[events["trial_type"].astype(str).isin(BLOCK_TYPES)].sort_values("onset")
     pairs, waiting = [], None
     for onset, duration, kind in events[["onset", "duration", "trial_type"]].itertuples(index=False):
         onset, duration = float(onset), float(duration)
@@ -234,7 +234,7 @@ def block_pairs(events, volume_times, *, rows, t_r, delay, rise=RISE):
     return pairs
 
 
-def region_contrast(courses, pairs, *, rows, t_r, period=PAIRS_PERIOD, alternative="two-sided"):
+def region_contrast(courses, pairs, *, rows, t_r, alternative="two-sided"):
     """Test speech against music in regions, over pairs of neighbouring blocks.
 
     Parameters
@@ -247,8 +247,6 @@ def region_contrast(courses, pairs, *, rows, t_r, period=PAIRS_PERIOD, alternati
         Volumes that the high-pass filter is fitted on.
     t_r : float
         Repetition time, in seconds.
-    period : float
-        Of the high-pass filter, see `whitening.drift_cosines`.
     alternative : {"two-sided", "greater"}
         ``greater``: speech above music, where that is what must come out.
 
@@ -278,7 +276,7 @@ def region_contrast(courses, pairs, *, rows, t_r, period=PAIRS_PERIOD, alternati
         )
     courses = np.asarray(courses, dtype=np.float64).reshape(len(courses), -1)
     left = np.full(courses.shape, np.nan)
-    left[rows] = high_pass(courses, rows=rows, t_r=t_r, period=period)
+    left[rows] = high_pass(courses, rows=rows, t_r=t_r, period=PAIRS_PERIOD)
     differences = np.array([left[speech].mean(axis=0) - left[music].mean(axis=0) for music, speech in pairs])
     level = courses[rows].mean(axis=0)
     varies = np.ptp(courses[rows], axis=0) > 0

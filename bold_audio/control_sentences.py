@@ -92,8 +92,8 @@ def about_controls(table):
     return text.strip()
 
 
-def about_ceiling(table, *, left_out=None, model="sound"):
-    """What people who heard the same have in common, and how much of it a model reaches.
+def about_ceiling(table, *, left_out=None):
+    """What people who heard the same have in common, and how much of it ``sound`` reaches.
 
     Parameters
     ----------
@@ -101,8 +101,6 @@ def about_ceiling(table, *, left_out=None, model="sound"):
         From `ceiling.share_of_ceiling` or `ceiling.intersubject_ceiling`; None where there are no two people.
     left_out : dict of str to str, optional
         By subject label: why a person was left out.
-    model : str
-        Name of the model whose ``r`` is in the table.
     """
     reasons = [f"sub-{label} ({reason})" for label, reason in (left_out or {}).items()]
     tail = f" Left out: {'; '.join(reasons)}." if reasons else ""
@@ -122,7 +120,7 @@ def about_ceiling(table, *, left_out=None, model="sound"):
     if "r" in table:
         row = best
         if "share" in table and np.isfinite(row["share"]):
-            text += f"There `{model}` reaches r = {row['r']:.2f}, {row['share']:.0%} of that ceiling. "
+            text += f"There `sound` reaches r = {row['r']:.2f}, {row['share']:.0%} of that ceiling. "
         over = table[table["r"] > table["ceiling"]]
         if len(over):
             text += f"In {_listed(over['region'])} the model is above the ceiling, which is then too low to be one. "

@@ -148,7 +148,7 @@ def may_claim(table):
     return bool(len(positive) and (positive["verdict"] == AS_EXPECTED).all())
 
 
-def subject_controls(subject, delay, *, white=None, test_sound=None, tested="", must_light=MUST_LIGHT, regions=None):
+def subject_controls(subject, delay, *, white=None, test_sound=None, tested="", must_light=MUST_LIGHT):
     """Read what the controls of a subject need, and make the table.
 
     Parameters
@@ -163,15 +163,15 @@ def subject_controls(subject, delay, *, white=None, test_sound=None, tested="", 
         leaves the blocks in would rightly find them in another film with the same blocks.
     tested : str
         The region that ``test_sound`` tests.
-    must_light, regions
-        Which regions must answer to speech; regions by name, those of the run without it.
+    must_light : sequence of str
+        Regions of the run that must answer to speech.
 
     Returns
     -------
     DataFrame
         See `control_table`.
     """
-    regions = subject.run.regions if regions is None else regions
+    regions = subject.run.regions
     names = [name for name in must_light if name in regions and regions[name].any()]
     means = contrast.region_courses(subject.Y, {name: regions[name] for name in names}).T if names else []
     if subject.blocks is None:
@@ -271,15 +271,13 @@ def read_air(run, params, *, n_voxels=AIR_VOXELS):
     return np.nan_to_num(np.concatenate(made))
 
 
-def other_film(subject, *, seed=OTHER_FILM):
+def other_film(subject):
     """Features of another (SIMULATED) film with the same blocks, made like those of the subject's own sound.
 
     Parameters
     ----------
     subject : prepare.Subject
         Its film must alternate music and speech every 30 s as that of ds003688 does.
-    seed : int
-        Decides the film.
 
     Returns
     -------
@@ -293,7 +291,7 @@ def other_film(subject, *, seed=OTHER_FILM):
     if len(subject.run.files.parts) > 1:
         raise DataError("another film is made for one run only - take one run at a time")
     files, params = subject.run.files, subject.params
-    known = [] if files.events is None else files.events[files.events["trial_type"].isin(contrast.KINDS)]
+    known = [] if files.events is None else files.events[files.events["trial_type"].isin(features.BLOCK_TYPES)]
     wanted = film.film_blocks(files.heard)
     same = len(known) == len(wanted) and all(
         kind == block.trial_type and abs(onset - (float(block.onset) - files.onset)) <= SAME_BLOCKS
@@ -303,9 +301,9 @@ def other_film(subject, *, seed=OTHER_FILM):
         raise DataError("this film's blocks are not those that another film can be made with")
 
     def make(folder):
-        soundfile.write(folder / "other_film.wav", film.film_sound(files.heard, seed=seed), film.SAMPLE_RATE)
+        soundfile.write(folder / "other_film.wav", film.film_sound(files.heard, seed=OTHER_FILM), film.SAMPLE_RATE)
 
-    key = "other-film-" + fingerprint(files.heard, seed, code_fingerprint(film))
+    key = "other-film-" + fingerprint(files.heard, OTHER_FILM, code_fingerprint(film))
     folder = cached_folder(params.cache_path, key, make)
     settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
     return features.cached_mfcc(folder / "other_film.wav", params.cache_path, **settings)

@@ -38,6 +38,8 @@ class BoldRun:
         Grid index → mm, for that grid.
     value_range : (float, float)
         Smallest and largest value over all voxels of the whole grid in the train volumes.
+    mean_image : array of shape (i, j, k)
+        Mean of the train volumes on that grid.
     regions : dict of str to array of bool, shape (n_voxels,)
         Named regions; the first is the whole (``brain``, or ``volume`` without a mask).
     counts : dict
@@ -173,7 +175,23 @@ def _write_smooth(folder, run, fwhm, until):
 
 
 def smooth_rows(run, rows, *, fwhm, out=None):
-    """Average each row, array of shape (n, n_voxels) in the run's mask, with its neighbours: float32, into ``out``."""
+    """Average each row with its neighbours in the mask: a Gaussian, divided by the share of it that lies in the mask.
+
+    Parameters
+    ----------
+    run : BoldRun
+        Its ``mask`` and ``affine`` count.
+    rows : array of shape (n, n_voxels)
+        Such as volumes.
+    fwhm : float
+        Full width at half maximum, in mm.
+    out : array of shape (n, n_voxels), float32, optional
+        Where to write; may be memory-mapped.
+
+    Returns
+    -------
+    array of shape (n, n_voxels), float32
+    """
     sigma = fwhm / np.sqrt(8 * np.log(2)) / np.linalg.norm(run.affine[:3, :3], axis=0)
     share = gaussian_filter(run.mask.astype(np.float32), sigma, mode="constant")[run.mask]
     grid = np.zeros(run.mask.shape, np.float32)
@@ -312,6 +330,11 @@ def downsample_grid(data, affine, factor):
         float32, on the coarser grid.
     affine : array of shape (4, 4)
         Its grid index → mm: a block's centre keeps its place in the head.
+
+    Raises
+    ------
+    ParameterError
+        If ``factor`` is larger than the grid.
     """
     kept = [n - n % factor for n in data.shape[:3]]
     if min(kept) == 0:

@@ -93,7 +93,7 @@ def plot_delay_intervals(regions, *, truth=None):
     return fig.update_layout(height=170 + 34 * len(regions))
 
 
-def plot_settings(table, *, title="Best skill over all delays, by what the sound is described with"):
+def plot_settings(table):
     """Draw the best skill over the delays against the number of features, one line per number of further windows.
 
     Parameters
@@ -101,9 +101,9 @@ def plot_settings(table, *, title="Best skill over all delays, by what the sound
     table : DataFrame
         ``n_features``, ``n_lags``, ``blocks``, ``skill``.
     """
-    fig = style.figure(
-        title, x="Features, the first of one extraction (number)", y="Skill over the train mean (fraction of error)"
-    )
+    title = "Best skill over all delays, by what the sound is described with"
+    x, y = "Features, the first of one extraction (number)", "Skill over the train mean (fraction of error)"
+    fig = style.figure(title, x=x, y=y)
     best = table.groupby(["blocks", "n_lags", "n_features"])["skill"].max()
     for k, n_lags in enumerate(sorted(table["n_lags"].unique())):
         for blocks in sorted(table["blocks"].unique()):
@@ -152,7 +152,7 @@ def curve_player(curves, delays, *, prefix, title):
     return fig.update_layout(sliders=[slider], height=500, margin_b=130)
 
 
-def delay_chooser(tables, *, title="Skill by delay, for each way to describe the sound"):
+def delay_chooser(tables):
     """Choose features, further windows and blocks, and see the whole Δt curve, in a page that needs no kernel.
 
     On a report's page every setting has a control of its own. Elsewhere plotly's slider moves the number of features,
@@ -184,6 +184,7 @@ def delay_chooser(tables, *, title="Skill by delay, for each way to describe the
     curves = np.round(np.stack(arrays, axis=-2), 5)  # features, windows, blocks, regions, delays
     shown = {n: dict(zip(tables, curves[k, 0, 0], strict=True)) for k, n in enumerate(knobs[0]["values"])}
     delays = np.sort(first["delay"].unique())
+    title = "Skill by delay, for each way to describe the sound"
     fig = curve_player(shown, delays, prefix="Features: ", title=title)
     room = 0.05 * (curves.max() - curves.min() or 1)
     fig.update_yaxes(range=[curves.min() - room, curves.max() + room])

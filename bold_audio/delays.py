@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import brain, data, evidence, feature_grid, gram, significance, sweep, voxelwise
-from bold_audio.files import read_json, write_arrays, write_table, write_text, write_whole
+from bold_audio.files import write_arrays, write_table, write_text, write_whole
 from bold_audio.prepare import MLP_ONLY
 
 REGION = "region "  # before a region's name among the arrays of dt_gram.npz
+MOST_LAGS = 2  # further windows tried, each one repetition time earlier
 
 
 def ensure_sweep(subject):
@@ -26,9 +27,8 @@ def ensure_sweep(subject):
     key = subject.result_key(gram, evidence, significance, voxelwise, sweep, this, without=MLP_ONLY)
     paths = {name: subject.path(name) for name in ("dt_sweep.tsv", "dt_regions.tsv", "dt_voxels.npz", "dt_gram.npz")}
     mask_path = subject.path("responsive_mask.nii.gz")
-    done = read_json(subject.path("provenance.json"), default={}).get("dt_sweep", {})
-    if done.get("key") == key and all(path.is_file() for path in (*paths.values(), mask_path)):
-        return _read_sweep(subject, paths, mask_path, done)
+    if subject.has("dt_sweep", key, *paths, mask_path.name):
+        return _read_sweep(subject, paths, mask_path, subject.recorded("dt_sweep"))
     params, run = subject.params, subject.run
     Y = data.smooth_volumes(run, params.sweep_fwhm, until=subject.split.train[-1] + 1, cache_path=params.cache_path)
     found = sweep.sweep_delays(
@@ -75,42 +75,34 @@ def _read_sweep(subject, paths, mask_path, done):
     return sweep.DelaySweep(table, regions, known, done["delay"], done["region"], responsive, grams, whitening)
 
 
-def open_feature_grid(subject, found, *, n_lags=2, window=None, target=None, regions=None):
-    """Every number of features and lags at every delay, from the sweep's Gram matrices.
+def open_feature_grid(subject, found):
+    """Every number of features and up to `MOST_LAGS` lags at every delay, from the sweep's Gram matrices.
 
     Parameters
     ----------
     subject : Subject
     found : sweep.DelaySweep
-    n_lags : int
-        Most further windows, each one repetition time earlier.
-    window : float, optional
-        Length of a window, in seconds; the repetition time without it.
-    target : {"whitened", "difference", "volume"}, optional
-        As ``sweep_target`` without it.
-    regions : sequence of str, optional
-        All regions without it.
 
     Returns
     -------
     feature_grid.FeatureGrid
     """
     params = subject.params
-    design = subject.designs["sound"].windows(n_lags=n_lags, window=window)
+    design = subject.designs["sound"].windows(n_lags=MOST_LAGS, window=None)
     columns = [[design.at(delay)] for delay in params.delays]
     if subject.blocks is not None:
         for one, delay in zip(columns, params.delays, strict=True):
             one.append(subject.designs["blocks"].at(delay))
     return feature_grid.make_feature_grid(
-        {name: found.grams[name] for name in regions or found.grams},
+        found.grams,
         np.stack([np.hstack(one) for one in columns]),
-        target=target or params.sweep_target,
+        target=params.sweep_target,
         whitening=found.whitening,
         rows=subject.split.train,
         folds=subject.folds,
         delays=params.delays,
         n_features=subject.sound.frames.shape[1],
-        n_lags=n_lags,
+        n_lags=MOST_LAGS,
         has_blocks=subject.blocks is not None,
     )
 

@@ -81,7 +81,13 @@ def track(root, remote, items):
 
 
 def sound_entry(root):
-    """Return the film's sound as `bold_audio.adopt` recorded it, a `ReleaseFile`; None where nobody adopted one."""
+    """Return the film's sound as `bold_audio.adopt` recorded it, a `ReleaseFile`; None where nobody adopted one.
+
+    Raises
+    ------
+    DataError
+        If the record is damaged.
+    """
     path = Path(root) / SOUND_ENTRY
     if not path.is_file():
         return None

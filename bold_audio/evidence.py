@@ -329,13 +329,41 @@ def slope_by_volume(y, X, change, alphas, log_b):
 
 
 def curvature(T, delays, at):
-    """−T'' by three neighbouring delays."""
+    """−T″ at one of the delays, by its neighbours on both sides.
+
+    Parameters
+    ----------
+    T : array of shape (n_delays,)
+        Pooled log evidence.
+    delays : array of shape (n_delays,)
+        In seconds; increasing, not necessarily evenly.
+    at : int
+        Index of an inner delay.
+
+    Returns
+    -------
+    float
+        Per s².
+    """
     x0, x1, x2 = (delays[at + k] for k in (-1, 0, 1))
     left, right = (T[at] - T[at - 1]) / (x1 - x0), (T[at + 1] - T[at]) / (x2 - x1)
     return -(right - left) / ((x2 - x0) / 2)
 
 
 def temper(T, delays, slope, at):
-    """τ = J/H, by which T must be divided for its width to be right; at least 1, infinite where T has no peak."""
+    """τ = J/H, by which T must be divided for its width to be right.
+
+    Parameters
+    ----------
+    T, delays, at
+        As for `curvature`; ``at`` is the best delay.
+    slope : array of shape (n_volumes,)
+        g_k, each volume's part of T′ there, per s.
+
+    Returns
+    -------
+    float
+        At least 1; infinite where T has no peak.
+    """
     H = curvature(T, delays, at)
     return max(1.0, float(np.sum(slope**2) / H)) if H > 0 else np.inf

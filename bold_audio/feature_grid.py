@@ -77,6 +77,10 @@ def make_feature_grid(grams, X, *, target, whitening, rows, folds, delays, n_fea
     target : {"whitened", "difference", "volume"}
     rows, folds
         As for `sweep.sweep_delays`.
+    delays : array of shape (n_delays,)
+        In seconds.
+    n_features, n_lags, has_blocks
+        What the columns of ``X`` are, as in `FeatureGrid`.
     """
     made = np.stack([sweep.features_of(A, whitening if target == "whitened" else [1.0], rows) for A in X])
     heard = np.isfinite(made).all(axis=(0, 2))

@@ -214,7 +214,13 @@ def block_features(events, *, onset, duration):
 
 
 def join_features(first, second):
-    """Put two sets of features on the same frames side by side."""
+    """Put two sets of features on the same frames side by side.
+
+    Raises
+    ------
+    ValueError
+        If their frame times differ.
+    """
     if first.frames.shape[0] != second.frames.shape[0] or not np.allclose(first.frame_times, second.frame_times):
         raise ValueError("features must share their frame times to be joined.")
     return SoundFeatures(
@@ -228,7 +234,13 @@ def join_features(first, second):
 
 
 def read_table(path, *, columns):
-    """Read a TSV and check that it holds ``columns`` and at least one row, each with a cell for every column."""
+    """Read a TSV and check that it holds ``columns`` and at least one row, each with a cell for every column.
+
+    Raises
+    ------
+    DataError
+        If it is missing, no such table, or lacks a column or rows.
+    """
     if not Path(path).is_file():
         raise DataError(f"table not found: {path} - fetch it with the dataset, or set another path")
     try:
@@ -248,10 +260,27 @@ def read_table(path, *, columns):
 
 
 def read_times(table, column, path):
-    """A column of times as floats, in seconds; every one must be a number."""
+    """A column of times as floats, in seconds.
+
+    Parameters
+    ----------
+    table : DataFrame
+    column : str
+    path : path
+        What the table is called when a time is no number.
+
+    Returns
+    -------
+    array of shape (n_rows,)
+
+    Raises
+    ------
+    DataError
+        If one of them is not a finite number.
+    """
     times = as_numbers(table[column])
     if not np.isfinite(times).all():
-        bad = table[column].to_numpy()[~np.isfinite(times)][0]
+        bad = table[column][~np.isfinite(times)].tolist()[0]
         raise DataError(f"{column} in {path} must be a number of seconds, got {bad!r} - mend the table")
     return times
 

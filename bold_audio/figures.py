@@ -61,7 +61,7 @@ def plot_blocks_and_voxel(volume_times, sound_feature, voxel, *, delay, name="so
     return style.draw_blocks(style.draw_spans(fig, spans), blocks, volume_times)
 
 
-def plot_time_course(times, series, *, title, unit, x="Time since the run began (s)", spans=None):
+def plot_time_course(times, series, *, title, unit, x="Time since the run began (s)"):
     """Draw series by name over time (or over what ``x`` says); ``measured`` is black, models keep their colours."""
     fig = style.figure(title, x=x, y=unit)
     for k, (name, values) in enumerate(series.items()):
@@ -74,7 +74,7 @@ def plot_time_course(times, series, *, title, unit, x="Time since the run began 
             color=style.colour(name, k),
             width=3 - (name != "measured"),
         )
-    return style.draw_spans(fig, spans)
+    return fig
 
 
 def plot_scores(table, *, region, prediction, metric="mse"):
@@ -107,9 +107,9 @@ def plot_scores(table, *, region, prediction, metric="mse"):
     return fig.update_yaxes(**order).update_xaxes(exponentformat="power", **log).update_layout(margin_r=170)
 
 
-def plot_loss(history, *, unit=MSE):
+def plot_loss(history):
     """Draw the columns ``train_MSE`` (dashed) and ``val_MSE`` (solid) by ``epoch`` for each ``run`` of a table."""
-    fig = style.figure("Error per epoch: train dashed, validation solid", x="Epoch (number)", y=unit)
+    fig = style.figure("Error per epoch: train dashed, validation solid", x="Epoch (number)", y=MSE)
     for k, (run, rows) in enumerate(history.groupby("run", sort=False)):
         for part, dash in (("train", "dash"), ("val", "solid")):
             seen = rows.dropna(subset=[f"{part}_MSE"])  # validation is not looked at in every epoch
@@ -127,33 +127,6 @@ def plot_evidence(history):
             fig, rows["epoch"], rows["val_evidence"], run, "%{y:.0f} at epoch %{x}", mode="lines+markers", **look
         )
     return fig.add_hline(y=0, line_width=1, line_color="#222222")
-
-
-def plot_horizon(table, *, t_r=None, unit=MSE):
-    """Draw ``mse`` by ``horizon`` (volumes since the last measured one; in s with ``t_r``) for each ``model``."""
-    title, word = "Open-loop error by how far ahead the model predicts", "volumes" if t_r is None else "s"
-    fig = style.figure(title, x=f"Time since the last measured volume ({word})", y=unit)
-    for k, (name, rows) in enumerate(table.groupby("model", sort=False)):
-        hover = f"%{{y:.3g}} at %{{x:.1f}} {word}"
-        style.line(fig, rows["horizon"] * (t_r or 1), rows["mse"], name, hover, color=style.colour(name, k))
-    return fig.update_yaxes(exponentformat="power")
-
-
-def plot_histogram(values, *, title, unit, groups=None, n_bins=60):
-    """Draw how one number per voxel is spread; NaN is left out.
-
-    ``groups`` maps names to bool arrays of shape (n_voxels,); each group is drawn as a share of its own size.
-    """
-    values = np.asarray(values, float)
-    edges = np.histogram_bin_edges(values[np.isfinite(values)], n_bins)
-    fig = style.figure(title, x=unit, y="Share of the group's voxels (%)" if groups else "Voxels (number)")
-    for k, (name, inside) in enumerate((groups or {"all": np.full(values.shape, True)}).items()):
-        part = values[inside & np.isfinite(values)]
-        height = np.histogram(part, edges)[0] * (100 / max(len(part), 1) if groups else 1)
-        look = dict(marker_color=style.colour(name, k), marker_line_width=0, opacity=0.65 if groups else 1)
-        middles, label = (edges[1:] + edges[:-1]) / 2, f"{name} ({len(part):,} voxels)"
-        fig.add_bar(x=middles, y=height, name=label, hovertemplate="%{y:.3g} near %{x:.3g}", **look)
-    return fig.update_layout(barmode="overlay", bargap=0, showlegend=bool(groups))
 
 
 def _zscore(values):

@@ -80,6 +80,11 @@ def project_root():
 
     ``BOLD_AUDIO_ROOT`` where set, else the nearest parent of the working folder that
     looks like the project, else the folder this package was installed from.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder.
     """
     named = os.environ.get("BOLD_AUDIO_ROOT")
     here = Path.cwd()
@@ -137,7 +142,13 @@ def write_json(path, content):
 
 
 def read_json(path, default=None, *, mend="delete it, it is made again"):
-    """Read a JSON file; return ``default`` where there is none. ``mend`` is what a damaged one needs."""
+    """Read a JSON file; return ``default`` where there is none. ``mend`` is what a damaged one needs.
+
+    Raises
+    ------
+    DataError
+        If the file is not readable JSON.
+    """
     path = Path(path)
     if not path.is_file():
         return default

@@ -158,9 +158,9 @@ def _phrases(syllables):
     return phrases
 
 
-def _speech(rng, speaker, phrase, *, hop=256):
+def _speech(rng, speaker, phrase):
     """One phrase by one speaker: a buzz with pitch contour and a hiss, each through filters that change in time."""
-    begin, end = phrase[0][1], phrase[-1][2] + 0.1
+    begin, end, hop = phrase[0][1], phrase[-1][2] + 0.1, 256
     t = np.arange(0, end - begin, hop / SAMPLE_RATE)
     # Columns: buzz, hiss, first three formants, centre and width of the hiss, pitch in octaves.
     tracks = np.tile([0, 0, 500, 1500, 2500, 3000, 1500, 0.0], (len(t), 1))
@@ -274,7 +274,7 @@ def convolved(course, times):
     return course, times[0] - fine[kernel.argmax()] + step * np.arange(len(course))
 
 
-def best_single_delays(frames, frame_times, responses, *, power, grid=DELAY_GRID):
+def best_single_delays(frames, frame_times, responses, *, power):
     """Find the one delay whose volume-wise feature means fit the noiseless responses best.
 
     Ordinary least squares with intercept, over the volumes whose windows are inside the sound for the whole grid.
@@ -283,13 +283,13 @@ def best_single_delays(frames, frame_times, responses, *, power, grid=DELAY_GRID
     the signal variances ``power`` as weights.
     """
     starts = np.arange(len(responses)) * T_R
-    starts, y = starts[starts >= grid.max()], responses[starts >= grid.max()]
+    starts, y = starts[starts >= DELAY_GRID.max()], responses[starts >= DELAY_GRID.max()]
     y = y - y.mean(axis=0)
-    X = window_means(frames, frame_times, np.subtract.outer(starts, grid).T.ravel(), T_R)
-    X = X.reshape(len(grid), len(starts), -1)
+    X = window_means(frames, frame_times, np.subtract.outer(starts, DELAY_GRID).T.ravel(), T_R)
+    X = X.reshape(len(DELAY_GRID), len(starts), -1)
     basis = np.linalg.qr(X - X.mean(axis=1, keepdims=True))[0]  # orthonormal columns for each delay
     errors = (y**2).sum(axis=0) - ((basis.transpose(0, 2, 1) @ y) ** 2).sum(axis=1)
-    return [float(grid[i]) for i in np.column_stack([errors, errors @ power]).argmin(axis=0)]
+    return [float(DELAY_GRID[i]) for i in np.column_stack([errors, errors @ power]).argmin(axis=0)]
 
 
 def add_signal(noise, responses, *, r2, region):

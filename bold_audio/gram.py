@@ -136,6 +136,12 @@ def gram_matrices(Y, *, volumes, train, regions, scaled, chunk_voxels=8192):
 def centred_slab(Y, train, *, scaled):
     """Take off each voxel's mean over ``train`` and, with ``scaled``, divide by its standard deviation there.
 
+    Parameters
+    ----------
+    Y : array of shape (n_volumes, n_voxels)
+    train : array of int
+    scaled : bool
+
     Returns
     -------
     y : array of shape (n_volumes, n_voxels), float32
@@ -185,6 +191,30 @@ class Slabs:
         starts = range(0, self.Y.shape[1], self.chunk_voxels)
         slabs = [slice(start, min(start + self.chunk_voxels, self.Y.shape[1])) for start in starts]
         return on_all_cores(lambda slab: work(slab, self.read(slab)), slabs)
+
+
+def filtered(columns, taps, rows):
+    """Filter columns of a run like the volumes: Σ_l taps[l] · columns[k − l] for every k of ``rows``.
+
+    Parameters
+    ----------
+    columns : array of shape (n_volumes, n_columns)
+    taps : sequence of float
+        As for `Gram.target`.
+    rows : array of int
+        Volumes; as many as the filter looks back lie before each.
+
+    Returns
+    -------
+    array of shape (n_rows, n_columns), float64
+
+    Examples
+    --------
+    >>> filtered(np.array([[1.0], [3.0], [7.0]]), [1.0, -1.0], np.array([1, 2])).T
+    array([[2., 4.]])
+    """
+    columns = np.asarray(columns, dtype=np.float64)
+    return sum(weight * columns[rows - lag] for lag, weight in enumerate(taps))
 
 
 def on_all_cores(work, items):
@@ -271,7 +301,19 @@ def _centred(K, X, fit, held):
 
 
 def null_error(K, fit, held):
-    """Squared error of the held-out volumes, summed over voxels, when the mean over ``fit`` predicts them."""
+    """Squared error of the held-out volumes, summed over voxels, when the mean over ``fit`` predicts them.
+
+    Parameters
+    ----------
+    K : array of shape (n_rows, n_rows)
+        Gram matrix of the volumes.
+    fit, held : arrays of int
+        Rows of it.
+
+    Returns
+    -------
+    float
+    """
     losses = K[held, held] - 2 * K[np.ix_(held, fit)].mean(axis=1) + K[np.ix_(fit, fit)].mean()
     return float(losses.sum())
 

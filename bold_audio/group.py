@@ -94,7 +94,13 @@ def write_group(params, found, tables, sentences):
 
 
 def background(mask, affine):
-    """The template itself on the grid of the maps, to draw them over: array of shape (i, j, k)."""
+    """The template itself on the grid of the maps, to draw them over: array of shape (i, j, k).
+
+    Raises
+    ------
+    DataError
+        If the grids of the template and of its mask differ.
+    """
     from nilearn.datasets import load_mni152_template
 
     image = load_mni152_template(resolution=group_maps.RESOLUTION)

@@ -178,7 +178,7 @@ def _write(path, grid, affine, about, *, named):
     return brain.write_statmap(path, grid, affine, about=about, named=named, form_codes=codes)
 
 
-def group_map(folder, labels, *, model, stat="gain", n_flips=group_stats.N_FLIPS, seed=0):
+def group_map(folder, labels, *, model, stat="gain", seed=0):
     """Ask of each voxel of the template whether a quantity is above 0 over people; writes mean, t and p.
 
     Parameters
@@ -188,7 +188,7 @@ def group_map(folder, labels, *, model, stat="gain", n_flips=group_stats.N_FLIPS
     labels : sequence of str
     model, stat : str
         As for `ensure_map`.
-    n_flips, seed
+    seed : int
         As for `group_stats.flip_test`.
 
     Returns
@@ -230,7 +230,7 @@ def group_map(folder, labels, *, model, stat="gain", n_flips=group_stats.N_FLIPS
     in_all = np.isfinite(values).all(axis=0) & (len(kept) > 1)
     tested = mask.copy()
     tested[mask] = in_all
-    table = group_stats.flip_test(values[:, in_all], n_flips=n_flips, seed=seed)
+    table = group_stats.flip_test(values[:, in_all], seed=seed)
     found = GroupMap(table, tested, affine, kept, left_out)
     if in_all.any():
         _write_group(folder / FOLDER, found, model, stat)

@@ -21,14 +21,13 @@ CHUNK = 2048  # columns tested at a time
 HUGE = 1e12  # t of values that do not vary
 
 
-def t_interval(values, *, confidence=CONFIDENCE):
-    """Mean of each column and Student's confidence interval of it.
+def t_interval(values):
+    """Mean of each column and Student's 95 % confidence interval of it.
 
     Parameters
     ----------
     values : array of shape (n_people, n_columns)
         NaN where a person has no value.
-    confidence : float
 
     Returns
     -------
@@ -41,7 +40,7 @@ def t_interval(values, *, confidence=CONFIDENCE):
     [[2.0], [-0.48], [4.48]]
     """
     n, mean, error = _moments(np.asarray(values, dtype=np.float64))
-    half = stats.t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) * error
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(n - 1, 1)) * error
     return mean, mean - half, mean + half
 
 
@@ -178,7 +177,7 @@ def wide(table, value):
     return table.pivot(index="subject", columns="region", values=value).reindex(columns=regions)
 
 
-def region_table(table, value, *, n_flips=N_FLIPS, seed=0):
+def region_table(table, value, *, seed=0):
     """One quantity over people, region by region.
 
     Parameters
@@ -186,7 +185,7 @@ def region_table(table, value, *, n_flips=N_FLIPS, seed=0):
     table : DataFrame
         ``subject``, ``region`` and the column ``value``: one row per person and region.
     value : str
-    n_flips, seed
+    seed : int
         As for `flip_test`.
 
     Returns
@@ -197,7 +196,7 @@ def region_table(table, value, *, n_flips=N_FLIPS, seed=0):
         are left out.
     """
     values = wide(table, value).dropna(axis="columns", how="all")
-    found = flip_test(values.to_numpy(float), n_flips=n_flips, seed=seed)
+    found = flip_test(values.to_numpy(float), seed=seed)
     _, low, high = t_interval(values.to_numpy(float))
     found.insert(0, "region", list(values.columns))
     for place, (name, column) in enumerate(
@@ -242,8 +241,8 @@ def still_people(people, *, limit=MOST_MOTION):
     return ~(people["mean_fd"].to_numpy(float) > limit)
 
 
-def age_table(table, value, people, *, confidence=CONFIDENCE):
-    """Pearson correlation of a quantity with age over people, region by region, with Fisher's interval.
+def age_table(table, value, people):
+    """Pearson correlation of a quantity with age over people, region by region, with Fisher's 95 % interval.
 
     Parameters
     ----------
@@ -268,7 +267,7 @@ def age_table(table, value, people, *, confidence=CONFIDENCE):
         if known.sum() < FEWEST_FOR_AGE or not (np.ptp(y[known]) > 0 and np.ptp(age[known]) > 0):
             continue
         found = stats.pearsonr(y[known], age[known])
-        low, high = found.confidence_interval(confidence)
+        low, high = found.confidence_interval(CONFIDENCE)
         rows.append([region, int(known.sum()), found.statistic, low, high, found.pvalue])
     return pd.DataFrame(rows, columns=["region", "n_people", "r", "low", "high", "p"])
 

@@ -49,7 +49,13 @@ def rollout_many(phi, drive, Y, stretch, n_horizon):
 
 
 def horizon_length(folds):
-    """How many volumes ahead every held-out block allows with `MIN_STARTS` starting points, at most `HORIZON`."""
+    """How many volumes ahead every held-out block allows with `MIN_STARTS` starting points, at most `HORIZON`.
+
+    Raises
+    ------
+    DataError
+        If the held-out blocks are too short for one volume ahead.
+    """
     longest = [max(len(one) for one in pairing.stretches(fold.held)) for fold in folds]
     length = min(HORIZON, min(longest) - MIN_STARTS + 1)
     if length < 1:

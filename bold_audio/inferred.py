@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import brain, contrast, data, gram, nested, region_inference, significance, sweep, voxel_inference
-from bold_audio.files import read_json, write_arrays, write_table
+from bold_audio.files import write_arrays, write_table
 from bold_audio.pairing import scale_on
 from bold_audio.prepare import MLP_ONLY
 
@@ -31,8 +31,7 @@ def ensure_voxels(subject):
 
     key = subject.result_key(this, without=MLP_ONLY)
     path = subject.path("inference_voxels.npz")
-    done = read_json(subject.path("provenance.json"), default={}).get(STEP[0], {})
-    if not (done.get("key") == key and path.is_file()):
+    if not subject.has(STEP[0], key, path.name):
         found = infer_subject_voxels(subject)
         arrays = {name: found.voxels[name].to_numpy() for name in found.voxels}
         counts = np.array([found.n_shifts, found.n_randomised])
@@ -75,8 +74,7 @@ def ensure_regions(subject):
 
     key = subject.result_key(this, without=MLP_ONLY)
     path = subject.path("inference_regions.tsv")
-    done = read_json(subject.path("provenance.json"), default={}).get(STEP[1], {})
-    if not (done.get("key") == key and path.is_file()):
+    if not subject.has(STEP[1], key, path.name):
         write_table(path, infer_subject_regions(subject, asked_regions(subject)))
         subject.record(STEP[1], key=key)
     return pd.read_csv(path, sep="\t")
@@ -108,6 +106,8 @@ def infer_subject_regions(subject, regions, *, design=None, questions=None, n_ra
         Another sound in place of its own.
     questions : sequence of str, optional
         Some of `QUESTIONS`.
+    n_randomised, seed : int, optional
+        As for `region_inference.infer_regions`; its usual number, and the parameter ``seed``, without them.
 
     Returns
     -------
@@ -165,21 +165,20 @@ def _fold(subject, members, design, grid, fit, held, with_blocks):
     Y = np.asarray(subject.Y[: rows[-1] + 1, everything], dtype=np.float64)
     taps = _taps(Y, volumes, fit, params)
     Y = Y - Y[fit].mean(axis=0)
-    white = sum(weight * Y[rows - lag] for lag, weight in enumerate(taps))
+    white = gram.filtered(Y, taps, rows)
     where = np.searchsorted(rows, fit)
-    X = np.stack([_filtered(design.at(delay), taps, rows, where) for delay in grid.offsets])
+    X = np.stack([_scaled(design.at(delay), taps, rows, where) for delay in grid.offsets])
     free = np.zeros((len(rows), 0))
     if with_blocks:
         first, last = grid.delays[0], grid.delays[-1]
         delays = np.linspace(first, last, 1 + int(np.ceil((last - first) / BLOCK_STEP)))
-        free = np.hstack([_filtered(subject.designs["blocks"].at(d), taps, rows, where) for d in delays])
+        free = np.hstack([_scaled(subject.designs["blocks"].at(d), taps, rows, where) for d in delays])
     y = {name: white[:, np.searchsorted(everything, inside)] for name, inside in members.items()}
     return region_inference.Fold(where, np.searchsorted(rows, held), y, X, free)
 
 
-def _filtered(A, taps, rows, fit):
-    filtered = sum(weight * np.asarray(A, dtype=np.float64)[rows - lag] for lag, weight in enumerate(taps))
-    return scale_on(filtered, fit)[0]
+def _scaled(A, taps, rows, fit):
+    return scale_on(gram.filtered(A, taps, rows), fit)[0]
 
 
 def _taps(Y, volumes, rows, params):

@@ -1,4 +1,9 @@
-"""The Lightning MLP from sound (and previous volumes) to volumes, and its checkpoint."""
+"""The Lightning MLP from sound (and previous volumes) to volumes, and its checkpoint.
+
+It is trained on principal coordinates of the targets, not on voxels: with z a target's coordinates, ẑ the output and s
+the coordinates' scales, the loss Σ_c s_c² (z_c − ẑ_c)² and what coordinates leave out are together the squared error
+over voxels (`coordinates`). `fold_basis` then multiplies the basis into the last layer: what is kept gives voxels.
+"""
 
 import io
 import warnings
@@ -202,7 +207,13 @@ def read_checkpoint(path):
 
 
 def load_checkpoint(path):
-    """Open ``best.ckpt`` without running anything that is in it; return the model and its facts."""
+    """Open ``best.ckpt`` without running anything that is in it; return the model and its facts.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, damaged, or holds more than plain weights and facts.
+    """
     try:
         content = read_checkpoint(path)
         # No memory for sizes that the weights may not have, and no word on sizes of 0.

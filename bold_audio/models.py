@@ -1,4 +1,13 @@
-"""The rows of the score table: how each model is fitted, how it predicts, and how it is scored beside the others."""
+"""The rows of the score table: how each model is fitted, how it predicts, and how it is scored beside the others.
+
+Whatever a row is made of, it predicts
+
+    ŷ[k] = drive[k] + Σ_l phi_l ∘ y[k−l] + step(k, y[k−1], …)
+
+with ``drive`` what needs no past (intercept, sound, blocks), ``phi`` each voxel's own history, and ``step`` what whole
+previous volumes add. One-step takes measured volumes for y, open loop its own predictions. A row with a past and sound
+is measured against the same past without the sound, others against the train mean: `Row.reference`.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -238,6 +247,20 @@ def predict_row(subject, row, volumes, prediction, *, fitted_on):
 
     Open loop starts right after the last volume of ``fitted_on``: nothing measured after it, not even in the gap, is
     used. In a run of which nothing was fitted it starts with the first of ``volumes``.
+
+    Parameters
+    ----------
+    subject : prepare.Subject
+    row : Row
+    volumes : array of int
+        Increasing.
+    prediction : {"one_step", "open_loop"}
+    fitted_on : array of int
+
+    Returns
+    -------
+    array of shape (len(volumes), n_voxels)
+        Raw intensities.
     """
     made = []
     for path, stretch in subject.paths(volumes, fitted_on):

@@ -21,13 +21,13 @@ TOLERANCE = 1e-3  # mm (a turn counts as at HEAD_RADIUS) at which a volume's ste
 WORST_SCALE = 0.2  # a volume with less than this share of the reference's contrast shows no head
 
 
-def estimate_motion(data, affine, *, reference):
+def estimate_motion(volumes, affine, *, reference):
     """Estimate where the head is in each volume, as a rigid motion away from a reference.
 
     Parameters
     ----------
-    data : array of shape (i, j, k, n_volumes)
-        Raw intensities.
+    volumes : iterable of array of shape (i, j, k)
+        Raw intensities, one volume after the other.
     affine : array of shape (4, 4)
         Grid index → mm.
     reference : array of shape (i, j, k)
@@ -60,11 +60,6 @@ def estimate_motion(data, affine, *, reference):
     .. [2] Friston, Ashburner, Frith, Poline, Heather & Frackowiak (1995). Spatial registration and
        normalization of images. Human Brain Mapping 3(3), 165–189.
     """
-    return _follow(np.moveaxis(data, 3, 0), affine, reference)
-
-
-def _follow(volumes, affine, reference):
-    """`estimate_motion` of volumes that come one after the other."""
     if not can_align(reference.shape):
         raise DataError(
             f"a grid of {' × '.join(map(str, reference.shape))} voxels shows no head to align - "
@@ -230,9 +225,8 @@ def _write_motion(folder, files, train):
         for volume in itertools.islice(_volumes(first), int(mine[0]), int(mine[-1]) + 1):
             reference += volume
     reference /= mine[-1] + 1 - mine[0]
-    np.save(
-        folder / "motion.npy", np.concatenate([_follow(_volumes(part), first.affine, reference) for part, _ in runs])
-    )
+    found = [estimate_motion(_volumes(part), first.affine, reference=reference) for part, _ in runs]
+    np.save(folder / "motion.npy", np.concatenate(found))
 
 
 def _volumes(part):

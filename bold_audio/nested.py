@@ -183,7 +183,24 @@ def region_masks(subject, chosen, region):
 
 
 def region_folds(subject, chosen, region, smooth, *, max_voxels=MAX_VOXELS):
-    """The outer folds of a region's voxels, at most ``max_voxels`` evenly spaced ones of them: list of RegionFold."""
+    """The outer folds of a region's voxels.
+
+    Parameters
+    ----------
+    subject : prepare.Subject
+    chosen : list of FoldChoice
+        From `choose_folds`.
+    region : str
+        As for `region_masks`, which raises where there is none.
+    smooth : array of shape (n_volumes, n_voxels)
+        The volumes averaged with their neighbours.
+    max_voxels : int
+        Of more voxels so many evenly spaced ones are taken.
+
+    Returns
+    -------
+    list of RegionFold
+    """
     folds = []
     for one, mask in zip(chosen, region_masks(subject, chosen, region), strict=True):
         at = evenly_spaced(np.flatnonzero(mask), max_voxels)

@@ -68,7 +68,18 @@ def moments(Y, predicted):
 
 
 def partial_moments(Y, past, past_and_sound):
-    """Sums for the partial correlation of the sound: what the past left over, ``ee``, what is added, ``aa``, ``ea``."""
+    """Sums over volumes for the partial correlation of the sound.
+
+    Parameters
+    ----------
+    Y, past, past_and_sound : arrays of shape (n_volumes, n_voxels)
+        Measured; predicted without and with the sound.
+
+    Returns
+    -------
+    dict of str to array of shape (n_voxels,)
+        ``ee`` of what the past left over, ``aa`` of what the sound adds, ``ea`` of both.
+    """
     left_over = np.asarray(Y, dtype=np.float64) - past
     added = np.asarray(past_and_sound, dtype=np.float64) - past
     # Less than float32 can hold of the volume is nothing.
@@ -186,7 +197,18 @@ def score_table(tallies, masks, *, value_range):
 
 
 def fold_skill(tally, against, inside):
-    """Skill over a reference, and its standard error over folds; sums over the voxels ``inside``."""
+    """Skill over a reference and its standard error over folds, by sums over voxels.
+
+    Parameters
+    ----------
+    tally, against : Tally
+        Of the model and of the reference.
+    inside : array of bool, shape (n_voxels,) or (n_folds, n_voxels)
+
+    Returns
+    -------
+    (float, float)
+    """
     inside = np.broadcast_to(inside, tally.sums["sse"].shape)
     return skill_and_spread(*(np.where(inside, one.sums["sse"], 0).sum(axis=1) for one in (tally, against)))
 

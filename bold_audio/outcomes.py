@@ -32,7 +32,7 @@ from bold_audio import (
     space,
     sweep,
 )
-from bold_audio.files import file_md5, fingerprint, read_json, write_arrays, write_table
+from bold_audio.files import file_md5, fingerprint, write_arrays, write_table
 from bold_audio.prepare import MLP_ONLY, annotation_paths
 
 CHOICES = (gram, evidence, significance, sweep, nested)
@@ -75,11 +75,6 @@ def _key(subject, modules, *settings):
     return fingerprint(subject.result_key(*modules, _this(), without=NOT_USED), *settings)
 
 
-def _done(subject, step, key, *names):
-    found = read_json(subject.path("provenance.json"), default={}).get(step, {})
-    return found.get("key") == key and all(subject.path(name).is_file() for name in names)
-
-
 def _smooth(subject):
     params, until = subject.params, subject.whole_run[-1] + 1
     return data.smooth_volumes(subject.run, params.sweep_fwhm, until=until, cache_path=params.cache_path)
@@ -91,7 +86,7 @@ def ensure_outer_folds(subject):
     Writes ``outer_folds.npz``.
     """
     name, key = "outer_folds.npz", _key(subject, CHOICES)
-    if not _done(subject, "outer_folds", key, name):
+    if not subject.has("outer_folds", key, name):
         sound = delays.delayed_sound(subject, subject.params.delays)
         made = nested.choose_folds(subject, _smooth(subject), sound)
         kept = {field: np.stack([getattr(one, field) for one in made]) for field in nested.Supported.__annotations__}
@@ -121,7 +116,7 @@ def ensure_out_of_fold(subject):
     """
     names, key = ("out_of_fold.tsv", "out_of_fold.npz"), _key(subject, FITS)
     chosen = ensure_outer_folds(subject)
-    if not _done(subject, "out_of_fold", key, *names):
+    if not subject.has("out_of_fold", key, *names):
         tallies = out_of_fold.tally_folds(subject, chosen)
         masks = dict(subject.run.regions)
         if any(one.responsive.any() for one in chosen):
@@ -168,7 +163,7 @@ def _study(subject, kind, region, modules, make, *settings):
     step = kind if region is None else f"{kind}_{region}"
     region = region or study_region(subject)
     key = _key(subject, modules, region, *settings)
-    if not _done(subject, step, key, f"{step}.tsv"):
+    if not subject.has(step, key, f"{step}.tsv"):
         folds = nested.region_folds(subject, ensure_outer_folds(subject), region, _smooth(subject))
         write_table(subject.path(f"{step}.tsv"), make(folds).assign(region=region))
         subject.record(step, key=key)

@@ -197,7 +197,20 @@ def join_designs(parts):
 
 
 def make_design(features, sound_times, t_r, *, response="delay", n_lags=0):
-    """Build the `SoundDesign` that ``response`` (delay, fir or hrf) asks for."""
+    """Build the `SoundDesign` that ``response`` asks for.
+
+    Parameters
+    ----------
+    features : features.SoundFeatures
+    sound_times : array of shape (n_volumes,)
+        Start of each volume, in seconds from the onset of the sound.
+    t_r : float
+        Repetition time, in seconds.
+    response : {"delay", "fir", "hrf"}
+        One window, ``n_lags`` further ones, or the canonical response with its peak at the delay.
+    n_lags : int
+        Counts for ``fir`` alone.
+    """
     if response == "hrf":
         frames, times, peak = canonical_response(features.frames, features.frame_times)
         return SoundDesign(frames, times, sound_times, t_r, shift=peak)
@@ -329,7 +342,19 @@ def stretches(volumes):
 
 
 def kept_volumes(n_volumes, t_r, *, skip_initial, usable=None):
-    """Volumes of a run that are used at all, without a break between them: see `split_volumes`."""
+    """Volumes of a run that are used at all, without a break between them.
+
+    Parameters as for `split_volumes`.
+
+    Returns
+    -------
+    array of int
+
+    Raises
+    ------
+    ParameterError
+        If the usable volumes do not follow each other.
+    """
     volumes = np.arange(n_volumes)
     # Rounded before ceiling, so that 16 s is exactly 8 volumes of 2 s.
     keep = volumes >= volumes_of(skip_initial, t_r)
@@ -367,6 +392,11 @@ def blocked_folds(rows, *, n_folds, gap_volumes):
     Returns
     -------
     list of (fit, held) arrays of int
+
+    Raises
+    ------
+    ParameterError
+        If there are fewer rows than folds, or gaps leave too few volumes to fit on.
 
     Examples
     --------

@@ -18,6 +18,11 @@ LONGEST_VALUE = 100_000  # characters of a value on the command line, which YAML
 def normalise_subject(subject):
     """Return the BIDS label meant by any usual spelling of a subject.
 
+    Raises
+    ------
+    ParameterError
+        If it cannot be a label.
+
     Examples
     --------
     >>> [normalise_subject(s) for s in (9, "9", "09", "sub-09", " SUB-09 ", "sim")]
@@ -35,7 +40,13 @@ def normalise_subject(subject):
 
 
 def read_parameter_file(path):
-    """Read one YAML file of parameters as a dictionary; an empty file is an empty dictionary."""
+    """Read one YAML file of parameters as a dictionary; an empty file is an empty dictionary.
+
+    Raises
+    ------
+    ParameterError
+        If it is missing or does not hold ``name: value`` lines.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -113,7 +124,13 @@ def load_params(subject, dataset=None, **given):
 
 
 def parse_given(pairs):
-    """``-p NAME VALUE`` pairs as a dictionary; values are read as YAML."""
+    """``-p NAME VALUE`` pairs as a dictionary; values are read as YAML.
+
+    Raises
+    ------
+    ParameterError
+        If a value is not readable YAML, too long, or has an option of its own.
+    """
     given = {}
     for name, value in pairs:
         if name in ("subject", "dataset"):
@@ -163,6 +180,11 @@ def notebook_params(variables):
     Returns
     -------
     Params
+
+    Raises
+    ------
+    ParameterError
+        If a name is no parameter, a value is not allowed, or there is no subject.
     """
     plain: dict[str, Any] = {
         name: value

@@ -26,7 +26,7 @@ from bold_audio import (
     sound,
     truth,
 )
-from bold_audio.files import DataError, ParameterError, file_md5, fingerprint
+from bold_audio.files import DataError, ParameterError, file_md5, fingerprint, read_json
 from bold_audio.locking import lock
 from bold_audio.provenance import code_fingerprint, record_step
 from bold_audio.schema import SIMULATED
@@ -168,6 +168,14 @@ class Subject:
         known = {"parameters": parameters, "input_md5": self.input_md5, "anatomy": self.anatomy.facts}
         record_step(self.path("provenance.json"), step, **known, **facts)
 
+    def recorded(self, step):
+        """What `record` wrote of a step: dict, empty where it was never done."""
+        return read_json(self.path("provenance.json"), default={}).get(step, {})
+
+    def has(self, step, key, *names):
+        """Whether a step was done with this `result_key`, and the files that it writes are there."""
+        return self.recorded(step).get("key") == key and all(self.path(name).is_file() for name in names)
+
     def path(self, name):
         """Path of one of this subject's result files."""
         return self.params.subject_path / name
@@ -193,7 +201,13 @@ def input_md5(params, files, *, others=()):
 
 
 def annotation_paths(params):
-    """Paths of the annotation tables: a list for each run, or one that serves all."""
+    """Paths of the annotation tables: a list for each run, or one that serves all.
+
+    Raises
+    ------
+    DataError
+        If the dataset names none.
+    """
     if not params.annotation_tables:
         raise DataError(f"dataset {params.dataset} names no annotation_tables - set them, or feature_source audio")
     tables = params.annotation_tables

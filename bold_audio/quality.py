@@ -337,9 +337,8 @@ def rates_onto(frequency, t_r, limits):
     return [float(60 * rate) for rate in rates if low <= rate <= high]
 
 
-def peak_frequencies(spectrum, n=3, *, above=0.0):
-    """The frequencies (Hz) of the n highest local peaks of a spectrum above a frequency, the highest first."""
+def peak_frequencies(spectrum, n=3):
+    """The frequencies (Hz) of the n highest local peaks of a spectrum, the highest first."""
     power, frequency = spectrum["power"].to_numpy(), spectrum["frequency"].to_numpy()
     inner = np.flatnonzero((power[1:-1] > power[:-2]) & (power[1:-1] >= power[2:])) + 1
-    inner = inner[frequency[inner] > above]
     return frequency[inner[np.argsort(-power[inner], kind="stable")][:n]]

@@ -39,7 +39,13 @@ def fmri_subjects(registry=None):
 
 
 def check_fmri_subject(subject, registry=None):
-    """Refuse a subject of whom the release holds no fMRI; name those it holds, and the nearest to a misspelt one."""
+    """Refuse a subject of whom the release holds no fMRI; name those it holds, and the nearest to a misspelt one.
+
+    Raises
+    ------
+    ParameterError
+        If it is none of them.
+    """
     known = fmri_subjects(registry)
     if subject not in known:
         listed = f"fMRI subjects: {' '.join(known)}"

@@ -1,4 +1,12 @@
-"""How good a prediction is: mse, r, r², skill, gain and the partial correlation of the sound."""
+"""How good a prediction is: mse, r, r², skill, gain and the partial correlation of the sound.
+
+With ŷ the prediction of a voxel's test volumes y, and 0 the reference that a model is measured against,
+
+    mse = mean (y − ŷ)² / (max − min)²        skill = 1 − Σ_voxels mse / Σ_voxels mse₀
+
+where max and min are those of all voxels in train. The gain of a model with sound is its skill where the reference is
+the same model without; its partial r correlates what that one left over, y − ŷ₀, with what the sound adds, ŷ − ŷ₀.
+"""
 
 import functools
 from itertools import pairwise
@@ -80,7 +88,14 @@ def pearson_r(Y, predicted):
 def voxel_r2(Y, predicted):
     """Coefficient of determination of each voxel: 1 − residual / variance about the test mean.
 
-    Negative when the prediction is worse than that mean; NaN where the voxel is constant.
+    Parameters
+    ----------
+    Y, predicted : arrays of shape (n_volumes, n_voxels)
+
+    Returns
+    -------
+    array of shape (n_voxels,)
+        Negative when the prediction is worse than that mean; NaN where the voxel is constant.
     """
     Y = np.asarray(Y, dtype=np.float64)
     total = np.sum((Y - Y.mean(axis=0)) ** 2, axis=0)
@@ -134,6 +149,16 @@ def median_of(values):
 def score_row(Y, predicted, reference_mse, roi, *, value_range):
     """One row of ``scores.tsv`` for the voxels of ``roi``.
 
+    Parameters
+    ----------
+    Y, predicted : arrays of shape (n_volumes, n_voxels)
+        Raw intensities.
+    reference_mse : array of shape (n_voxels,)
+        `voxel_mse` of what the skill is measured against.
+    roi : array of bool, shape (n_voxels,)
+    value_range : (float, float)
+        As for `voxel_mse`.
+
     Returns
     -------
     dict
@@ -153,10 +178,3 @@ def score_row(Y, predicted, reference_mse, roi, *, value_range):
         "n_volumes": len(Y),
         "n_voxels": len(at),
     }
-
-
-def area_under_curve(scores, positive):
-    """Area under the ROC curve of ``scores`` for telling ``positive`` from the rest; NaN counts lowest."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(positive, np.where(np.isfinite(scores), scores, -np.inf).clip(-2)))

@@ -8,7 +8,7 @@ from bold_audio.truth import read_truth
 EXPECTED_MSE = 1e-5  # the original project's expectation for the test part
 EXPECTED_R = (0.05, 0.1)  # on average in auditory cortex
 EXPECTED_BEST_R = (0.1, 0.2)  # in its best voxels
-SMALL_GAIN = 0.001  # a smaller share of the error is called none
+LEVEL = 0.05
 
 
 def about_data(params, sound):
@@ -77,12 +77,12 @@ def about_delay(found, *, block_length=None, truth=None):
     return text
 
 
-def about_voxel_delays(found, level=0.05):
+def about_voxel_delays(found):
     """How many voxels have a delay of their own, and how these spread."""
-    sure = found.voxels[found.voxels["p"] <= level]
+    sure = found.voxels[found.voxels["p"] <= LEVEL]
     share = len(sure) / len(found.voxels)
-    text = f"{len(sure)} of {len(found.voxels)} voxels ({share:.1%}) follow the sound at p ≤ {level:g} each; "
-    text += f"chance alone gives {level:.0%}, so this map is for looking, not for counting."
+    text = f"{len(sure)} of {len(found.voxels)} voxels ({share:.1%}) follow the sound at p ≤ {LEVEL:g} each; "
+    text += f"chance alone gives {LEVEL:.0%}, so this map is for looking, not for counting."
     known = sure[sure["high"] - sure["low"] <= (found.table["delay"].max() - found.table["delay"].min()) / 2]
     if len(known):
         low, middle, high = known["delay"].quantile([0.25, 0.5, 0.75])
@@ -113,27 +113,6 @@ def row_of(table, model, region, prediction="one_step"):
     """The one row of a score table for a model, region and prediction; None where absent."""
     rows = table[(table["model"] == model) & (table["region"] == region) & (table["prediction"] == prediction)]
     return rows.iloc[0] if len(rows) else None
-
-
-def about_gain(table, region):
-    """What the sound adds to the past, and to the past and the blocks, in a region."""
-    lines = []
-    for model, past in (("history_sound", "the past"), ("history_blocks_sound", "the past and the film's blocks")):
-        row = row_of(table, model, region)
-        if row is None:
-            continue
-        if abs(row["skill"]) < SMALL_GAIN:
-            verdict = "adds next to nothing to"
-        else:
-            verdict = "adds to" if row["skill"] > 0 else "takes away from"
-        partial = f"partial r {row['partial_r_median']:.3f} in the median voxel; "
-        partial = partial if np.isfinite(row["partial_r_median"]) else ""
-        lines.append(
-            f"In `{region}` the sound {verdict} what {past} already predict{'s' if model == 'history_sound' else ''}: "
-            f"gain {row['skill']:+.4f} of the squared error ({partial}one-step, "
-            f"{row['n_volumes']} test volumes, {row['n_voxels']} voxels)."
-        )
-    return " ".join(lines) + " No significance is claimed: that takes surrogates, not one test part."
 
 
 def about_baselines(table, region):

@@ -26,7 +26,7 @@ STARTS_WITHIN = 60  # s
 POLL = 2  # s between two looks at the repository: versions exported meanwhile are served
 
 
-def install(folder=None):
+def install():
     """Install the server into an environment of its own, once; return that folder.
 
     Raises
@@ -34,7 +34,7 @@ def install(folder=None):
     MachineError
         If pip cannot install it here.
     """
-    folder = Path(folder or project_root() / ".triton")
+    folder = project_root() / ".triton"
     stamp = folder / "installed"
     with lock(folder.parent / ".triton.lock", wait=900, doing="the installation of Triton"):
         if stamp.is_file() and stamp.read_text() == _wanted():

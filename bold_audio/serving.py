@@ -60,7 +60,7 @@ def _record(subject, kind, folder):
     """Record an exported version, unless it is; a process may have been killed between the export and this."""
     about = read_json(folder / "bundle.json")
     facts = {name: about.get(name) for name in ("model_name", "model_version", "max_difference")}
-    known = read_json(subject.path("provenance.json"), default={}).get(f"export_{kind}", {})
+    known = subject.recorded(f"export_{kind}")
     if any(known.get(name) != value for name, value in facts.items()):
         subject.record(f"export_{kind}", **facts)
 
@@ -197,7 +197,21 @@ def network_inputs(subject, facts):
 
 
 def measured_inputs(subject, facts, volumes):
-    """All that the model is given for ``volumes``: features and, where it has them, measured previous volumes."""
+    """All that a model is given for ``volumes``.
+
+    Parameters
+    ----------
+    subject : prepare.Subject
+    facts : dict
+        Of the model: ``delay``, ``n_previous`` and more.
+    volumes : array of int
+
+    Returns
+    -------
+    tuple of array
+        Features (n, n_features) and, where the model has them, measured previous volumes (n, n_previous, n_voxels),
+        nearest first.
+    """
     X = network_inputs(subject, facts)[volumes]
     lags = range(1, facts["n_previous"] + 1)
     return (X, np.stack([subject.Y[volumes - lag] for lag in lags], axis=1)) if lags else (X,)

@@ -18,10 +18,11 @@ T1W_TISSUES = {"grey": 650, "white": 900, "fluid": 250, "skull": 80, "scalp": 75
 
 
 @functools.cache
-def _tissues(resolution=2):
+def _tissues():
     """Return maps (0 to 1) of the MNI head's tissues and of its brain on their own grid, and that grid's affine."""
     from nilearn import datasets
 
+    resolution = 2  # mm
     grey = datasets.load_mni152_gm_template(resolution=resolution)
     white = datasets.load_mni152_wm_template(resolution=resolution)
     mask = datasets.load_mni152_brain_mask(resolution=resolution)

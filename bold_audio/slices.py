@@ -104,6 +104,11 @@ def make_frame(shape, affine, *, reason=""):
     -------
     Frame
 
+    Raises
+    ------
+    DataError
+        If ``affine`` flattens an axis.
+
     Examples
     --------
     >>> make_frame((2, 3, 4), np.diag([-4.0, 4, 4, 1])).place((0, 0, 0))
@@ -190,11 +195,6 @@ def give_back(values):
     mapped = values._mmap if isinstance(values, np.memmap) and values.mode == "r" else None
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def plane_shapes(shape):
-    """Rows and columns of each of `PLANES`: list of (up, right)."""
-    return [(shape[up], shape[right]) for _, right, up in PLANES.values()]
 
 
 def cut(index, voxel):

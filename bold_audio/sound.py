@@ -101,7 +101,7 @@ def open_sound(path):
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise DataError(
             f"sound file is damaged or of an unknown kind: {path} ({' '.join(str(error).split())}) - convert it: "
-            f"{_ffmpeg(path, 'sound.wav')}"
+            f"{_ffmpeg(path)}"
         ) from error
     if len(samples) == 0:
         raise DataError(f"0.0 s of sound in {path} - export it again")
@@ -162,9 +162,9 @@ def clipped_share(samples):
     return float(runs.mean()) if runs.size else 0.0
 
 
-def _ffmpeg(path, target):
+def _ffmpeg(path):
     """The command a person can paste to take the sound out of a file."""
-    return f"ffmpeg -i {shlex.quote(path.name)} -vn {target}"
+    return f"ffmpeg -i {shlex.quote(path.name)} -vn sound.wav"
 
 
 def _check_riff(path):
@@ -228,8 +228,7 @@ def _sound_of_video(path, wav):
     command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(path), "-vn", str(wav)]
     if shutil.which("ffmpeg") is None:
         raise DataError(
-            f"cannot decode {path.name} without ffmpeg - install ffmpeg, or convert it elsewhere: "
-            f"{_ffmpeg(path, 'sound.wav')}"
+            f"cannot decode {path.name} without ffmpeg - install ffmpeg, or convert it elsewhere: {_ffmpeg(path)}"
         )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not wav.is_file():

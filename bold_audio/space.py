@@ -50,13 +50,24 @@ class SpatialHistory:
 def principal_space(Y, *, rows, n_components, chunk_voxels=8192):
     """Fit the first principal components of the volumes ``rows``, from their Gram matrix.
 
-    With Z the volumes, voxels centred and of variance 1, K = Z Zᵀ = U S² Uᵀ; the scores √n U follow from the
-    loadings √n Zᵀ U / S². Voxels constant in ``rows`` have no part in them.
+    Parameters
+    ----------
+    Y : array of shape (n_volumes, n_voxels)
+    rows : array of int
+        Volumes fitted on, increasing.
+    n_components : int
+    chunk_voxels : int
+        Voxels worked on at once: bounds memory.
 
     Returns
     -------
     Space
         At most as many components as the volumes span.
+
+    Notes
+    -----
+    With Z the volumes, voxels centred and of variance 1, K = Z Zᵀ = U S² Uᵀ; the scores √n U follow from the
+    loadings √n Zᵀ U / S². Voxels constant in ``rows`` have no part in them.
     """
     everywhere = {"all": np.ones(Y.shape[1], bool)}
     volumes = np.arange(rows[0], rows[-1] + 1)

@@ -19,6 +19,11 @@ GROUP_STEP = "07_group"  # of a dataset, not of a subject
 def chosen_steps(text):
     """Notebook names that ``00-06``, ``03`` or ``02,03`` mean.
 
+    Raises
+    ------
+    ParameterError
+        If ``text`` means no step.
+
     Examples
     --------
     >>> chosen_steps("02-03,06")

@@ -40,6 +40,7 @@ def figure(title, *, x=None, y=None, fig=None, height=400, top=60, bottom=55, no
 
 
 def line(fig, x, y, name, hover, *, mode="lines", **look):
+    """Add a line, or markers by ``mode``, with what is shown under the pointer."""
     fig.add_scatter(x=x, y=y, name=name, mode=mode, line=look, hovertemplate=hover)
 
 
@@ -56,15 +57,18 @@ def limits(values, *, symmetric=False, limit=None):
 
 
 def colour(name, k):
+    """Colour of a model, region or part by its name; the k-th of the palette for other names."""
     return (MODEL_COLOURS | OTHER_COLOURS).get(name, PALETTE[k % len(PALETTE)])
 
 
 def colour_scale(scale, limits, text, **place):
+    """A colour axis with its bar, titled ``text``: dict for plotly."""
     bar = dict(title=dict(text=text, side="right"), thickness=12, outlinewidth=0, tickfont_size=12, **place)
     return dict(colorscale=scale, cmin=limits[0], cmax=limits[1], colorbar=bar)
 
 
 def draw_spans(fig, spans):
+    """Shade train, gap and test under the plot."""
     for name, (start, end) in (spans or {}).items():
         look = dict(fillcolor=colour(name, 0), opacity=0.3, line_width=0, layer="below")
         fig.add_vrect(x0=start, x1=end, annotation_text=name, annotation_position="top left", **look)

@@ -210,14 +210,40 @@ def sweep_delays(
 
 
 def target_matrix(grams, target, whitening, rows):
-    """Gram matrix of a region's ``target`` (whitened, difference or volume), (n_folds or 1, n_rows, n_rows)."""
+    """Gram matrix of what is predicted of a region.
+
+    Parameters
+    ----------
+    grams : list of gram.Gram
+        One for all folds, or one for each.
+    target : {"whitened", "difference", "volume"}
+    whitening : sequence of float
+        Filter for ``whitened``, as for `gram.Gram.target`.
+    rows : array of int
+
+    Returns
+    -------
+    array of shape (n_folds or 1, n_rows, n_rows)
+    """
     taps = {"whitened": whitening, "difference": [1.0, -1.0], "volume": [1.0]}[target]
     return np.stack([one.target(taps, rows) for one in grams])
 
 
 def features_of(A, taps, rows):
-    """Features of ``rows`` filtered like the volumes, Σ_l taps[l] · A[k − l], then scaled on those that have sound."""
-    filtered = sum(weight * np.asarray(A, dtype=np.float64)[rows - lag] for lag, weight in enumerate(taps))
+    """Features filtered like the volumes, then scaled on those rows that have sound.
+
+    Parameters
+    ----------
+    A : array of shape (n_volumes, n_features)
+    taps, rows
+        As for `gram.filtered`.
+
+    Returns
+    -------
+    array of shape (n_rows, n_features)
+        NaN where a volume has no sound.
+    """
+    filtered = gram.filtered(A, taps, rows)
     return scale_on(filtered, np.flatnonzero(np.isfinite(filtered).all(axis=1)))[0]
 
 
@@ -292,7 +318,23 @@ def best_share(score):
 
 
 def region_curve(name, K, X, folds, delays, alphas):
-    """One region's skill over the delays, each with its own best strength; every strength leaves the sound in."""
+    """One region's skill over the delays, each with its own best strength; every strength leaves the sound in.
+
+    Parameters
+    ----------
+    name : str
+    K, X, folds
+        As for `gram.fold_products`.
+    delays : array of shape (n_delays,)
+        In seconds.
+    alphas : sequence of float
+        Those that are infinite are left out.
+
+    Returns
+    -------
+    DataFrame
+        ``delay, region, alpha, skill`` and ``fold_spread``, the standard error over folds.
+    """
     alphas = np.asarray(alphas, dtype=float)
     alphas = alphas[np.isfinite(alphas)]
     errors = gram.ridge_errors(gram.fold_products(K, X, folds), [*alphas, np.inf])

@@ -133,10 +133,24 @@ def voxel_r(row, prediction, n_voxels, *, shift=0):
 
 
 def null_shift(n_rows, t_r, *, block_length=None):
-    """A circular shift of about half of a part that breaks the pairing; None where no shift is admissible.
+    """A circular shift of about half of a part that breaks the pairing.
 
     Of a film with blocks it ends half-way between two multiples of their length, where shifted blocks and blocks have
     nothing in common.
+
+    Parameters
+    ----------
+    n_rows : int
+        Volumes of the part.
+    t_r : float
+        Repetition time, in seconds.
+    block_length : float, optional
+        Of the film's blocks, in seconds.
+
+    Returns
+    -------
+    int or None
+        Volumes; None where no shift is admissible.
 
     Examples
     --------

@@ -52,6 +52,11 @@ def planted_regions(truth, mask):
     Returns
     -------
     dict of str to array of bool, shape (n_voxels,)
+
+    Raises
+    ------
+    DataError
+        If the maps of the truth cannot be read, or have another grid.
     """
     try:
         label, r2 = (np.asarray(nib.load(truth[name]).dataobj)[mask] for name in ("region_map", "r2_map"))

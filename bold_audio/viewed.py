@@ -17,7 +17,7 @@ def kept_folder(params):
     return params.cache_path / "viewer" / f"{params.label}-sub-{params.subject}"
 
 
-def keep_predictions(subject, rows, *, shifted=None, names=SHOWN, kinds=timecourse.KINDS):
+def keep_predictions(subject, rows, *, shifted=None, names=SHOWN):
     """Predict the test part by several rows, and keep it on disk in place of what was kept before.
 
     Parameters
@@ -29,19 +29,17 @@ def keep_predictions(subject, rows, *, shifted=None, names=SHOWN, kinds=timecour
         The same models fitted to a shifted sound, such as `shifted_rows`.
     names : sequence of str
         Which rows; those that are not there are left out.
-    kinds : sequence of str
 
     Returns
     -------
     dict
         ``predictions``, ``null`` and ``volumes``, as `slice_viewer.SliceViewer` takes them; memory-mapped.
     """
-    folder, kept = kept_folder(subject.params), {"predictions": [], "null": []}
+    folder, kept, split = kept_folder(subject.params), {"predictions": [], "null": []}, subject.split
     for group, given in (("predictions", rows), ("null", shifted or {})):
         for name in names:
-            for kind in kinds if name in given else ():
-                options = {"fitted_on": subject.split.train}
-                made = predict_row(subject, given[name], subject.split.test, kind, **options)
+            for kind in timecourse.KINDS if name in given else ():
+                made = predict_row(subject, given[name], split.test, kind, fitted_on=split.train)
                 with write_whole(folder / f"{group}-{name}-{kind}.npy") as part:
                     np.save(part, np.asarray(made, np.float32))
                 kept[group].append([name, kind])
@@ -49,7 +47,7 @@ def keep_predictions(subject, rows, *, shifted=None, names=SHOWN, kinds=timecour
     usual = load_params(params.subject, params.dataset, **where).model_dump()
     given = where | {name: value for name, value in params.model_dump().items() if value != usual[name]}
     about = {"subject": params.subject, "dataset": params.dataset, "given": given, "made_of": _made_of(subject)}
-    write_json(folder / ABOUT, {**about, **kept, "volumes": subject.split.test.tolist()})
+    write_json(folder / ABOUT, {**about, **kept, "volumes": split.test.tolist()})
     return kept_predictions(subject)
 
 

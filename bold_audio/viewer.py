@@ -77,7 +77,7 @@ def _as_table(grid, knobs):
     return pd.DataFrame({"delay": grid.delays, "region": chosen["region"], "skill": skill}), seconds
 
 
-def subject_viewer(subject, kept, *, maps=None):
+def subject_viewer(subject, kept):
     """The slice viewer of a subject's run, with its sound where it has one.
 
     Parameters
@@ -85,7 +85,6 @@ def subject_viewer(subject, kept, *, maps=None):
     subject : prepare.Subject
     kept : dict
         From `viewed.keep_predictions` or `viewed.kept_predictions`.
-    maps : dict of str to array of shape (n_voxels,), optional
 
     Returns
     -------
@@ -93,7 +92,7 @@ def subject_viewer(subject, kept, *, maps=None):
     """
     sound = subject.params.audio_files if subject.params.feature_source == "audio" else None
     about = sentences.about_data(subject.params, subject.sound)
-    return SliceViewer(subject.run, **kept, sound=sound or None, maps=maps, title=about)
+    return SliceViewer(subject.run, **kept, sound=sound or None, title=about)
 
 
 def app():

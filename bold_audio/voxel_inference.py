@@ -26,12 +26,12 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from bold_audio import evidence, significance
-from bold_audio.gram import on_all_cores
+from bold_audio.gram import filtered, on_all_cores
+from bold_audio.whitening import HIGH_PASS_PERIOD
 
 ALPHAS = (32.0, 128.0, 512.0, 2048.0)  # strengths averaged over, for features of variance 1
 LONGEST_STEP = 1.0  # s between neighbouring delays, at most
 N_RANDOMISED = 1  # versions of the sound with other phases, each at every shift
-HIGH_PASS = 1 / 128  # Hz: slower waves are drift; the film's blocks, one cycle a minute, stay
 BINS = np.linspace(-10, 60, 7001)  # of scaled surrogates: counts in place of 20 million numbers
 
 
@@ -178,12 +178,11 @@ def drift_of(volume_times, starts, rows, taps):
 
     columns = []
     for first, stop in zip(starts, [*starts[1:], len(volume_times)], strict=True):
-        waves = create_cosine_drift(HIGH_PASS, volume_times[first:stop])  # the last column is the mean
+        waves = create_cosine_drift(1 / HIGH_PASS_PERIOD, volume_times[first:stop])  # the last column is the mean
         own = np.zeros((len(volume_times), waves.shape[1]))
         own[first:stop] = waves
         columns.append(own)
-    columns = np.hstack(columns)
-    return sum(weight * columns[rows - lag] for lag, weight in enumerate(taps))
+    return filtered(np.hstack(columns), taps, rows)
 
 
 def played_versions(X, n_randomised, rng):

@@ -95,8 +95,7 @@ class Whitening:
 
     def apply(self, columns):
         """Filter columns of the whole run, (n_volumes, p), and take the drift off: (n_rows, p), float64."""
-        columns = np.asarray(columns, dtype=np.float64)
-        return self.without_drift(sum(weight * columns[self.rows - lag] for lag, weight in enumerate(self.taps)))
+        return self.without_drift(gram.filtered(columns, self.taps, self.rows))
 
     def without_drift(self, y):
         """Take the filtered drift off filtered rows, in their own precision."""
@@ -149,12 +148,22 @@ def fit_whitening(Y, *, rows, t_r, order, period=HIGH_PASS_PERIOD, chunk_voxels=
     K = made.K - D @ (D.T @ made.K)
     K -= (K @ D) @ D.T
     taps = np.r_[1.0, -gram.Gram(K, made.first, made.n_voxels).shared_history(rows, order)]
-    filtered = sum(weight * drift[rows - lag] for lag, weight in enumerate(taps))
-    return Whitening(taps, rows, np.linalg.qr(filtered)[0])
+    return Whitening(taps, rows, np.linalg.qr(gram.filtered(drift, taps, rows))[0])
 
 
 def high_pass(courses, *, rows, t_r, period=HIGH_PASS_PERIOD):
-    """Take constant and drift off time courses over ``rows``: (n_volumes, p) → (n_rows, p), float64."""
+    """Take constant and drift off time courses.
+
+    Parameters
+    ----------
+    courses : array of shape (n_volumes, p)
+    rows, t_r, period
+        As for `drift_cosines`.
+
+    Returns
+    -------
+    array of shape (n_rows, p), float64
+    """
     courses = np.asarray(courses, dtype=np.float64)
     D = np.linalg.qr(drift_cosines(len(courses), t_r, rows=rows, period=period)[rows])[0]
     return courses[rows] - D @ (D.T @ courses[rows])

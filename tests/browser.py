@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from processes import free_port
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -29,12 +30,6 @@ def missing():
     except ImportError:
         return "no playwright - pip install playwright"
     return ""
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
 
 
 @contextlib.contextmanager

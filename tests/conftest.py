@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import requests
+from processes import free_port
 
 from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.files import project_root
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
-pytest.register_assert_rewrite("faults", "release")
+pytest.register_assert_rewrite("faults", "refusals", "release")
 SMALL = (18, 22, 22)  # voxels: a small head in the same 641 volumes of the full-size run
 
 
@@ -83,12 +83,6 @@ def shared():
     if not (folder / "realdata").is_dir():
         pytest.skip(f"no real data at {folder} - set BOLD_AUDIO_SHARED")
     return folder
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

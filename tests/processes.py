@@ -1,6 +1,7 @@
 """Other Python processes, for what two of them do to the same files."""
 
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,6 +15,13 @@ def below(pid, module):
     """The processes below one that run a module of Python, such as ``bold_audio``, started or forked."""
     there = psutil.Process(pid).children(recursive=True)
     return [one for one in there if one.name() == module[:15] or module in one.cmdline()]
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
 
 
 def hears_ctrl_c():

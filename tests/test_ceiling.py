@@ -12,9 +12,9 @@ from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
 
-def people_of(courses, names=(), left_out=None):
-    rows = np.arange(len(next(iter(courses.values()))))
-    return ceiling.People(courses, tuple(names), rows, left_out or {}, 2.0)
+def people_of(courses, names=None):
+    n_volumes, n_columns = np.shape(next(iter(courses.values())))
+    return ceiling.People(courses, tuple(names or map(str, range(n_columns))), np.arange(n_volumes), {}, 2.0)
 
 
 def shared_and_own(rng, n_people, *, share, n=400, columns=3):
@@ -151,31 +151,6 @@ def test_people_of_a_dataset_are_read_and_those_who_do_not_fit_are_named(three_p
     found = ceiling.intersubject_ceiling(people).set_index("region")
     assert found.loc["planted_auditory_right", "ceiling"] > 0.5
     assert abs(found.loc["silent", "ceiling"]) < 0.3
-    with pytest.raises(DataError, match="in a template's space only - set space, or regions"):
-        ceiling.read_people(params, voxels=True)
-
-
-def test_voxels_of_a_common_space_are_those_of_all_masks():
-    rng = np.random.default_rng(6)
-    mask, other = np.ones((2, 2, 2), bool), np.ones((2, 2, 2), bool)
-    other[0, 0, 0] = mask[1, 1, 1] = False
-
-    def person(mask, shift=0.0):
-        run = SimpleNamespace(mask=mask, affine=np.eye(4) + shift, n_voxels=int(mask.sum()))
-        return SimpleNamespace(run=run, Y=rng.standard_normal((20, run.n_voxels)))
-
-    made = {
-        "01": person(mask),
-        "02": person(other),
-        "03": person(mask, shift=1.0),
-        "04": person(np.ones((3, 2, 2), bool)),
-    }
-    left_out = {}
-    people = ceiling._voxels_of(made, np.arange(20), left_out, 2.0)
-    assert set(left_out) == {"03", "04"} and "grid" in left_out["04"]
-    np.testing.assert_array_equal(people.courses["01"], made["01"].Y[:, 1:])
-    np.testing.assert_array_equal(people.courses["02"], made["02"].Y[:, :6])
-    assert ceiling.leave_one_out(people.courses).shape == (2, 6)
 
 
 @pytest.mark.slow

@@ -11,13 +11,12 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from processes import below
+from processes import below, free_port
 
 from bold_audio import cohort, cohort_table, commands, machine, run, warm
 from bold_audio.files import DataError, write_json
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
-from conftest import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {

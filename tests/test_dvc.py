@@ -38,9 +38,9 @@ from release import (
     store,
     traces,
 )
-from webdav import WebDav
+from webdav import WebDav, play_openneuro
 
-from bold_audio import access, dvcrepo, execution, fetch, openneuro, registry, run
+from bold_audio import access, dvcrepo, execution, fetch, registry, run
 from bold_audio.access import TOKEN_VARIABLE, Remote
 from bold_audio.fetch import fetch_subjects, publish
 from bold_audio.files import AccessError, DataError, MachineError, ParameterError
@@ -374,12 +374,7 @@ def test_no_token(value, command, here, server, monkeypatch):  # D01
 @pytest.fixture
 def public(content, tmp_path, monkeypatch):
     """A server that plays OpenNeuro's bucket: no token, plain paths."""
-    folder = tmp_path / "public"
-    for path, body in content.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(body)
-    running = WebDav(folder)
-    monkeypatch.setattr(openneuro, "OPENNEURO_URL", running.url)
+    running = play_openneuro(tmp_path / "public", content, monkeypatch)
     yield running
     running.close()
 
@@ -538,10 +533,11 @@ def test_file_that_lies_on_another_host_is_fetched_without_the_token(get, here, 
 
 
 @pytest.mark.parametrize("spoilt", [f"{TOKEN}\n", f"  {TOKEN}\r\n"])
-def test_white_space_around_the_token_is_taken_off(spoilt, get, here, monkeypatch):  # D11
+def test_white_space_around_the_token_is_taken_off(spoilt, get, here, server, content, monkeypatch):  # D11
     monkeypatch.setenv(TOKEN_VARIABLE, spoilt)
     get()
-    assert (data(here) / BOLD).is_file()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+    assert {header for *_, header in server.requests if header} == {f"OAuth {TOKEN}"}
 
 
 @pytest.mark.parametrize("spoilt", ["sec\nret", "sec ret", "sécret", "sec\x7fret", "“secret”"])

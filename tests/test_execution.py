@@ -133,7 +133,7 @@ def test_kernel_that_dies_before_it_answers_says_so_too(project, monkeypatch):
 @pytest.mark.slow
 def test_second_run_that_goes_well_forgets_the_failure(project):
     params = project(FORESEEN, "1 + 1")
-    with pytest.raises(StepError):
+    with pytest.raises(StepError, match="the scan is short"):
         run_subject(params, STEPS, {}, say=lambda line: None)
     source = params.subject_path.parents[2] / f"notebooks/{STEPS[0]}.ipynb"
     source.write_text(source.read_text().replace("raise DataError", "print"))
@@ -149,7 +149,7 @@ def test_subject_that_cannot_be_fetched_is_listed_with_the_reason(project, monke
 
     params = project("1", "1")
     monkeypatch.setattr(fetch, "fetch_missing", refuse)
-    with pytest.raises(AccessError):
+    with pytest.raises(AccessError, match="the server says no"):
         run_subject(params, STEPS, {}, say=lambda line: None)
     assert (status(params)["state"], status(params)["step"]) == ("failed", execution.OPENING)
     assert "scan and sound: the server says no - look at the token" in text(params.subject_path.parent / "index.html")
@@ -196,7 +196,7 @@ def test_step_that_fails_is_not_done_and_is_made_again(project):
     run_subject(params, STEPS, {}, say=said.append)
     params = project(FORESEEN, "1")
     for _ in range(2):
-        with pytest.raises(StepError):
+        with pytest.raises(StepError, match="the scan is short"):
             run_subject(params, STEPS, {}, say=said.append)
     listed = json.loads((params.subject_path / "done.json").read_text())
     assert [step for step, entry in listed.items() if "finished" in entry] == [STEPS[1]]
@@ -205,14 +205,14 @@ def test_step_that_fails_is_not_done_and_is_made_again(project):
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"00_data_download": 3}', '{"00_data_download": {"files": 2}}'])
 def test_a_damaged_list_of_what_is_done_makes_everything_again(tmp_path, content):
     (tmp_path / "done.json").write_text(content)
-    assert done.why_again(tmp_path, STEPS[0], {"parameters": {}, "inputs": {}}) is not None
+    assert done.why_again(tmp_path, STEPS[0], {"parameters": {}, "inputs": {}}) == done.NOT_DONE
 
 
 @pytest.mark.slow
 def test_step_that_was_stopped_and_begins_again_stands_on_what_it_had_written(project):
     wrote = "from pathlib import Path\nmade = Path('outputs/sim/sub-sim/made.tsv')\n"
     params = project(wrote + "made.touch()\nmade.write_text('1')\n" + FORESEEN, "1")
-    with pytest.raises(StepError):
+    with pytest.raises(StepError, match="the scan is short"):
         run_subject(params, STEPS[:1], {}, say=lambda line: None)
     params = project(wrote + "assert made.is_file()", "1")  # as everything that is made once
     run_subject(params, STEPS[:1], {}, say=lambda line: None)

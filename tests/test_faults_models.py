@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from faults import rows
+from refusals import Bomb
 
 from bold_audio import export, serving, triton, workflow
 from bold_audio.files import file_md5, read_json, write_json
@@ -106,14 +107,6 @@ def test_other_number_of_mfccs(site, row):
 # --- the checkpoint -----------------------------------------------------------------------
 
 
-class Bomb:
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.canary),)
-
-
 @rows("M05", "M06-half", "M06-empty")
 def test_checkpoint_that_is_not_one(site, row, tmp_path):
     path, canary = site.folder / "best.ckpt", tmp_path / "canary"
@@ -182,7 +175,7 @@ def test_runtimes_that_disagree_publish_nothing(site, row, monkeypatch):
 
 
 @rows("M18")
-def test_version_appears_whole(site, row, monkeypatch):
+def test_version_appears_whole(site, row):
     """Whoever looks all the time, as a polling server does, never sees a version without all its files."""
     whole = {path.name for path in (site.models / NAME / "1").iterdir()}
     seen, stop = [], threading.Event()

@@ -149,7 +149,9 @@ def own_project(project, monkeypatch):
 def test_run_that_is_stopped(site, own_project, row):
     """The kernel stops the program that started it, as a person would."""
     number, status = getattr(signal, row[4:]), {"R02-SIGTERM": 143, "R02-SIGINT": 130}[row]
-    write_notebook(own_project, f"import time\nos.kill(int(os.environ['JPY_PARENT_PID']), {int(number)})\ntime.sleep(600)")
+    write_notebook(
+        own_project, f"import time\nos.kill(int(os.environ['JPY_PARENT_PID']), {int(number)})\ntime.sleep(600)"
+    )
     words = command_line("run", "--dataset", "sim", "--subject", "sim", "--steps", "00", **site.given)
     with refused(site.root, status, "sub-sim: stopped - run the same command again to go on") as said:
         program = [Path(sysconfig.get_path("scripts")) / "bold-audio", *words]

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from release import BOLD, KINDS, T1W, WORDS
 
 from bold_audio import fetch, openneuro
 from bold_audio import registry as release_registry
@@ -20,9 +21,6 @@ from bold_audio.fetch import fetch_subjects
 from bold_audio.files import AccessError, MachineError, ParameterError
 from bold_audio.registry import ReleaseFile
 
-BOLD = "sub-09/ses-mri3t/func/sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"
-T1W = "sub-09/ses-mri3t/anat/sub-09_ses-mri3t_run-1_T1w.nii.gz"
-WORDS = "stimuli/annotations/sound/words.tsv"
 SIZES = {BOLD: 300_000, T1W: 2_000, WORDS: 300}
 Request = namedtuple("Request", "path first headers")  # first: byte asked for; 0 is the whole file
 
@@ -35,8 +33,7 @@ def content():
 
 @pytest.fixture
 def registry(content):
-    kinds = {BOLD: ("09", "bold"), T1W: ("09", "T1w"), WORDS: ("n/a", "annotation")}
-    return [ReleaseFile(*kinds[path], path, len(body), hashlib.md5(body).hexdigest()) for path, body in content.items()]
+    return [ReleaseFile(*KINDS[path], path, len(body), hashlib.md5(body).hexdigest()) for path, body in content.items()]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -163,7 +160,7 @@ def test_wrong_file_stays_while_the_server_is_down(get, server, tmp_path):
     (tmp_path / T1W).parent.mkdir(parents=True)
     (tmp_path / T1W).write_bytes(b"mine")
     server.faults[T1W] = [503] * 3
-    with pytest.raises(AccessError):
+    with pytest.raises(AccessError, match="server answers 503 Service Unavailable - try later"):
         get()
     assert (tmp_path / T1W).read_bytes() == b"mine"
 

@@ -83,8 +83,6 @@ EVERY_FIGURE = {
     ),
     "scores": lambda g: figures.plot_scores(score_table(), region="auditory", prediction="one_step"),
     "loss": lambda g: figures.plot_loss(loss_table()),
-    "histogram": lambda g: figures.plot_histogram(g.ravel(), **MAP),
-    "horizon": lambda g: figures.plot_horizon(pd.DataFrame({"model": "mlp", "horizon": [1, 2], "mse": [1.0, 2.0]})),
 }
 
 
@@ -357,26 +355,11 @@ def test_scores_keep_the_order_of_the_table_and_name_the_reference():
         figures.plot_scores(table, region="visual", prediction="one_step")
 
 
-def test_losses_horizons_and_time_courses_are_the_numbers_given():
+def test_losses_are_the_numbers_given():
     loss = figures.plot_loss(loss_table())
     assert [(t.name, t.line.dash) for t in loss.data][:2] == [("a, train", "dash"), ("a, val", "solid")]
     assert list(loss.data[2].y) == [1, 1] and list(loss.data[3].y) == [2, 1]
     assert loss.data[2].line.color == loss.data[3].line.color != loss.data[0].line.color
-    table = pd.DataFrame({"model": ["mlp", "mlp", "sound"], "horizon": [1, 2, 1], "mse": [3.0, 4, 5]})
-    horizon = figures.plot_horizon(table, t_r=0.608)
-    np.testing.assert_allclose(horizon.data[0].x, [0.608, 1.216])
-    assert list(horizon.data[0].y) == [3, 4] and horizon.layout.xaxis.title.text.endswith("(s)")
-    assert figures.plot_horizon(table).layout.xaxis.title.text.endswith("(volumes)")
-
-
-def test_histogram_counts_every_finite_voxel_and_shares_add_up(rng):
-    values = np.append(rng.normal(size=500), np.nan)
-    assert figures.plot_histogram(values, **MAP).data[0].y.sum() == 500
-    planted = np.arange(501) < 100
-    groups = figures.plot_histogram(values, groups={"planted": planted, "silent": ~planted}, **MAP)
-    assert [round(t.y.sum()) for t in groups.data] == [100, 100]  # per cent of each group
-    assert [t.name for t in groups.data] == ["planted (100 voxels)", "silent (400 voxels)"]
-    assert (groups.data[0].y * groups.data[0].x).sum() / 100 == pytest.approx(values[:100].mean(), abs=0.1)
 
 
 def test_a_map_that_is_no_grid_needs_its_mask():

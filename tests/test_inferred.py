@@ -65,7 +65,7 @@ def test_regions_answer_both_questions(subject, monkeypatch):
     pd.testing.assert_frame_equal(inferred.ensure_regions(subject), table, rtol=1e-6)
 
 
-def test_another_sound_in_its_place_is_not_followed(subject, monkeypatch):
+def test_another_sound_in_its_place_is_not_followed(subject):
     """The planted regions follow this film, not one with other notes and words in the same blocks."""
     rng = np.random.default_rng(0)
     frames = subject.designs["sound"].frames

@@ -1,11 +1,11 @@
 """The network, its score over all voxels, and its checkpoint, whose file runs nothing."""
 
-import os
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from refusals import Bomb
 from scipy.stats import pearsonr
 from torch import nn
 
@@ -86,14 +86,6 @@ def test_checkpoint_opens_safely_in_torch_and_in_lightning(model, tmp_path):  # 
     assert np.array_equal(mlp_output(lightning, X), expected)
     assert np.array_equal(mlp_output(ours, X), expected)
     assert list(tmp_path.glob(".best*")) == []
-
-
-class Bomb:
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.canary),)
 
 
 def test_checkpoint_that_would_run_code_is_refused(model, tmp_path):  # M05

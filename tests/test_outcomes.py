@@ -206,7 +206,7 @@ def test_the_learning_curve_says_where_it_goes(last, verdict):
 
 
 @pytest.mark.slow
-def test_sentences_say_the_numbers_of_their_tables(subject, found, tables):
+def test_sentences_say_the_numbers_of_their_tables(found, tables):
     row = found.table.set_index(["model", "region"]).loc[("history_sound", REGION)]
     assert f"{row['skill']:+.4f} ± {row['fold_spread']:.4f}" in outcome_sentences.about_out_of_fold(found.table, REGION)
     said = {

@@ -241,7 +241,7 @@ def test_at_this_repetition_time_two_heart_rates_and_no_breathing_look_like_the_
     assert quality.rates_onto(1 / 60, 0.608, quality.BREATHING) == []
 
 
-def test_the_spectrum_has_the_signals_power(clean):
+def test_the_spectrum_has_the_signals_power():
     wave = 0.5 * np.sin(2 * np.pi * 0.2 * TIMES)
     made = quality.spectrum(wave + 0.001 * TIMES, T_R)
     step = made["frequency"][1] - made["frequency"][0]
@@ -276,7 +276,7 @@ def test_quality_is_of_the_scan_as_it_came(small_params):
     assert effect["columns"] == 3 and 0 < effect["blocks"] < 0.1
 
 
-def test_a_list_of_regions_has_a_quality_without_motion(small_params, shared, tmp_path):
+def test_a_list_of_regions_has_a_quality_without_motion(shared, tmp_path):
     from bold_audio.params import load_params
 
     folders = {"data_dir": str(shared / "realdata" / "alice"), "outputs_dir": str(tmp_path)}

@@ -33,7 +33,6 @@ CELLS = (
     ("code", "delay_figures.delay_chooser({'<b>A1</b>': pd.DataFrame(rows)})"),
     ("code", "import ipywidgets\nipywidgets.IntSlider()", "live"),
 )
-WIDGET_OUTPUT = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
 
 
 @pytest.fixture(scope="module")

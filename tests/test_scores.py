@@ -99,9 +99,3 @@ def test_row_leaves_out_other_voxels(pair):
     assert row == scores.score_row(Y, spoilt, reference, roi, value_range=(0, 1))
     assert row["n_voxels"] == 10 and row["n_volumes"] == 80
     assert row["skill"] == pytest.approx(1 - row["mse"] / reference[roi].mean())
-
-
-def test_area_under_curve_counts_no_value_lowest():
-    values = np.array([0.9, 0.8, np.nan, 0.1])
-    assert scores.area_under_curve(values, np.array([True, True, False, False])) == 1.0
-    assert scores.area_under_curve(values, np.array([False, False, True, False])) == 0.0

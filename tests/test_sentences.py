@@ -183,45 +183,6 @@ def test_simulated_truth_is_called_simulated_with_its_signed_difference(truth, o
     assert f"planted (simulated) response best is {truth:.2f} s: off by {off} s." in text
 
 
-# --- the gain -----------------------------------------------------------------------------
-
-
-def test_gain_sentence_holds_the_numbers_of_both_rows():
-    text = sentences.about_gain(table(), REGION)
-    assert "gain +0.0432 of the squared error" in text and "gain +0.0215 of the squared error" in text
-    assert text.count("partial r 0.123") == 2
-    assert text.count("one-step, 166 test volumes, 420 voxels") == 2
-    assert "what the past already predicts" in text
-    assert "what the past and the film's blocks already predict:" in text
-    assert text.endswith("No significance is claimed: that takes surrogates, not one test part.")
-
-
-@pytest.mark.parametrize(
-    "skill, verdict",
-    [
-        (0.02, "adds to"),
-        (-0.02, "takes away from"),
-        (0.0009, "adds next to nothing to"),
-        (-0.0009, "adds next to nothing to"),
-        (0.0, "adds next to nothing to"),
-    ],
-)
-def test_gain_verdict_turns_with_the_sign(skill, verdict):
-    text = sentences.about_gain(table(without=["history_blocks_sound"], history_sound={"skill": skill}), REGION)
-    assert f"the sound {verdict} what the past already predicts: gain {skill:+.4f}" in text
-    verdicts = {"adds to", "takes away from", "adds next to nothing to"}
-    assert [v for v in verdicts if f"sound {v} what" in text] == [verdict]
-
-
-def test_gain_without_blocks_is_about_the_past_alone():
-    assert "blocks" not in sentences.about_gain(table(without=["history_blocks", "history_blocks_sound"]), REGION)
-
-
-def test_partial_r_that_does_not_exist_is_left_out():
-    text = sentences.about_gain(table(partial=np.nan), REGION)
-    assert "partial" not in text and "nan" not in text
-
-
 # --- baselines, network, expectations, headline -------------------------------------------
 
 
@@ -306,10 +267,10 @@ def test_no_sentence_prints_nan_when_the_sound_vanished():
     gone = {"sound": {"r_median": np.nan, "r_best": np.nan, "skill": 0.0}}
     gone |= {name: {"skill": 0.0} for name in REFERENCES}
     made = table(partial=median_of(np.array([np.nan])), **gone)
-    said = [f(made, REGION) for f in (sentences.about_gain, sentences.about_mlp, sentences.about_expectations)]
+    said = [f(made, REGION) for f in (sentences.about_mlp, sentences.about_expectations)]
     said.append(sentences.headline(made, REGION, 6.0))
     assert not [text for text in said if re.search(r"\bnan\b", text)]
-    assert "vanished in every voxel" in said[2] and "vanished" in said[3]
+    assert "vanished in every voxel" in said[1] and "vanished" in said[2]
 
 
 def test_row_of_what_is_not_there_is_none():

@@ -376,7 +376,7 @@ def test_same_seed_gives_the_same_bytes(tmp_path):
     assert (first / "stimuli/film.wav").read_bytes() == (other / "stimuli/film.wav").read_bytes()
 
 
-def test_two_subjects_share_the_film_and_most_of_their_tuning(strong, tmp_path, monkeypatch):
+def test_two_subjects_share_the_film_and_most_of_their_tuning(strong, monkeypatch):
     root = strong["hrf"].parents[3]
     people = pd.read_csv(root / "participants.tsv", sep="\t")
     assert list(people["participant_id"]) == ["sub-delay", "sub-hrf"]

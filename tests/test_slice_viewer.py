@@ -179,7 +179,7 @@ def test_the_best_voxel_comes_with_a_random_and_a_null_one(run, heard):
     assert null["voxel"] is None and "give null=" in null["note"]
 
 
-def test_null_predictions_that_were_given_are_used(run, tmp_path):
+def test_null_predictions_that_were_given_are_used(run):
     given = predictions_of(run)
     null = {("history_sound", "one_step"): np.roll(given["history_sound", "one_step"], 5, axis=1)}
     viewer = SliceViewer(run, given, volumes=TEST, null=null)

@@ -39,7 +39,6 @@ def test_planes_are_those_of_nibabels_canonical_image(affine):
     wanted = [np.rot90(plane) for plane in (turned[:, :, z], turned[:, y, :], turned[x, :, :])]
     got = volumes.row(0, slices.cut(index, voxel))
     assert np.array_equal(got, np.concatenate([plane.ravel() for plane in wanted]))
-    assert slices.plane_shapes(frame.shape) == [plane.shape for plane in wanted]
     assert np.allclose(frame.place(voxel), (canonical.affine @ [*voxel, 1])[:3])
     assert np.allclose((affine @ [*frame.index_of(voxel), 1])[:3], frame.place(voxel))
     assert frame.voxel_of(frame.index_of(voxel)) == voxel

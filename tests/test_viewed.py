@@ -92,7 +92,7 @@ def test_predictions_of_another_scan_are_refused(subject, kept):
         path.write_text(about)
 
 
-def test_what_notebook_06_always_writes_can_be_looked_at(subject, kept, monkeypatch, tmp_path):
+def test_what_notebook_06_always_writes_can_be_looked_at(subject, kept, monkeypatch):
     moved = viewed.kept_folder(subject.params)
     monkeypatch.setattr(viewed, "kept_folder", lambda params: moved / "nowhere")
     made = np.asarray(kept["predictions"]["history_sound", "open_loop"])
@@ -143,7 +143,7 @@ def test_the_page_opens_what_was_kept(subject, kept, monkeypatch):
     assert params_module.load_params(one["subject"], one["dataset"], **one["given"]) == subject.params
 
 
-def test_the_page_says_what_to_do_where_nothing_was_kept(monkeypatch, tmp_path, small_params):
+def test_the_page_says_what_to_do_where_nothing_was_kept(monkeypatch, small_params):
     monkeypatch.setattr(viewer, "load_params", lambda *_: small_params())
     assert "run <code>make demo</code>" in viewer.app().value
 

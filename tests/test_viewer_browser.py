@@ -16,6 +16,7 @@ import pytest
 import requests
 import soundfile
 from plotly import colors
+from processes import free_port
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -418,7 +419,7 @@ def test_app_wants_its_token_and_shows_the_viewer_on_a_narrow_page(arrays, lab):
 
     cells = [nbformat.v4.new_code_cell(cell) for cell in (RUN, SHOW)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), arrays["folder"] / "app.ipynb")
-    port = browser.free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     options = [option for option in options if "auto_token" not in option] + ["--token=secret"]
     command = [sys.executable, "-m", "voila", "app.ipynb", "--no-browser", f"--port={port}", *options]
@@ -441,7 +442,7 @@ def test_app_wants_its_token_and_shows_the_viewer_on_a_narrow_page(arrays, lab):
         assert page.faults == []
 
 
-def test_make_app_says_only_this_machine(tmp_path):
+def test_make_app_says_only_this_machine():
     said = subprocess.run(["make", "-n", "app"], cwd=ROOT, capture_output=True, text=True).stdout
     assert 'JUPYTER_PATH="' in said and 'notebooks/app" .venv/bin/voila notebooks/app/viewer.ipynb' in said
     assert "--template=bold_audio" in said and "--Voila.ip=127.0.0.1 --Voila.auto_token=True" in said

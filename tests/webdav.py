@@ -8,6 +8,8 @@ from pathlib import Path
 from cheroot import wsgi
 from wsgidav.wsgidav_app import WsgiDAVApp
 
+from bold_audio import openneuro
+
 OPEN = {"http_authenticator": {"domain_controller": None}, "simple_dc": {"user_mapping": {"*": True}}}
 
 
@@ -83,3 +85,13 @@ def _sent(body, fault):
 def _say(start, status, *headers):
     start(f"{status} Said So", [("Content-Length", "0"), *headers])
     return [b""]
+
+
+def play_openneuro(folder, content, monkeypatch):
+    """A server that plays OpenNeuro's bucket: no token, plain paths; whoever asked for it closes it."""
+    for path, body in content.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(body)
+    running = WebDav(folder)
+    monkeypatch.setattr(openneuro, "OPENNEURO_URL", running.url)
+    return running
