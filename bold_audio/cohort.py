@@ -21,7 +21,6 @@ from bold_audio.files import AccessError, BoldAudioError, DataError, MachineErro
 from bold_audio.subjects import STATUS
 
 
-
 @dataclass(frozen=True)
 class Task:
     """One subject's steps, as a command for any machine that sees the same files.
@@ -43,7 +42,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a task ended: exit status, the line it said on stderr, seconds, and on which machine."""
+    """How a task ended: exit status, the line it said on stderr, seconds."""
 
     subject: str
     status: int
