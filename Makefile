@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := $(or $(wildcard .venv/bin/uv),uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format triton lab app lock clean
+.PHONY: help demo test thorough check format triton lab app lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/' | expand -t 14
@@ -27,14 +27,18 @@ demo: .venv/installed  ## simulate a full-size subject (once) and run notebooks 
 	@echo "Report: outputs/sim/sub-sim/report/index.html"
 
 # Two processes with one thread each; more of them would want 2 GiB each.
-test: .venv/installed  ## all tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 30
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+test: .venv/installed  ## the tests, but for those of make thorough (10 minutes)
+	$(PYTEST) -m 'not thorough' --durations 30
+
+thorough: .venv/installed  ## the tests that take minutes: planted answers, kills, a real Triton, WebDAV, browsers, DVC
+	$(PYTEST) -m thorough --durations 30
 
 check: .venv/installed  ## in under a minute: format, lint, import layers, fast tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports
-	.venv/bin/python -m pytest -q -m 'not slow'
+	$(PYTEST) -q -m 'not slow and not thorough'
 
 format: .venv/installed  ## put code and notebooks into the common format
 	.venv/bin/ruff format .

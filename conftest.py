@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 SHARED_BY_MANY = "finished"  # one whole run of all notebooks, which some tests of a file look at, and the others do not
-LONGEST_FIRST = ("test_run", "test_acceptance", "test_candidates", "test_realdata", "test_training", "test_dvc")
+LONGEST_FIRST = (
+    "test_run",
+    "test_acceptance",
+    "test_stages",
+    "test_serving",
+    "test_faults_runs",
+    "test_crash",
+    "test_bids",
+)
 
 
 @pytest.fixture(autouse=True)

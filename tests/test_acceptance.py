@@ -16,7 +16,7 @@ from bold_audio.truth import planted_delay
 T_R = 0.608
 GRID = [round(0.3 * i, 1) for i in range(41)]  # 0 to 12 s
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")

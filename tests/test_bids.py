@@ -15,6 +15,8 @@ from bold_audio.run import main
 from bold_audio.runs import locate_runs
 from bold_audio.simulate import simulate_subject
 
+pytestmark = pytest.mark.slow
+
 SHAPE, T_R = (6, 5, 4), 2.0
 AFFINE = np.diag([3.0, 3, 3, 1])
 EVENTS = "onset\tduration\ttrial_type\n4\t30\tmusic\n34\t30\tspeech\n"
@@ -504,7 +506,7 @@ def test_nothing_is_called_a_jump_because_another_run_begins(moved_between, subj
 # --- all notebooks --------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["two runs", "preprocessed"])
 def test_notebooks_and_report_from_end_to_end(two_runs, prepared, tmp_path, kind, capsys):
     """What 06 needs and is not there, the network and its export, it makes."""

@@ -12,6 +12,8 @@ from bold_audio import candidates, mlp, models, serving, training, workflow
 from bold_audio.files import ParameterError
 from bold_audio.mlp import MONITOR
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"delays": [4.0, 5.0, 6.0], "max_epochs": 10, "history_order": 2, "sweep_fwhm": 0}
 
 
@@ -140,7 +142,7 @@ def train_once(params):
     workflow.ensure_mlp(workflow.open_subject(params))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_at_once_make_one_model(small_params, mlflow_runs, tmp_path):
     alone = small_params(**QUICK, mlp_delays=[4.0, 5.0], outputs_dir=str(tmp_path / "alone"))
     both = small_params(**QUICK, mlp_delays=[4.0, 5.0])
@@ -179,7 +181,7 @@ def test_killed_between_two_delays_trains_only_the_rest(subject, mlflow_runs, mo
     assert sorted(run.info.run_name for run in runs) == ["subsim_dt4", "subsim_dt5"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_five_candidates_are_five_runs_on_a_server(subject, mlflow_server, mlflow_runs):
     one = subject(mlp_delays=[4, 5, 6, 7, 8], mlflow_uri=mlflow_server, mlflow_experiment="film", max_epochs=5)
     _, _, losses, notes = workflow.ensure_mlp(one)

@@ -99,7 +99,7 @@ def test_subject_that_fails_stops_nobody_and_stands_in_the_table(project, capfd)
     assert "2 subjects done, 1 failed" in out and "sub-b (exit 3): bold_audio: sub-b: scan damaged" in out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_worker_that_is_killed_costs_time_and_nothing_else(project):
     (project / "slow").touch()
     words = ["run", "--dataset", "sim", "--steps", "00", "--subjects", "all", "--workers", "2"]
@@ -137,7 +137,7 @@ def wait_for(program, found, timeout=120):
     raise AssertionError("it never came")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_scheduler_that_is_killed_is_told_and_the_next_finishes_the_rest(project):
     (project / "slow").touch()
     here = {"cwd": project, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -195,6 +195,7 @@ def test_seconds_that_nobody_knows_are_not_said():
     assert cohort_table.line_of(cohort.Ended("a", 0, "", 61.2)) == "sub-a: done in 61 s"
 
 
+@pytest.mark.slow
 def test_scheduler_that_is_not_there_is_one_line(project, capfd):
     status, _, err = call(capfd, "--subjects", "all", "--scheduler", "tcp://127.0.0.1:9")
     assert status == 4 and err == (

@@ -12,6 +12,8 @@ from bold_audio import confounds, data, motion, prepare, workflow
 from bold_audio.files import ParameterError
 from bold_audio.runs import locate_runs
 
+pytestmark = pytest.mark.slow
+
 T_R, N = 0.608, 641
 TRAIN, TEST = np.arange(16, 448), np.arange(475, N)
 TIMES = np.arange(N) * T_R

@@ -22,19 +22,19 @@ def site(crash, tmp_path_factory):
     return crash.Site(tmp_path_factory.mktemp("crash"), "00")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_killed_at_a_drawn_moment_ends_as_if_it_had_not_been(crash, site):
     counts = crash.killed_at_moments(site, 1, rng=random.Random(0))
     assert counts["kills_equal"] == counts["kills"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_step_killed_at_a_write_ends_as_if_it_had_not_been(crash, site):  # R06
     counts = crash.killed_at_writes(site, choose=lambda n: random.Random(1).sample(range(n // 4, n), 2))
     assert counts["writes"] > 100 and counts["writes_equal"] == counts["writes_tried"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_differs_is_told(crash, site):
     reference, *_ = site.reference(site.steps)
     site.put(reference)

@@ -47,7 +47,7 @@ from bold_audio.files import AccessError, DataError, MachineError, ParameterErro
 from bold_audio.params import load_params
 from bold_audio.registry import ReleaseFile
 
-pytestmark = pytest.mark.slow  # together a minute
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")

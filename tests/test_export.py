@@ -20,6 +20,8 @@ from bold_audio.mlp import AudioFmriMLP, mlp_output, save_checkpoint
 from bold_audio.runtimes import Predictor, open_predictor
 from bold_audio.space import Space, SpatialHistory
 
+pytestmark = pytest.mark.slow
+
 NAME = "ds003688_sub-09"
 N_FEATURES, N_VOXELS = 5, 30
 MASK = np.zeros((4, 4, 4), bool)

@@ -11,6 +11,8 @@ import torch
 
 from bold_audio import workflow
 
+pytestmark = pytest.mark.slow
+
 FIRST_TEST = 475  # 448 = int(0.7 · 641) volumes up to the end of train, then a gap of 27
 
 

@@ -8,6 +8,8 @@ from scipy.signal import lfilter
 from bold_audio import data, motion, quality, workflow
 from bold_audio.runs import locate_runs
 
+pytestmark = pytest.mark.slow
+
 T_R, N = 0.608, 641
 TRAIN = np.arange(16, 448)
 TIMES = np.arange(N) * T_R

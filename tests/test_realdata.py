@@ -6,6 +6,8 @@ import pytest
 from bold_audio import bids, workflow
 from bold_audio.params import load_params
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def alice(shared, tmp_path):

@@ -239,6 +239,7 @@ def test_misspelt_parameter_fails_under_plain_papermill(project):
     assert not (project / "data").exists() and not (project / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_kernel_that_dies_is_one_line(project, sim_dir):  # R11
     path = project / "notebooks/00_data_download.ipynb"
     path.write_text(path.read_text().replace("import pandas as pd", "import os; os._exit(9)"))
@@ -336,7 +337,7 @@ def test_run_that_goes_well_says_nothing_on_stderr(finished):
     assert finished.done.stderr == ""
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_token_in_the_environment_is_in_nothing_that_was_written_or_said(finished):  # D10
     found = (path for base in (finished.outputs, finished.models) for path in base.rglob("*") if path.is_file())
     places = {str(path): path.read_bytes() for path in found}
@@ -656,7 +657,7 @@ def test_second_run_uses_what_is_there_and_gives_the_same(finished):
     assert {p.name for p in (finished.models / MODEL).glob("[!.]*")} == {"1", "config.pbtxt"}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", ["root", "notebooks", "elsewhere"])
 def test_training_notebook_runs_alone_from_any_folder(sim_dir, tmp_path, where):
     cwd = {"root": ROOT, "notebooks": ROOT / "notebooks", "elsewhere": tmp_path / "some folder"}[where]
@@ -677,7 +678,7 @@ def test_training_notebook_runs_alone_from_any_folder(sim_dir, tmp_path, where):
 # --- annotations and sound never meet -----------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_annotations_and_sound_of_a_subject_share_no_folder_and_no_name(shared, tmp_path):
     settings = {
         "data_dir": shared / "realdata/alice",

@@ -13,6 +13,8 @@ from bold_audio.new_sound import predict_sound
 from bold_audio.schema import MODEL_KINDS
 from bold_audio.simulate import simulate_subject
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"delays": [4.0, 5.0, 6.0], "mlp_delays": [5.0], "max_epochs": 10, "history_order": 2, "sweep_fwhm": 0}
 
 
@@ -114,7 +116,6 @@ def other_params(small_params, sim_dir, tmp_path):
     return params, lambda **given: params.model_copy(update={"subject": "b", "model_name": name} | given)
 
 
-@pytest.mark.slow
 def test_another_persons_model_is_refused_unless_asked_for(other_params):  # M04
     params, of_b = other_params
     workflow.ensure_export(workflow.open_subject(params), "mlp")
@@ -144,7 +145,6 @@ def test_another_persons_model_is_refused_unless_asked_for(other_params):  # M04
     np.testing.assert_allclose(made, expected, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_another_persons_whole_volumes_cannot_be_carried_over(other_params):
     params, of_b = other_params
     workflow.ensure_export(workflow.open_subject(params), "history_sound")

@@ -12,6 +12,8 @@ from processes import python
 from bold_audio import tracking
 from bold_audio.files import AccessError
 
+pytestmark = pytest.mark.slow
+
 LOSSES = [{"epoch": k, "train_MSE": 2.0 - k / 10} | ({"val_MSE": 3.0 + k} if k % 5 == 4 else {}) for k in range(10)]
 
 
@@ -76,7 +78,6 @@ tracking.log_run("sub09_dt4", uri=None, local_folder=sys.argv[1], **what)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("statement", [533, 880])
 def test_a_store_whose_maker_was_killed_is_made_again(log, local, tmp_path, statement):  # R06
     with python(DIES, tmp_path / "mlflow", statement) as other:
@@ -102,7 +103,6 @@ def test_a_run_that_a_killed_process_left_is_closed_and_logged_anew(log, local, 
     assert states == [("sub09_dt4", "FINISHED"), ("sub09_dt4", "KILLED"), ("sub09_dt5", "FINISHED")]
 
 
-@pytest.mark.slow
 def test_a_server_gets_the_runs(log, mlflow_server, mlflow_runs, tmp_path):
     assert log(uri=mlflow_server) is None and log(uri=mlflow_server) is None
     client, (run,) = mlflow_runs(mlflow_server)
@@ -154,7 +154,6 @@ def test_a_server_that_fails_half_way_costs_one_warning_and_nothing_is_lost(log,
     assert run.info.status == "FINISHED"
 
 
-@pytest.mark.slow
 def test_runs_that_were_logged_locally_are_sent_later_each_once(log, mlflow_server, mlflow_runs, tmp_path):  # R09
     for name in ("sub09_dt4", "sub09_dt5"):
         log(name, experiment="later")
@@ -173,7 +172,6 @@ def test_runs_that_were_logged_locally_are_sent_later_each_once(log, mlflow_serv
         assert handle.read() == b"weights"
 
 
-@pytest.mark.slow
 def test_a_store_that_is_not_there_sends_nothing(mlflow_server, tmp_path):
     assert tracking.send_runs(tmp_path / "nowhere", mlflow_server) == (0, 0)
     assert not (tmp_path / "nowhere").exists()
@@ -191,7 +189,6 @@ def test_sending_to_a_server_that_fails_half_way_is_one_line(log, tmp_path, monk
         tracking.send_runs(tmp_path / "mlflow", "http://me:secret@127.0.0.1:9")
 
 
-@pytest.mark.slow
 def test_twenty_that_log_at_once_share_one_experiment(mlflow_server, mlflow_runs, log):  # R09
     with ThreadPoolExecutor(20) as pool:
         said = list(pool.map(lambda k: log(f"run {k}", experiment="shared", uri=mlflow_server), range(20)))

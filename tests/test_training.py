@@ -18,6 +18,8 @@ from bold_audio.mlp import MONITOR, mlp_output
 from bold_audio.params import load_params
 from bold_audio.training import train_mlp
 
+pytestmark = pytest.mark.slow
+
 FIT, VAL = np.arange(4, 140), np.arange(150, 210)
 RANGE = (200.0, 1700.0)
 
@@ -167,7 +169,6 @@ def killed_after(folder, n_batches, options):
     run_training(folder, **options)
 
 
-@pytest.mark.slow
 def test_killed_trainings_end_as_if_they_had_not_been(train, tmp_path):
     options = {"max_epochs": 40, "hidden_dims": [16], "dropout": 0.3, "lr": 0.003, "batch_size": 16}
     whole = train(**options)

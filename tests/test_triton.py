@@ -21,7 +21,7 @@ from bold_audio.mlp import AudioFmriMLP
 from bold_audio.runtimes import open_predictor
 from bold_audio.server import TritonServer, install
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 N_FEATURES, N_VOXELS = 6, 50
 MLP, LINEAR = "film_sub-1", "film_sub-1_history_sound"

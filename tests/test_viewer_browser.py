@@ -25,7 +25,7 @@ SHAPE, N, T_R = (10, 14, 12), 130, 0.608
 TEST = np.arange(50, 130)
 GREYS = [[0, "rgb(0, 0, 0)"], [1, "rgb(255, 255, 255)"]]
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "there is a browser"),
 ]
 

@@ -25,7 +25,10 @@ said = {"argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ), "name
 said["file"], said["ignored"] = __file__, signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 print(json.dumps(said))
 """
-pytestmark = pytest.mark.skipif(not warm.FORKS, reason="programs are forked on Linux alone")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not warm.FORKS, reason="programs are forked on Linux alone"),
+]
 
 
 @pytest.fixture
@@ -184,7 +187,6 @@ def wait_for(fork, path):
         time.sleep(0.05)
 
 
-@pytest.mark.slow
 def test_a_notebook_says_the_same_in_a_fork(tmp_path, monkeypatch):
     simulate_subject(tmp_path / "data", shape=(12, 12, 12), n_volumes=300)
     given = {"subject": "sim", "data_dir": str(tmp_path / "data"), "regions": {}, "audio_path": "stimuli/film.wav"}
