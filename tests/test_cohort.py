@@ -76,7 +76,7 @@ def made(project, outputs="outputs"):
     return {path.parent.name: path.read_bytes() for path in (project / outputs).rglob("sum.txt")}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_workers_make_what_one_after_the_other_makes_and_only_what_is_missing(project, capfd):
     assert call(capfd, "--subjects", "all", "-p", "outputs_dir", "serial")[0] == 0
     status, out, err = call(capfd, "--subjects", "all", "--workers", "2")

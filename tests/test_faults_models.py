@@ -244,6 +244,7 @@ def served(earlier, tmp_path_factory):
         yield {"runtime": "triton", "triton_url": running.url("grpc")}
 
 
+@pytest.mark.thorough
 @rows("M15", "M16", "M19-weights", "M19-bundle")
 def test_server_that_serves_another_model(site, served, row, monkeypatch):
     if row == "M15":

@@ -324,7 +324,7 @@ def finished(sim_dir, tmp_path_factory):
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_run_says_each_step(finished):
     lines = finished.done.stdout.splitlines()
     assert [line.split(": ")[1].split("  ")[0] for line in lines[:-1]] == [OPENING, *STEPS]
@@ -332,7 +332,7 @@ def test_run_says_each_step(finished):
     assert "done in" in lines[-1] and "index.html" in lines[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_run_that_goes_well_says_nothing_on_stderr(finished):
     assert finished.done.stderr == ""
 
@@ -347,12 +347,12 @@ def test_token_in_the_environment_is_in_nothing_that_was_written_or_said(finishe
     assert [name for name, content in places.items() for trace in traces(TOKEN) if trace in content] == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_sources_are_not_touched(finished):
     assert finished.sources_kept
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_all_promised_files_are_there_and_no_half_ones(finished):
     promised = ["dt_sweep.tsv", "best_dt.txt", "best.ckpt", "mlp_history.tsv", "y_test_full.npy", "y_test_pred.npy"]
     promised += ["mse_test.txt", "dt_used.txt", "scores.tsv", "provenance.json", "summary.json", "report/index.html"]
@@ -366,7 +366,7 @@ def test_all_promised_files_are_there_and_no_half_ones(finished):
     assert description["DatasetType"] == "derivative" and description["GeneratedBy"][0]["Name"] == "bold_audio"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_predictions_are_float32_volumes_of_the_test_part(finished):
     full, predicted, test = finished.predictions()
     mask = finished.subject.run.mask
@@ -380,7 +380,7 @@ def test_predictions_are_float32_volumes_of_the_test_part(finished):
     assert predicted.std(axis=0).max() > 0 and not np.array_equal(predicted[1:], full[:-1])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_mse_file_is_that_of_the_arrays_scaled_by_the_train_range(finished):
     full, predicted, _ = finished.predictions()
     bundle = json.loads((finished.models / MODEL / "1/bundle.json").read_text())
@@ -396,7 +396,7 @@ def test_mse_file_is_that_of_the_arrays_scaled_by_the_train_range(finished):
     assert finished.provenance["inference"]["prediction"] == "one_step"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_delay_used_is_the_one_of_the_model(finished):
     folder = finished.models / MODEL / "1"
     bundle = json.loads((folder / "bundle.json").read_text())
@@ -413,7 +413,7 @@ def test_delay_used_is_the_one_of_the_model(finished):
     assert history.groupby("run").size().tolist() == [3] * 5
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_sweep_file_holds_every_delay_and_the_best_is_its_best(finished):
     table, region = finished.table("dt_sweep.tsv"), finished.provenance["dt_sweep"]["region"]
     assert {"delay", "region", "alpha", "skill", "fold_spread", "evidence"} <= set(table.columns)
@@ -427,7 +427,7 @@ def test_sweep_file_holds_every_delay_and_the_best_is_its_best(finished):
     assert row["delay"] == best and row["low"] <= best <= row["high"] and 0 < row["p"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_score_table_has_every_row_in_both_kinds_of_prediction(finished):
     table = finished.table("scores.tsv")
     assert list(table.columns)[: len(COLUMNS)] == COLUMNS
@@ -449,7 +449,7 @@ def test_score_table_has_every_row_in_both_kinds_of_prediction(finished):
     assert mse["open_loop", "brain", "copy_previous"] > mse["one_step", "brain", "copy_previous"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_model_is_the_checkpoint_and_answers_what_was_written(finished):
     folder = finished.models / MODEL / "1"
     assert sorted(p.name for p in folder.iterdir()) == ["best_dt.txt", "bundle.json", "bundle.npz", "model.onnx"]
@@ -471,7 +471,7 @@ def test_model_is_the_checkpoint_and_answers_what_was_written(finished):
     np.testing.assert_allclose(volumes, predicted, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_predicted_run_opens_as_a_scan_of_the_test_part(finished):
     _, predicted, test = finished.predictions()
     path = finished.path("sub-sim_ses-mri3t_task-film_run-1_desc-predicted_bold.nii.gz")
@@ -485,7 +485,7 @@ def test_predicted_run_opens_as_a_scan_of_the_test_part(finished):
     assert "one_step" in about["Description"] and about["Sources"][0].endswith(finished.scan.name)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_maps_lie_where_the_scan_lies_and_say_what_they_are(finished):
     scan = nib.load(finished.scan)
     maps = sorted(finished.folder.glob("*_statmap.nii.gz"))
@@ -516,7 +516,7 @@ def test_maps_lie_where_the_scan_lies_and_say_what_they_are(finished):
         assert seen in about["Description"] and about["Sources"][0].endswith("_bold.nii.gz")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_provenance_says_from_what_with_what_and_when(finished, sim_dir):
     steps = {"dt_sweep", "mlp", "export_mlp", "export_history_sound", "inference", "inference_map", "inference_regions"}
     steps |= {"controls", "outer_folds", "out_of_fold", "partition", "ablations", "responses", "horizon"}
@@ -545,7 +545,7 @@ class Page(HTMLParser):
             (self.links if tag == "a" else self.loaded).append(reference)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["index", "model_card", *STEPS])
 def test_page_is_whole_offline(finished, name):
     path = finished.path(f"report/{name}.html")
@@ -556,7 +556,7 @@ def test_page_is_whole_offline(finished, name):
     assert "SIMULATED" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_index_links_every_page_and_gives_the_answer_in_words(finished):
     index = finished.path("report/index.html")
     own = {f"{step}.html" for step in STEPS} | {"model_card.html", "map_of_the_sound.html"}
@@ -574,7 +574,7 @@ def test_index_links_every_page_and_gives_the_answer_in_words(finished):
     assert text.count('src="data:image/png;base64,') == 13
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_report_is_small_and_holds_the_library_once(finished):
     files = list(finished.path("report").iterdir())
     assert sum(path.stat().st_size for path in files) < 25e6
@@ -582,7 +582,7 @@ def test_report_is_small_and_holds_the_library_once(finished):
     assert not any("Plotly.register" in path.read_text(encoding="utf-8") for path in files if path.suffix == ".html")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_pages_say_from_which_scan_they_were_made(finished, sim_dir):
     for step in STEPS:
         text = visible(finished.path(f"report/{step}.html"))
@@ -590,7 +590,7 @@ def test_pages_say_from_which_scan_they_were_made(finished, sim_dir):
         assert f"MD5 of film.wav {file_md5(sim_dir / 'stimuli/film.wav')}" in text
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_card_repeats_the_bundle_and_the_score_table(finished):
     text, scores = visible(finished.path("report/model_card.html")), finished.table("scores.tsv")
     for name in (MODEL, f"{MODEL}_history_sound"):
@@ -602,7 +602,7 @@ def test_card_repeats_the_bundle_and_the_score_table(finished):
     assert "The scan is SIMULATED" in text
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_report_is_written_again_from_the_executed_notebooks(finished):
     folder = finished.path("report")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -621,7 +621,7 @@ def test_report_of_a_subject_that_never_ran_is_one_line(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_each_delay_was_logged_to_mlflow(finished):
     from mlflow import MlflowClient
 
@@ -631,7 +631,7 @@ def test_each_delay_was_logged_to_mlflow(finished):
     assert all({"train_MSE", "val_MSE", "val_Pearson"} <= set(r.data.metrics) for r in runs)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_second_run_uses_what_is_there_and_gives_the_same(finished):
     kept = (
         "best.ckpt",

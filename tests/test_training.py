@@ -169,6 +169,7 @@ def killed_after(folder, n_batches, options):
     run_training(folder, **options)
 
 
+@pytest.mark.thorough
 def test_killed_trainings_end_as_if_they_had_not_been(train, tmp_path):
     options = {"max_epochs": 40, "hidden_dims": [16], "dropout": 0.3, "lr": 0.003, "batch_size": 16}
     whole = train(**options)

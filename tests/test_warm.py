@@ -102,6 +102,7 @@ def test_another_process_forks_where_imports_would_differ(folder):
     assert warm._asked[2] is not one and one.wait(10) == 0, "the one before ends, as nobody can ask it any more"
 
 
+@pytest.mark.thorough
 def test_code_that_has_changed_is_imported_anew(folder, monkeypatch, tmp_path):
     folder("1")
     one = warm._asked[2]
@@ -119,6 +120,7 @@ def test_the_process_that_forks_may_be_killed(folder):
     assert folder("print(1)") == (0, "1\n", "")
 
 
+@pytest.mark.thorough
 def test_imports_that_fail_leave_programs_that_are_started_as_always(folder, monkeypatch):
     monkeypatch.setitem(warm.ENVIRONMENT, "PYTHONPATH", "")
     monkeypatch.setitem(warm.ENVIRONMENT, "MPLBACKEND", "no backend of this name")  # which matplotlib refuses
@@ -187,6 +189,7 @@ def wait_for(fork, path):
         time.sleep(0.05)
 
 
+@pytest.mark.thorough
 def test_a_notebook_says_the_same_in_a_fork(tmp_path, monkeypatch):
     simulate_subject(tmp_path / "data", shape=(12, 12, 12), n_volumes=300)
     given = {"subject": "sim", "data_dir": str(tmp_path / "data"), "regions": {}, "audio_path": "stimuli/film.wav"}
