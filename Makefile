@@ -26,8 +26,9 @@ demo: .venv/installed  ## simulate a full-size subject (once) and run notebooks 
 	.venv/bin/bold-audio run --subject sim
 	@echo "Report: outputs/sim/sub-sim/report/index.html"
 
-# Two processes with one thread each; more of them would want 2 GiB each.
-PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes with one thread each; more of them would want 2 GiB each. By files, since the groups of pytest-xdist 3.8
+# are without effect, and without a word, under pytest 9.2.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: .venv/installed  ## the tests, but for those of make thorough (10 minutes)
 	$(PYTEST) -m 'not thorough' --durations 30
 

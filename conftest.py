@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SHARED_BY_MANY = "finished"  # one whole run of all notebooks, which some tests of a file look at, and the others do not
 LONGEST_FIRST = (
     "test_run",
     "test_acceptance",
@@ -24,17 +23,7 @@ def _doctest_names(doctest_namespace):
         yield
 
 
-def pytest_collection_modifyitems(config, items):
-    """Processes take whole files, so that each fixture is made once; the longest first, so that none waits at the end.
-
-    A file with a fixture as costly as all the rest of it is two: the tests that share the fixture, and the others.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    shared = {item.path for item in items if SHARED_BY_MANY in getattr(item, "fixturenames", ())}
-    for item in items:
-        file = Path(item.path).stem
-        alone = item.path in shared and SHARED_BY_MANY not in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group(f"{file}, others" if alone else file))
+def pytest_collection_modifyitems(items):
+    """Processes take whole files (``--dist loadfile``), so that each fixture is made once: the longest first."""
     order = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(Path(item.path).stem, len(order)))

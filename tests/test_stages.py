@@ -12,7 +12,7 @@ import yaml
 
 from bold_audio.steps import STEPS
 
-pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("stages")]
+pytestmark = pytest.mark.thorough
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
