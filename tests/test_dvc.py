@@ -537,7 +537,7 @@ def test_white_space_around_the_token_is_taken_off(spoilt, get, here, server, co
     monkeypatch.setenv(TOKEN_VARIABLE, spoilt)
     get()
     assert (data(here) / BOLD).read_bytes() == content[BOLD]
-    assert {header for *_, header in server.requests if header} == {f"OAuth {TOKEN}"}
+    assert {header for *_, header in server.requests if header} == {f"{how} {TOKEN}" for how in ("Bearer", "OAuth")}
 
 
 @pytest.mark.parametrize("spoilt", ["sec\nret", "sec ret", "sécret", "sec\x7fret", "“secret”"])
