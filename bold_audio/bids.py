@@ -162,7 +162,7 @@ def check_release_file(params, path, *, md5=None):
 
 
 def _missing_run(params, wanted, run=None):
-    there = known_subjects(params)
+    there = [one for one in known_subjects(params) if one != params.subject]
     if params.dataset == DEFAULT_DATASET:
         check_fmri_subject(params.subject)
     ways = "check the spelling, session, task and run, or set data_dir"
@@ -176,5 +176,5 @@ def _missing_run(params, wanted, run=None):
     listed = ", ".join(there[:12]) + (", …" if len(there) > 12 else "") if there else "none"
     which = "" if run is None else f" run {run}"
     return DataError(
-        f"sub-{params.subject}{which} is not there: {wanted} is missing (subjects there: {listed}) - {ways}"
+        f"sub-{params.subject}{which} is not there: {wanted} is missing (other subjects there: {listed}) - {ways}"
     )

@@ -1,6 +1,7 @@
 """What each command of ``bold-audio`` does: from its options to its exit status."""
 
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ from bold_audio.params import load_params, normalise_subject, parse_given
 from bold_audio.registry import fmri_subjects
 from bold_audio.schema import DEFAULT_DATASET, SIMULATED
 from bold_audio.steps import STEPS, chosen_steps
+
+LEAST_MEMORY = 4e9  # of a Slurm job, bytes; also where no scan is there to say more
 
 
 def tell_error(options, error):
@@ -259,10 +262,10 @@ def group(options):
 def _run_cohort(options, all_params, steps, given):
     """Run subjects on workers, each in a program of its own; a line for each that ends, and a table at the end."""
     lacking = cohort.plan(all_params, steps, force=options.force)
-    slurm = cohort.slurm_cluster(parse_given(options.slurm_option)) if options.slurm else None
+    todo = [params for params in all_params if lacking[params.subject]]
+    slurm = _slurm(options, todo) if options.slurm else None
     if options.dry_run:
         return _show_plan(lacking, slurm)
-    todo = [params for params in all_params if lacking[params.subject]]
     if not todo:
         say("everything is done, and nothing that it was made from has changed")
         return 0
@@ -275,6 +278,13 @@ def _run_cohort(options, all_params, steps, given):
     with cohort.open_executor(n, scheduler=options.scheduler, cluster=slurm) as executor:
         ended = _follow(tasks, cohort.follow(tasks, executor, threads=options.threads, root=project_root()))
     return _say_who_ended(options, ended, steps, left_alone=len(all_params) - len(tasks))
+
+
+def _slurm(options, all_params):
+    """The cluster, with jobs of as much memory as a subject takes where nobody says how much."""
+    needed = max([cohort.memory_of(params) for params in all_params], default=0)
+    usual = {"memory": f"{math.ceil(max(needed, LEAST_MEMORY) / 1e9)}GB"}
+    return cohort.slurm_cluster(usual | parse_given(options.slurm_option))
 
 
 def _show_plan(lacking, slurm):

@@ -5,9 +5,9 @@
 Each command of the README is run by bash in its order, in the checkout. What one has to bring lies ready: another sound
 (``other.wav``) and, SIMULATED, a scan of one's own with its sound (``~/mine``, ``story.wav``), and a second subject
 beside the demo's. Servers are started, heard to answer, and stopped at the end. Commands about ds003688 are run as they
-are printed, too; where the dataset cannot be reached (the film's sound is in no public release) they must end with exit
-status 2, 3 or 4 and one line that says what is missing, and are then run on the demo's SIMULATED subjects in its place.
-Ends with a table of every command, and with exit status 1 where one did not work.
+are printed, too; where the dataset cannot be reached (the film's sound is in no public release) they must end with a
+documented exit status and one line that says what is missing, and are then run on the demo's SIMULATED subjects in its
+place. Ends with a table of every command, and with exit status 1 where one did not work.
 """
 
 import argparse
@@ -139,12 +139,14 @@ def instead(newcomer, command, status, said):
         there = re.sub(pattern, simulated, there)
     if there == command or command.startswith("make"):
         return False
+    fetch = command.startswith("bold-audio fetch")  # which shows how far it is on stderr, too
     papermill = command.startswith("papermill")  # shows the traceback of the cell, and ends with it
-    one_line = status in (2, 3, 4) and len(said) == 1 and said[0].startswith("bold_audio: ")
-    if not (one_line or (papermill and re.match(r"(Data|Access|Parameter)Error: ", said[-1]))):
+    listed = status == 3 and not said and "--subjects all" in command  # the list of who failed is on stdout
+    one_line = status in (2, 3, 4, 6) and said and said[-1].startswith("bold_audio: ") and (len(said) == 1 or fetch)
+    if not (one_line or listed or (papermill and re.match(r"(Data|Access|Parameter)Error: ", said[-1]))):
         return False
     print("  -> {1}, {2:.0f} s, {3:.160}".format(*newcomer.rows[-1]), flush=True)
-    if command.startswith("bold-audio fetch"):  # what would be fetched is nowhere
+    if fetch:  # what would be fetched is nowhere
         return True
     return newcomer.type(there)[0] == 0
 

@@ -203,12 +203,15 @@ def test_scheduler_that_is_not_there_is_one_line(project, capfd):
     )
 
 
-def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd):
-    options = ("--slurm-option", "memory", "4GB", "--slurm-option", "queue", "short")
+def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd, monkeypatch):
+    options = ("--slurm-option", "memory", "5GB", "--slurm-option", "queue", "short")
     status, out, _ = call(capfd, "--subjects", "all", "--slurm", "--dry-run", *options)
     assert status == 0 and not (project / "outputs").exists()
     assert out.splitlines()[:3] == [f"sub-{one}: 00_data_download (not done yet)" for one in "abc"]
-    assert "#SBATCH -p short" in out and "#SBATCH --mem=4G" in out and "dask" in out
+    assert "#SBATCH -p short" in out and "#SBATCH --mem=5G" in out and "dask" in out
+    assert "#SBATCH --mem=4G" in call(capfd, "--subjects", "all", "--slurm", "--dry-run")[1], "without being told"
+    monkeypatch.setattr(machine, "memory_needed", lambda files: 6.2e9)
+    assert "#SBATCH --mem=7G" in call(capfd, "--subjects", "all", "--slurm", "--dry-run")[1], "what a subject takes"
     status, _, err = call(capfd, "--subjects", "all", "--slurm", "--dry-run", "--slurm-option", "memry", "4GB")
     assert status == 2 and "memry" in err
 

@@ -260,7 +260,7 @@ def test_a_missing_subject_of_another_dataset_lists_who_is_there(tree):  # S06
         (made.root / f"sub-{k:02d}").mkdir()
     (made.root / "sub-00.txt").touch()
     everyone = ", ".join(f"{k:02d}" for k in range(1, 13))
-    with refused(rf"sub-77 is not there.*\(subjects there: {everyone}, …\) - .*data_dir") as caught:
+    with refused(rf"sub-77 is not there.*\(other subjects there: {everyone}, …\) - .*data_dir") as caught:
         locate_runs(load_params("77", "tiny", data_dir=str(made.root)))
     assert "fetch" not in str(caught.value)
 
