@@ -123,7 +123,7 @@ class Watch:
     pid : int
     """
 
-    KINDS = (("ipykernel_launc", "kernel"), ("bold_audio", "person's program"))
+    KINDS = (("ipykernel_launc", "kernel"), ("bold_audio run", "person's program"), ("spawn_main", "worker"))
 
     def __init__(self, pid):
         self.program, self.peaks, self.over = psutil.Process(pid), Counter(), threading.Event()
@@ -144,8 +144,10 @@ class Watch:
                 together = share_of_memory(self.program)
                 for one in self.program.children(recursive=True):
                     with contextlib.suppress(psutil.Error, OSError):
-                        worker = "worker" if "spawn_main" in " ".join(one.cmdline()) else "other"
-                        self._note(dict(self.KINDS).get(one.name(), worker), one.pid)
+                        forked = {"ipykernel_launc": "kernel", "bold_audio": "person's program"}.get(one.name())
+                        words = " ".join(one.cmdline())
+                        started = next((kind for part, kind in self.KINDS if part in words), "other")
+                        self._note(forked or started, one.pid)
                         together += share_of_memory(one)
                 self.peaks["together"] = max(self.peaks["together"], together)
 
