@@ -29,13 +29,13 @@ demo: .venv/installed  ## simulate a full-size subject (once) and run notebooks 
 # Two processes with one thread each; more of them would want 2 GiB each. By files, since the groups of pytest-xdist 3.8
 # are without effect, and without a word, under pytest 9.2.
 PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-test: .venv/installed  ## the tests, but for those of make thorough (10 minutes)
+test: .venv/installed  ## the tests, but for those of make thorough
 	$(PYTEST) -m 'not thorough' --durations 30
 
 thorough: .venv/installed  ## the tests that take minutes: planted answers, kills, a real Triton, WebDAV, browsers, DVC
 	$(PYTEST) -m thorough --durations 30
 
-check: .venv/installed  ## in under a minute: format, lint, import layers, fast tests
+check: .venv/installed  ## format, lint, import layers, fast tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports

@@ -123,7 +123,8 @@ class Watch:
     pid : int
     """
 
-    KINDS = (("ipykernel_launc", "kernel"), ("bold_audio run", "person's program"), ("spawn_main", "worker"))
+    # by name and command line; a fork has the name alone
+    KINDS = (("ipykernel_launc", "kernel"), ("bold_audio |", "person's program"), ("spawn_main", "worker"))
 
     def __init__(self, pid):
         self.program, self.peaks, self.over = psutil.Process(pid), Counter(), threading.Event()
@@ -144,10 +145,8 @@ class Watch:
                 together = share_of_memory(self.program)
                 for one in self.program.children(recursive=True):
                     with contextlib.suppress(psutil.Error, OSError):
-                        forked = {"ipykernel_launc": "kernel", "bold_audio": "person's program"}.get(one.name())
-                        words = " ".join(one.cmdline())
-                        started = next((kind for part, kind in self.KINDS if part in words), "other")
-                        self._note(forked or started, one.pid)
+                        words = f"{one.name()} | {' '.join(one.cmdline())}"
+                        self._note(next((kind for part, kind in self.KINDS if part in words), "other"), one.pid)
                         together += share_of_memory(one)
                 self.peaks["together"] = max(self.peaks["together"], together)
 

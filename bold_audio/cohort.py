@@ -76,8 +76,8 @@ def run_task(task, *, threads, root):
     """
     begun = time.perf_counter()
     env = os.environ | dict.fromkeys(machine.THREADS, str(threads)) | {"BOLD_AUDIO_ROOT": str(root)}
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-        program = warm.start(["bold_audio", *task.words], env=env, cwd=root, stdout=said, stderr=said)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said, open(os.devnull, "w") as nowhere:
+        program = warm.start(["bold_audio", *task.words], env=env, cwd=root, stdout=nowhere, stderr=said)
         status = program.wait()
         said.seek(0)
         lines = [line for line in said.read().splitlines() if line.strip()]

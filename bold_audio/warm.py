@@ -19,7 +19,6 @@ import importlib
 import json
 import os
 import runpy
-import select
 import selectors
 import signal
 import socket
@@ -27,7 +26,10 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import connection
 from pathlib import Path
+
+import numpy as np
 
 from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.machine import THREADS
@@ -71,7 +73,7 @@ class Fork:
 
     def poll(self):
         """Exit status, negative for a signal; None while it runs."""
-        if self.returncode is None and select.select([self._control], [], [], 0)[0]:
+        if self.returncode is None and connection.wait([self._control], 0):
             status = _number(self._control)
             self.returncode = -signal.SIGKILL if status is None else status
             self._control.close()
@@ -84,7 +86,7 @@ class Fork:
         ------
         subprocess.TimeoutExpired
         """
-        if self.returncode is None and not select.select([self._control], [], [], timeout)[0]:
+        if self.returncode is None and not connection.wait([self._control], timeout):
             raise subprocess.TimeoutExpired("a fork", timeout)
         return self.poll()
 
@@ -123,7 +125,7 @@ def start(words, *, env, cwd, stdout=1, stderr=2, own_group=False):
     for _ in range(2 if FORKS else 0):
         try:
             return _start_fork([*map(str, words)], dict(env), str(cwd), (stdout, stderr), own_group)
-        except (ConnectionError, BrokenPipeError):  # killed, or an import fails, which the program itself will tell
+        except ConnectionError:  # killed, or an import fails, which the program itself will tell
             forget()
     how = {"env": {**env, PARENT: str(os.getpid())}, "cwd": cwd, "stdout": stdout, "stderr": stderr}
     return subprocess.Popen([sys.executable, "-m", *words], process_group=0 if own_group else None, **how)
@@ -131,32 +133,28 @@ def start(words, *, env, cwd, stdout=1, stderr=2, own_group=False):
 
 def prepare(env=None):
     """Begin the imports that programs in such an environment (default: this one) will need; do not wait for them."""
-    global _asked
-    if not FORKS:
-        return
-    env = dict(os.environ if env is None else env)
-    with _asking:
-        if _asked is None or _asked[0] != _key(env):
-            _asked = _key(env), *_begin(env)
+    if FORKS:
+        _ask(dict(os.environ if env is None else env))
 
 
 def forget():
     """Let the process that forks end when its forks have ended; the next start begins another."""
     global _asked
     with _asking:
-        before, _asked = _asked, None
-    if before is not None:
-        before[1].close()
+        before, _asked = _asked, None  # its socket is closed when no thread that is asking holds it any more
     return before
 
 
 @atexit.register
 def _end():
     """Leave no process behind, and let its seconds be counted with ours."""
-    before = forget()
-    if before and before[2]:
+    if (before := forget()) is None:
+        return
+    _, asked, process = before
+    asked.close()
+    if process is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            before[2].wait(5)
+            process.wait(5)
 
 
 def end_with_parent():
@@ -182,6 +180,16 @@ def _key(env):
     return [[env.get(name) for name in READ_AT_IMPORT], code]
 
 
+def _ask(env):
+    """The process that forks in such an environment, begun where there is none: as `_asked`."""
+    global _asked
+    with _asking:
+        key = _key(env)
+        if _asked is None or _asked[0] != key:
+            _asked = key, *_begin(env)
+        return _asked
+
+
 def _begin(env):
     """Start the process that forks: our end of its socket, and itself."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -194,10 +202,9 @@ def _begin(env):
 
 
 def _start_fork(words, env, cwd, streams, own_group):
-    prepare(env)
+    key, asked, _ = _ask(env)
     streams = [one if isinstance(one, int) else one.fileno() for one in streams]
     control, theirs = socket.socketpair()
-    key, asked, _ = _asked
     with theirs:
         socket.send_fds(asked, [OWN if own_group else OURS], [theirs.fileno(), *streams, asked.fileno()])
     request = {"words": words, "env": env, "cwd": cwd, "key": key}
@@ -217,10 +224,10 @@ def _number(control):
 
 
 def _serve(requests):
-    """Fork for whoever asks, until nobody is left: None, or in a fork the file descriptors of its request."""
+    """Fork for whoever asks, until nobody is left and how all have ended is told: None, or in a fork its request."""
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
-        while True:
+        while selector.get_map():
             for ready, _ in selector.select():
                 if ready.fileobj is not requests:
                     selector.unregister(ready.fileobj)
@@ -228,10 +235,13 @@ def _serve(requests):
                     continue
                 group, held, _, _ = socket.recv_fds(requests, 1, 4)
                 if not held:
-                    return None
+                    selector.unregister(requests)
+                    continue
                 if not (pid := os.fork()):
                     for other in selector.get_map().values():
                         os.close(other.fd)
+                        if other.data:
+                            other.data[1].close()
                     return held
                 if group == OWN:
                     os.setpgid(pid, pid)  # before anybody knows the number and signals the group
@@ -268,6 +278,7 @@ def _become(control, stdout, stderr, asked):
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    np.random.seed()  # noqa: NPY002 - else libraries that are given no seed would draw the same in all forks
     sys.argv, sys.path[0] = request["words"], request["cwd"]  # as python -m does
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(sys.argv[0])  # the name that ps and top show

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -82,6 +83,24 @@ def test_what_is_imported_is_there_at_once_and_has_started_no_thread(folder):
     assert psutil.Process(server).num_threads() == 1, "a fork would lack them, with the locks that they hold"
 
 
+def test_forks_draw_other_numbers(folder):
+    code = "import random; import numpy as np; print(random.random(), np.random.random())"
+    one, other = (folder(code)[1].split() for _ in range(2))
+    assert len({*one, *other}) == 4
+
+
+def test_threads_may_ask_at_once_and_forget_meanwhile(folder, tmp_path):
+    (tmp_path / "ends.py").write_text("raise SystemExit(7)")
+
+    def ask(k):
+        if k % 5 == 4:
+            warm.forget()
+        return warm.start(["ends"], env=os.environ | LIMITS, cwd=tmp_path).wait()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(12))) == [7] * 12
+
+
 def test_no_fork_can_find_the_token_unless_it_is_given_it(folder, monkeypatch):
     token = "y0_planted-SECRET-token.7Qz"
     monkeypatch.setenv(TOKEN_VARIABLE, token)
@@ -115,18 +134,18 @@ def test_code_that_has_changed_is_imported_anew(folder, monkeypatch, tmp_path):
 
 def test_the_process_that_forks_may_be_killed(folder):
     folder("1")
-    warm._asked[2].kill()
-    warm._asked[2].wait()
-    assert folder("print(1)") == (0, "1\n", "")
+    one = warm._asked[2]
+    one.kill()
+    one.wait()
+    status, out, _ = folder("import os; print(os.getppid())")
+    assert status == 0 and out == f"{warm._asked[2].pid}\n" and warm._asked[2] is not one, "another one forks"
 
 
 @pytest.mark.thorough
 def test_imports_that_fail_leave_programs_that_are_started_as_always(folder, monkeypatch):
-    monkeypatch.setitem(warm.ENVIRONMENT, "PYTHONPATH", "")
     monkeypatch.setitem(warm.ENVIRONMENT, "MPLBACKEND", "no backend of this name")  # which matplotlib refuses
     warm.forget()
-    assert folder("print(1)")[:2] == (0, "1\n")
-    warm.forget()
+    assert folder("import os; print(os.getppid())")[:2] == (0, f"{os.getpid()}\n")
 
 
 def test_elsewhere_than_on_linux_programs_are_started(folder, monkeypatch):
