@@ -227,7 +227,7 @@ def test_workers_are_as_many_as_fit_into_memory(project, capfd, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 2.5e9)
     monkeypatch.setattr(cohort, "follow", lambda tasks, *_, **__: iter([cohort.Ended("a", 0, "", 1.0)]))
     _, out, _ = call(capfd, "--subjects", "all", "--workers", "4")
-    assert out.splitlines()[0] == "2 workers instead of 4: a subject takes up to 1.2 GB"
+    assert out.splitlines()[0] == "2 workers instead of 4: a subject takes up to 1.1 GB"
 
 
 def test_program_ends_with_the_one_that_started_it():
