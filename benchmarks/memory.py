@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import soundfile
+import yaml
 from resident import share_of_memory
 from scipy import ndimage
 
@@ -169,11 +170,11 @@ def measure(name, folder, steps, given):
         print(f"  simulation         {seconds:7.0f} s  {largest / 2**30:5.2f} GiB")
         if code:
             sys.exit(said)
-    params = load_params(subject=SUBJECT, dataset=DATASET, **where)
-    needed = machine.memory_needed(runs.locate_runs(params))
+    params = load_params(subject=SUBJECT, dataset=DATASET, **(where | given))
+    needed = machine.memory_needed(runs.locate_runs(params), params.downsample)
     command = [str(PROGRAM), "run", "--subject", SUBJECT, "--dataset", DATASET, "--force"]
     for key, value in (where | given).items():
-        command += ["-p", key, value]
+        command += ["-p", key, str(value)]
     rows = []
     for step in steps:
         code, seconds, largest, said = watch([*command, "--steps", step[:2]])
@@ -197,11 +198,11 @@ def main():
     options = parser.parse_args()
     if options.simulate:
         return simulate_recording(options.folder / options.simulate / "data", SIZES[options.simulate])
-    rows = []
+    given, rows = {key: yaml.safe_load(value) for key, value in options.p}, []
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memory-")))
         for name in ["quick"] if options.quick else options.sizes:
-            rows += measure(name, folder.resolve(), chosen_steps(options.steps), dict(options.p))
+            rows += measure(name, folder.resolve(), chosen_steps(options.steps), given)
     print(json.dumps({"quick": options.quick, "limit_GiB": LIMIT / 2**30, "steps": rows}))
     if any(row["status"] or row["GiB"] * 2**30 > LIMIT or row["of_estimate"] > 1 for row in rows):
         sys.exit("a step failed or took too much: see above")

@@ -114,7 +114,7 @@ def memory_of(params):
     from bold_audio import runs
 
     try:
-        return machine.memory_needed(runs.locate_runs(params))
+        return machine.memory_needed(runs.locate_runs(params), params.downsample)
     except BoldAudioError:
         return 0.0
 

@@ -173,8 +173,8 @@ def mlflow_sync(options):
     from bold_audio import tracking
 
     params = load_params(fmri_subjects()[0], DEFAULT_DATASET, **parse_given(options.given))
-    if not (params.mlflow_uri or "").startswith("http"):
-        raise ParameterError("mlflow_uri must be the address of a server - pass -p mlflow_uri http://127.0.0.1:8080")
+    if params.mlflow_uri is None:
+        raise ParameterError("mlflow-sync needs the address of a server - pass -p mlflow_uri http://127.0.0.1:8080")
     sent, known = tracking.send_runs(params.mlflow_path, params.mlflow_uri)
     say(f"{sent} runs sent to {without_credentials(params.mlflow_uri)}; {known} were there already")
     return 0

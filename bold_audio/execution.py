@@ -164,7 +164,7 @@ def _open(params, steps, force):
     todo = {step: why or "asked for" for step, why in whys.items() if why or force}
     if todo:
         warm.prepare()
-        machine.check_memory(files)
+        machine.check_memory(files, params.downsample)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notebooks show them
             prepare.open_subject(params)

@@ -20,31 +20,44 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB
 # training; linear models and scores to the middle of the scoring), 5.4 and 7.1; 5,000 of 40 x 64 x 64 with 41,000
 # (reading, training, surrogates of 3,072 voxels), 4.2 and 5.9.
 PROGRAM, SLAB_COPIES, COPIES = 1.1e9, 15, 1.15
+COARSER = (2, 3, 4)  # values of downsample that are worth a run
 SLAB_VOXELS, SLAB_NUMBERS = 8192, 2**23  # of params/common.yaml, and of ridge.py
 
 
-def check_memory(files):
+def check_memory(files, downsample=1):
     """Refuse a run that will not fit, before it begins.
 
     Parameters
     ----------
     files : runs.RunFiles or runs.SeveralRuns
+    downsample : int
+        Voxels of the scan along each axis that become one.
 
     Raises
     ------
     MachineError
         With what it needs and what is free.
     """
-    needed, free = memory_needed(files), free_memory()
+    needed, free = memory_needed(files, downsample), free_memory()
     if needed > free:
+        fits = [n for n in COARSER if n > downsample and memory_needed(files, n) <= free]
         raise MachineError(
-            f"{needed / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB free - end other programs, or set downsample"
+            f"{needed / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB free - end other programs"
+            + (f", or set downsample {fits[0]}" if fits else "")
         )
 
 
-def memory_needed(files):
-    """Bytes that a subject's run takes at its peak."""
-    n_voxels = math.prod(files.grid)
+def memory_needed(files, downsample=1):
+    """Bytes that a subject's run takes at its peak.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> files = SimpleNamespace(n_volumes=1200, grid=(91, 109, 91))
+    >>> [round(memory_needed(files, downsample) / 1e9, 1) for downsample in (1, 2)]
+    [7.1, 2.7]
+    """
+    n_voxels = math.prod(n // downsample for n in files.grid)
     slab = min(files.n_volumes * min(n_voxels, SLAB_VOXELS), SLAB_NUMBERS)
     return PROGRAM + SLAB_COPIES * 8 * slab + COPIES * 4 * files.n_volumes * n_voxels
 

@@ -212,6 +212,14 @@ class Params(BaseModel):
             raise ValueError("must be letters, digits, '_', '-' or '.', beginning with a letter or digit")
         return value
 
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _server(cls, value):
+        # A database of one's own would be written by many at once without the care that the local file gets.
+        if value is not None and not re.fullmatch(r"https?://[^\s/].*", value):
+            raise ValueError("must be the address of a server, such as http://127.0.0.1:8080, or null for a local file")
+        return value
+
     @field_validator("dvc_url")
     @classmethod
     def _safe_for_a_token(cls, value):

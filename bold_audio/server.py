@@ -84,12 +84,10 @@ class TritonServer:
         ``http``, ``grpc`` and ``metrics``; one that is 0 or absent is any free one.
     folder : path, optional
         Where `install` put the server.
-    threads : int
-        Of onnxruntime, per model version; 0: as many as there are cores.
     """
 
-    def __init__(self, models_dir, *, ports=None, folder=None, threads=0):
-        self.models_dir, self.threads = Path(models_dir), threads
+    def __init__(self, models_dir, *, ports=None, folder=None):
+        self.models_dir = Path(models_dir)
         self.folder = Path(folder or project_root() / ".triton")
         self.ports = {name: (ports or {}).get(name) or _free_port() for name in ("http", "grpc", "metrics")}
         self.process = None
@@ -155,7 +153,6 @@ class TritonServer:
         return os.environ | {
             "LD_LIBRARY_PATH": os.pathsep.join(str(path) for path in (*libraries, before) if path),
             "BOLD_AUDIO_TRITON_PATH": str(packages),
-            "BOLD_AUDIO_TRITON_THREADS": str(self.threads),
         }
 
 

@@ -22,7 +22,7 @@ def require_server(uri):
     ------
     AccessError
     """
-    if uri and uri.startswith("http") and not _answers(uri):
+    if uri and not _answers(uri):
         raise AccessError(
             f"MLflow does not answer at {without_credentials(uri)} - start it, or set mlflow_required false"
         )
@@ -45,7 +45,7 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
     files : list of path
         Artifacts.
     uri : str or None
-        Where the runs go; None means the local sqlite file.
+        Address of the server where the runs go; None means the local sqlite file.
     local_folder : path
         Where the local store is, and where runs go when the server fails.
 
@@ -63,7 +63,7 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
         "tags": tags,
     }
     _calm()
-    if uri and uri.startswith("http"):
+    if uri:
         reason = "does not answer"
         if _answers(uri):  # asked first, because MLflow's own retries are silent for minutes
             try:
@@ -76,10 +76,7 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
             f"MLflow {reason} at {without_credentials(uri)}; runs are logged in {local_folder} instead - send them "
             "with 'bold-audio mlflow-sync' when it is back"
         )
-    if uri:
-        _write(run_name, uri=uri, artifacts=None, **content)
-    else:
-        _write_locally(run_name, local_folder, content)
+    _write_locally(run_name, local_folder, content)
     return None
 
 

@@ -58,6 +58,7 @@ def test_skill_equals_scikit_learn(loud):
     assert row["skill"] == pytest.approx(1 - errors / null, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_all_sets_have_the_volumes_that_all_cover(loud):
     """A sound that begins 30 s into the run: what it does not cover is left out for everybody."""
     subject, folds = loud
@@ -110,6 +111,7 @@ def test_voxels_of_a_fold_of_its_own_have_the_r_of_each_block():
     assert row["r_median"].iloc[0] == pytest.approx(np.median(r), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fir_finds_a_response_that_is_spread_out_and_hrf_has_its_peak_at_the_delay():
     """Voxels follow the sound's mean over 12 s: one window sees a part of it, twelve see all."""
     rng = np.random.default_rng(6)
@@ -128,6 +130,7 @@ def test_fir_finds_a_response_that_is_spread_out_and_hrf_has_its_peak_at_the_del
     np.testing.assert_array_equal(sets[2].design.at(5.0), other.at(5.0))
 
 
+@pytest.mark.slow
 def test_envelope_equals_the_root_mean_square_by_hand(tmp_path):
     rate, rng = 8000, np.random.default_rng(7)
     y = rng.uniform(-0.5, 0.5, rate * 2)

@@ -70,6 +70,7 @@ def write_image(path, values, affine, *, codes=(1, 1)):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", ["RAS", "LAS", "LPS", "SRA"])
 def test_spheres_lie_at_their_mm_and_left_is_left_in_any_storage(make_run, shifted, axes):
     run, params = make_run(axes)
@@ -290,12 +291,14 @@ def test_the_default_is_the_auditory_region():
     assert load_params("09").regions == {"auditory": {"sphere": [[-54.0, -20, 3], [57.0, -14, 2]], "radius": 12.0}}
 
 
+@pytest.mark.slow
 def test_a_small_head_opens_without_regions_and_says_why(small_params):
     subject = workflow.open_subject(small_params())
     assert not any(name.startswith("auditory") for name in subject.run.regions)
     assert "too little to find a place" in subject.anatomy.reason
 
 
+@pytest.mark.slow
 def test_regions_of_an_opened_subject(small_params, sim_dir, monkeypatch):
     """What `open_subject` adds: regions after the whole, the T1w in the key, the reason in provenance."""
     roi, t1w = {}, next(sim_dir.glob("sub-sim/**/*_T1w.nii.gz"))

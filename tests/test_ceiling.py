@@ -39,6 +39,7 @@ def test_leave_one_out_equals_numpys_corrcoef():
         np.testing.assert_allclose(found[i], known, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_ceiling_is_what_theory_says_of_a_planted_shared_signal(share):
     """One scan against the mean of m others: share / √(share + (1 − share) / m)."""
@@ -52,6 +53,7 @@ def test_ceiling_is_what_theory_says_of_a_planted_shared_signal(share):
     assert (found["low"] <= found["ceiling"]).all() and (found["ceiling"] <= found["high"]).all()
 
 
+@pytest.mark.slow
 def test_ceiling_of_independent_noise_is_nothing_and_chance_knows_it():
     """Slow noise, which anything correlates with by chance: no bias, and about 1 in 20 above the limit of chance."""
     rng, values, over = np.random.default_rng(2), [], []

@@ -173,6 +173,7 @@ def test_nobody_works_for_nobody(capfd, option):
         assert status == 2 and f"must be a whole number from 1 on, got '{number}'" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_several_people_one_after_the_other_end_with_a_table(project, capfd, monkeypatch):  # R12
     def work(params, *_, **__):
         if params.subject == "b":
@@ -203,6 +204,7 @@ def test_scheduler_that_is_not_there_is_one_line(project, capfd):
     )
 
 
+@pytest.mark.slow
 def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd, monkeypatch):
     options = ("--slurm-option", "memory", "5GB", "--slurm-option", "queue", "short")
     status, out, _ = call(capfd, "--subjects", "all", "--slurm", "--dry-run", *options)
@@ -210,7 +212,7 @@ def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd, monke
     assert out.splitlines()[:3] == [f"sub-{one}: 00_data_download (not done yet)" for one in "abc"]
     assert "#SBATCH -p short" in out and "#SBATCH --mem=5G" in out and "dask" in out
     assert "#SBATCH --mem=4G" in call(capfd, "--subjects", "all", "--slurm", "--dry-run")[1], "without being told"
-    monkeypatch.setattr(machine, "memory_needed", lambda files: 6.2e9)
+    monkeypatch.setattr(machine, "memory_needed", lambda files, downsample: 6.2e9)
     assert "#SBATCH --mem=7G" in call(capfd, "--subjects", "all", "--slurm", "--dry-run")[1], "what a subject takes"
     status, _, err = call(capfd, "--subjects", "all", "--slurm", "--dry-run", "--slurm-option", "memry", "4GB")
     assert status == 2 and "memry" in err
@@ -223,6 +225,7 @@ def test_scans_of_whom_nothing_is_done_are_not_read_to_know_it(project, monkeypa
     assert lacking == {one: {"00_data_download": "not done yet"} for one in "abc"}
 
 
+@pytest.mark.slow
 def test_workers_are_as_many_as_fit_into_memory(project, capfd, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 2.5e9)
     monkeypatch.setattr(cohort, "follow", lambda tasks, *_, **__: iter([cohort.Ended("a", 0, "", 1.0)]))
@@ -230,6 +233,7 @@ def test_workers_are_as_many_as_fit_into_memory(project, capfd, monkeypatch):
     assert out.splitlines()[0] == "2 workers instead of 4: a subject takes up to 1.1 GB"
 
 
+@pytest.mark.slow
 def test_program_ends_with_the_one_that_started_it():
     code = "import time\nfrom bold_audio import warm\nwarm.end_with_parent()\nprint(1, flush=True)\ntime.sleep(600)"
     parent = (

@@ -307,6 +307,7 @@ def test_what_does_not_vary_or_has_too_few_pairs_has_no_t():
         contrast.region_contrast(np.ones(N), PAIRS[:2], rows=SETTLED, t_r=T_R)
 
 
+@pytest.mark.slow
 def test_contrast_of_a_simulated_subject(small_params):
     """Its regions follow the film's MFCCs, which differ between speech and music: more there than where is silence."""
     subject = prepare.open_subject(small_params())

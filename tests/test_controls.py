@@ -88,6 +88,7 @@ def test_air_is_dark_outside_the_mask_not_empty_and_evenly_spread():
         controls.air_voxels(np.where(mask, 100.0, 0.0), mask)
 
 
+@pytest.mark.slow
 def test_air_is_read_from_the_scan_itself(small_params):
     params = small_params()
     subject = prepare.open_subject(params)
@@ -138,6 +139,7 @@ def test_controls_of_a_simulated_subject(small_params, monkeypatch):
     assert not made, "the film is made once and kept"
 
 
+@pytest.mark.slow
 def test_a_film_with_other_blocks_has_no_twin(small_params):
     subject = prepare.open_subject(small_params())
     events = subject.run.files.events

@@ -559,10 +559,12 @@ def test_reading_never_makes_a_float64_copy(tree, bigger, given, most):
     assert peak(tree(bigger), **given) < most
 
 
+@pytest.mark.slow
 def test_reading_scaled_integers_never_makes_a_float64_copy(tree, bigger):
     assert peak(integers_with_slope(tree(bigger))) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given", [{}, {"downsample": 2}, {"smoothing_fwhm": 6}, {"realign": True}, {"run": [1, 2]}], ids=str
 )
@@ -972,6 +974,7 @@ def test_a_damaged_scan_leaves_nothing_in_the_cache(tree):
     assert not [p for p in made.params().cache_path.iterdir() if p.suffix != ".lock"]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_get_the_same_entry(tree, tmp_path):
     made = tree()
     code = (

@@ -119,6 +119,7 @@ def test_kernel_that_dies_says_so_on_its_page(project):
     assert "its kernel died" in page and "What to do: check the memory" in page
 
 
+@pytest.mark.slow
 def test_kernel_that_dies_before_it_answers_says_so_too(project, monkeypatch):
     def die(*_):
         raise RuntimeError("Kernel died before replying to kernel_info")
@@ -257,6 +258,7 @@ def test_pages_that_every_run_writes_at_its_end_are_no_files_of_a_step(tmp_path)
     assert set(done.snapshot(params)) == {"report/06_inference.html"}
 
 
+@pytest.mark.slow
 def test_run_that_is_interrupted_is_stopped_and_not_failed(project, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -272,7 +272,7 @@ def test_memory_that_does_not_suffice(site, row):
     taken, before = psutil.Process().memory_info().vms, resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + 5 * 10**8, before[1]))
     try:
-        site.refuse_run(5, [" GB of memory needed, ", " GB free - end other programs, or set downsample"])
+        site.refuse_run(5, [" GB of memory needed, ", " GB free - end other programs"])
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

@@ -339,6 +339,7 @@ def video(tmp_path):
     return make
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 def test_the_sound_of_a_video_is_read(video):
     path = video(syllables())
@@ -346,6 +347,7 @@ def test_the_sound_of_a_video_is_read(video):
     assert "film.mp4" in mfcc_features(path, **SMALL).source
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 def test_a_video_without_sound_or_not_a_video_is_refused(video, tmp_path):
     with refused("ffmpeg cannot read the sound of .*film.mp4: .* - check the file"):
@@ -354,6 +356,7 @@ def test_a_video_without_sound_or_not_a_video_is_refused(video, tmp_path):
         read_sound(write_text(tmp_path / "page.mp4", "<html>\n" * 99), sample_rate=RATE)
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 def test_a_fault_in_the_sound_of_a_video_names_the_video(video):
     with refused("silent: .*film.mp4"):
@@ -614,6 +617,7 @@ def test_the_films_annotations_lie_in_its_speech_blocks(shared, kind):
     assert on[speech == 0].mean() < 0.05
 
 
+@pytest.mark.slow
 def test_the_words_of_alice_load(shared):
     words = shared / "realdata" / "alice" / "stimuli" / "words.tsv"
     made = annotation_features([words], duration=744.0)

@@ -303,6 +303,7 @@ def test_original_predicted_and_difference_in_this_order(grid, rng):
     assert "310.1 s" in fig.layout.title.text and not fig.frames
 
 
+@pytest.mark.slow
 def test_player_moves_through_time_within_one_colour_range_and_stays_small(rng):
     mask = np.zeros((40, 64, 64), bool)
     mask[4:36, 6:58, 8:56] = True

@@ -41,6 +41,7 @@ def test_the_cases_meet_whole_and_refused_inputs(done):
     assert min(outcomes[name] for name in ("same", "refused", "undetectable", "accepted")) > 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_cases():
     assert fuzz.all_cases(200, seed=3) == fuzz.all_cases(200, seed=3) != fuzz.all_cases(200, seed=4)
 

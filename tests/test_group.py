@@ -187,6 +187,7 @@ def test_delay_age_and_language_say_what_is_not_known():
     assert "not known of anybody" in group_sentences.about_dominance(nobody, "auditory")
 
 
+@pytest.mark.slow
 def test_map_says_how_many_voxels_and_who_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(group_maps, "RESOLUTION", 8)
     write_cohort(tmp_path, 6)

@@ -118,6 +118,7 @@ def test_t_and_family_wise_p_are_those_of_permuted_ols():
     assert 5 < (found["p_fwe"] <= 0.05).sum() < 20
 
 
+@pytest.mark.slow
 def test_planted_effect_is_found_where_it_is_and_nowhere_else(tmp_path):
     labels = write_cohort(tmp_path, 12, seed=7, planted=AUDITORY)
     found = group_maps.group_map(tmp_path, labels, model=MODEL)
@@ -133,6 +134,7 @@ def test_planted_effect_is_found_where_it_is_and_nowhere_else(tmp_path):
     assert about["People"] == labels and "12 people" in about["Description"]
 
 
+@pytest.mark.slow
 def test_among_zeros_nothing_is_found_beyond_the_smoothing(tmp_path):
     """The gain is exactly 0 where the sound adds nothing to anybody."""
     rng, labels = np.random.default_rng(11), [f"{k:02}" for k in range(10)]

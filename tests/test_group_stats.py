@@ -77,6 +77,7 @@ def test_two_people_can_never_be_sure():
     assert found.loc[0, "p"] == found.loc[0, "smallest_p"] == 0.25
 
 
+@pytest.mark.slow
 def test_nothing_planted_is_found_as_seldom_as_asked():
     """200 studies of 10 people and 6 regions that share noise: any region at family-wise p ≤ .05 in about 5 %."""
     rng, wrong, alone = np.random.default_rng(4), 0, []

@@ -79,6 +79,7 @@ def test_held_out_blocks_that_are_too_short_are_refused():
     assert horizon.horizon_length([replace(fold, held=fold.held[:30])]) == 21
 
 
+@pytest.mark.slow
 def test_skill_grows_with_data_and_the_last_point_is_the_whole():
     subject = planted_subject(seed=4, strength=0.5)
     folds = folds_of(subject, "planted")

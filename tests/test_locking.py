@@ -121,6 +121,7 @@ def test_a_cache_entry_is_made_once_for_threads_that_want_it_together(tmp_path):
     assert got == ["whole"] * 3
 
 
+@pytest.mark.slow
 def test_a_cache_entry_is_made_once_for_processes_that_want_it_together(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom bold_audio.locking import cached_folder\n"

@@ -59,6 +59,7 @@ def grid(turn=None):
     return affine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "affine", [grid(), grid(OBLIQUE), grid(np.diag([-1.0, 1, 1]))], ids=["straight", "oblique", "LAS"]
 )
@@ -82,6 +83,7 @@ def test_each_parameter_is_the_one_it_is_named_after(head, axis):
     assert found[axis] == pytest.approx(planted[0, axis], rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_head_at_rest_hardly_moves(full_head):
     """False alarm: the displacement that noise alone makes (measured: 0.016 mm)."""
     still = moved_volumes(full_head, grid(), np.zeros((20, 6)))
@@ -148,6 +150,7 @@ def test_a_list_of_regions_is_no_head():
     assert not motion.can_align((40, 64, 5)) and motion.can_align((40, 64, 6))
 
 
+@pytest.mark.slow
 def test_the_simulators_planted_motion_is_found_and_cached(small_params, tmp_path, monkeypatch):
     """The simulator moves by linear interpolation, about the same centre and axes; the mean of train is the origin."""
     root = tmp_path / "moved"

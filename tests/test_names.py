@@ -46,6 +46,7 @@ def identifiers(path):
             yield node.id, node.lineno
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_code_uses_the_names_of_the_field(path):
     found = [f"line {line}: {name}, not {NOT_NAMES[name]}" for name, line in identifiers(path) if name in NOT_NAMES]

@@ -181,6 +181,7 @@ def modules_after(code):
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
+@pytest.mark.slow
 def test_what_takes_seconds_to_import_is_imported_by_who_needs_it_only():
     nodes = [node for path in PATHS[:4] for cell in code_of(path) for node in ast.parse(cell.source).body]
     lines = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]

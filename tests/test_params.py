@@ -170,6 +170,7 @@ def test_a_misspelt_name_with_a_newline_still_gives_one_line():
         ("t_r_source", "json"), ("runtime", "triton2"), ("prediction", "two_step"), ("session", "a b"),
         ("session", "../x"), ("run", True), ("run", 1.0), ("task", "x" * 51), ("model_name", "../x"),
         ("model_name", "a/b"), ("model_name", "-rf"), ("model_name", "x" * 300), ("mlflow_experiment", "a\nb"),
+        ("mlflow_uri", "sqlite:///mine.db"), ("mlflow_uri", "127.0.0.1:8080"), ("mlflow_uri", "http://"),
         ("model_version", 0), ("chunk_voxels", 1), ("history_order", 0), ("history_order", 21), ("sound_lags", -1),
         ("annotation_tables", "words.tsv"), ("mask", True), ("data_dir", 5), ("n_fft", 16), ("sample_rate", 0),
     ],
@@ -324,6 +325,7 @@ def test_yaml_that_would_run_code_is_refused_with_its_line(tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "match"),
     [

@@ -44,6 +44,7 @@ def test_figures_name_their_axes_and_what_the_data_are(name, moved):
     assert renderer.offline_page([fig], title="t").count("http") == renderer.offline_page([], title="t").count("http")
 
 
+@pytest.mark.slow
 def test_the_run_is_drawn_as_it_was_measured():
     found = measured(spoilt=[200, 500])
     fig = quality_figures.plot_run(found, blocks=BLOCKS)
@@ -127,6 +128,7 @@ def test_outliers_left_out_of_the_steadiness_are_told():
     assert "Outlier volumes were left out of this" in says.about_steadiness(measured(spoilt=[200]))
 
 
+@pytest.mark.slow
 def test_one_bad_volume_does_not_press_the_others_flat():
     plain, bad = (quality_figures.plot_run(measured(spoilt=s)) for s in ((), (200,)))
     for k in (2, 4):  # DVARS, global signal

@@ -147,6 +147,7 @@ def test_without_surrogates_there_is_no_p():
         infer({"a": rng.standard_normal((90, 2))}, slow(rng, 90, 1)[None], shifts=np.array([], int), n_randomised=0)
 
 
+@pytest.mark.slow
 def test_a_region_of_one_voxel_is_not_sure_of_itself():
     """Alice's regions are single series: what noise seems to show is shrunk away, not kept whole."""
     rng = np.random.default_rng(5)

@@ -536,6 +536,7 @@ def page(executed):
     return (executed.parent / "report" / "04_train.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_executed_notebook_holds_each_figure_once_and_no_library(executed):
     assert executed.stat().st_size < 60_000
     text = executed.read_text(encoding="utf-8")

@@ -125,6 +125,7 @@ def test_values_are_read_as_yaml():
     }
 
 
+@pytest.mark.slow
 def test_value_that_cannot_be_read_or_would_run_code_is_refused(tmp_path):
     canary = tmp_path / "canary"
     for value in (
@@ -144,6 +145,7 @@ def test_value_that_cannot_be_read_or_would_run_code_is_refused(tmp_path):
 # --- refusals -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_misspelt_parameter_is_one_line_with_the_nearest_name(tmp_path):
     done = call("bold-audio", "run", "--subject", "sim", *given(outputs_dir=tmp_path / "out", n_mfc=13))
     assert done.returncode == 2
@@ -250,6 +252,7 @@ def test_kernel_that_dies_is_one_line(project, sim_dir):  # R11
     assert line.startswith("bold_audio: sub-sim: 00_data_download: its kernel died - check the memory")
 
 
+@pytest.mark.slow
 def test_outputs_may_lie_in_a_folder_with_braces(project):  # P13
     done = call(
         "bold-audio", "run", "--subject", "09", "--steps", "00", *given(outputs_dir="out {x} 100%"), cwd=project

@@ -58,6 +58,7 @@ def full(sim_dir):
 # ---- what is planted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["delay", "hrf"])
 def test_planted_delay_is_in_the_scan(strong, kind):
     truth, maps, _ = truth_of(strong[kind])
@@ -116,6 +117,7 @@ def test_r2_map_is_what_the_scan_shows(strong):
         assert np.mean(silent) < 0.1
 
 
+@pytest.mark.slow
 def test_null_plants_nothing_and_the_rest_is_the_same_noise(tmp_path):
     planted = simulate_subject(tmp_path / "a", strength=0.5, **TINY)
     null = simulate_subject(tmp_path / "b", null=True, **TINY)
@@ -130,6 +132,7 @@ def test_null_plants_nothing_and_the_rest_is_the_same_noise(tmp_path):
     assert not same[r2 > 0.05].any()
 
 
+@pytest.mark.slow
 def test_nonlinear_regions_answer_above_a_threshold_only(tmp_path):
     """One curve, the definition's, takes the linear response to the non-linear one; no straight line does."""
     linear = simulate_subject(tmp_path / "a", response="delay", **TINY)
@@ -325,6 +328,7 @@ def test_film_sounds_like_music_and_speech_in_turn(sim_dir):
     assert spectrum[:, syllables].mean() > 10 * spectrum[:, faster].mean()
 
 
+@pytest.mark.slow
 def test_sound_changes_within_the_blocks(sim_dir):
     sound = mfcc_features(sim_dir / "stimuli/film.wav", **MFCC)
     heard = np.array([sound.frames[(sound.frame_times // T_R) == k].mean(axis=0) for k in range(640)])
@@ -345,6 +349,7 @@ def test_speech_follows_given_syllables():
     assert np.median(inside) > 10 * outside.max()
 
 
+@pytest.mark.slow
 def test_annotated_film_leaves_out_syllables_after_its_end(tmp_path):
     table = tmp_path / "sound_annotation_syllables.tsv"
     table.write_text("item\tonset\toffset\npi\t12.0\t12.3\nwil\t36.4\t36.9\nje\t99.0\t99.2\n")
@@ -358,6 +363,7 @@ def test_annotated_film_leaves_out_syllables_after_its_end(tmp_path):
 # ---- the files
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes(tmp_path):
     first, second, other = (tmp_path / name for name in "abc")
     for root, seed in ((first, 0), (second, 0), (other, 1)):
@@ -376,6 +382,7 @@ def test_same_seed_gives_the_same_bytes(tmp_path):
     assert (first / "stimuli/film.wav").read_bytes() == (other / "stimuli/film.wav").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_subjects_share_the_film_and_most_of_their_tuning(strong, monkeypatch):
     root = strong["hrf"].parents[3]
     people = pd.read_csv(root / "participants.tsv", sep="\t")
@@ -391,6 +398,7 @@ def test_two_subjects_share_the_film_and_most_of_their_tuning(strong, monkeypatc
     assert len(pd.read_csv(root / "participants.tsv", sep="\t")) == 2
 
 
+@pytest.mark.slow
 def test_interrupted_run_leaves_no_scan(tmp_path, monkeypatch):
     bold = simulate_subject(tmp_path, **TINY)
     write = simulate.write_nifti
@@ -452,6 +460,7 @@ def test_other_datasets_and_other_films_are_left_alone(strong, tmp_path):
     assert "SIMULATED" not in real.read_text()
 
 
+@pytest.mark.slow
 def test_damaged_film_and_missing_annotations_are_named(tmp_path):
     simulate_subject(tmp_path, **TINY)
     film = tmp_path / "stimuli/film.wav"

@@ -136,6 +136,7 @@ def test_silent_voxels_have_no_delay(found):
     assert np.median(voxels["high"] - voxels["low"]) > 0.7 * (DELAYS[-1] - DELAYS[0])
 
 
+@pytest.mark.slow
 def test_noise_has_no_delay_and_no_skill(case):
     """At most the nominal share of 20 brains without sound is called identifiable."""
     coarse = sweep.Sound(DELAYS[::2], case[0]["sound"].at[::2])

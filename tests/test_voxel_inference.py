@@ -35,6 +35,7 @@ def infer(y, X, *, grid=GRID, nuisance=None, shifts=None, **options):
     return infer_voxels(slabs_of(y), X, grid, nuisance=nuisance, shifts=shifts, **options)
 
 
+@pytest.mark.slow
 def test_every_number_by_hand():
     rng = np.random.default_rng(0)
     n, window = 80, GRID.n_volumes

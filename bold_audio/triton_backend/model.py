@@ -32,7 +32,6 @@ class TritonPythonModel:
         if tuple(wanted) not in self.sessions:
             part = onnx.utils.Extractor(self.proto).extract_model(self.inputs, list(wanted))
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = int(os.environ.get("BOLD_AUDIO_TRITON_THREADS", "0"))
             # Threads that spin while they wait take the cores that a client on this machine computes with.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             self.sessions[tuple(wanted)] = onnxruntime.InferenceSession(
