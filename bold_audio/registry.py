@@ -1,7 +1,8 @@
 """What ds003688 v1.0.7 holds: path, size and MD5 of every file, its subjects, and the blocks of its film.
 
-``ds003688.tsv`` beside this module lists what each fMRI subject needs and the annotation tables that all share
-(CC0, doi 10.18112/openneuro.ds003688.v1.0.7). The film and its sound are not in the release.
+``ds003688.tsv`` beside this module lists what each fMRI subject needs, and what all share: the annotation tables and
+``participants.tsv`` with age and language dominance (CC0, doi 10.18112/openneuro.ds003688.v1.0.7). The film and its
+sound are not in the release.
 """
 
 import difflib
@@ -23,7 +24,7 @@ ReleaseFile = namedtuple("ReleaseFile", "subject kind path bytes md5")
 
 @cache
 def release_files():
-    """Return the registry as a tuple of `ReleaseFile`; the kinds are bold, T1w and annotation."""
+    """Return the registry as a tuple of `ReleaseFile`; the kinds are bold, T1w, annotation and participants."""
     lines = Path(__file__).with_name("ds003688.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = (line.split("\t") for line in lines)
     return tuple(ReleaseFile(subject, kind, path, int(size), md5) for subject, kind, path, size, md5 in rows)
