@@ -1,6 +1,7 @@
 """The four lists of packages agree, nothing committed belongs to one machine, and imports go one way."""
 
 import re
+import runpy
 import subprocess
 import sysconfig
 import tomllib
@@ -106,6 +107,13 @@ def test_imports_go_one_way():
     done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "1 kept" in done.stdout
+
+
+def test_each_module_stands_under_one_topic():
+    written = runpy.run_path(str(ROOT / "docs/modules.py"))
+    said = written["first_lines"]()
+    assert len(said) > 100 and not written["misplaced"](said)
+    assert (ROOT / "docs/modules.md").read_text(encoding="utf-8") == written["page"](said), "run python docs/modules.py"
 
 
 def test_licences_of_the_constraints_are_listed_and_fit_mit():
