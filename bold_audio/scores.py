@@ -76,12 +76,14 @@ def pearson_r(Y, predicted):
     a = Y - Y.mean(axis=0)
     b = predicted - predicted.mean(axis=0)
     aa, bb = np.sum(a**2, axis=0), np.sum(b**2, axis=0)
-    # What rounding leaves of a constant series is not variation.
-    floor_a = len(Y) * (1e-7 * np.abs(Y).max(axis=0)) ** 2
-    floor_b = len(Y) * (1e-7 * np.abs(predicted).max(axis=0)) ** 2
-    varies = (aa > floor_a) & (bb > floor_b)
+    varies = (aa > _rounding(Y)) & (bb > _rounding(predicted))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(varies, np.sum(a * b, axis=0) / np.sqrt(aa * bb), np.nan)
+
+
+def _rounding(Y):
+    """The sum of squares about the mean that rounding alone may leave of a constant series, which is no variation."""
+    return len(Y) * (1e-7 * np.abs(Y).max(axis=0)) ** 2
 
 
 @_in_slabs
@@ -101,7 +103,7 @@ def voxel_r2(Y, predicted):
     total = np.sum((Y - Y.mean(axis=0)) ** 2, axis=0)
     residual = np.sum((Y - predicted) ** 2, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total > 0, 1 - residual / total, np.nan)
+        return np.where(total > _rounding(Y), 1 - residual / total, np.nan)
 
 
 def skill(mse, reference_mse):

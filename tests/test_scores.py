@@ -58,6 +58,7 @@ def test_rounding_of_a_constant_is_not_variation():
     Y = np.random.default_rng(1).normal(size=(50, 1))
     steady = (1000 + 1e-5 * Y).astype(np.float32)
     assert np.isnan(scores.pearson_r(Y, steady)).all()
+    assert np.isnan(scores.voxel_r2(np.full((7, 1), 0.1), np.zeros((7, 1)))).all()  # their mean is not 0.1 to the bit
 
 
 def test_r2_equals_scikit_learn(pair):
