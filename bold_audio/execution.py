@@ -39,6 +39,11 @@ EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, Acces
 EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5, "OSError": 5}
 OPENING = "scan and sound"  # what comes before the first notebook
 KERNEL = "ipykernel_launcher"
+# ipykernel warns about loopback TCP at every start, and at times answers its last message when its sockets are closed.
+QUIET = [
+    "--log-level=CRITICAL",
+    '--IPKernelApp.logging_config={"loggers": {"tornado.general": {"level": "CRITICAL"}}}',
+]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -258,7 +263,7 @@ def execute_file(source, target, given, *, cwd):
             log_output=False,
             store_widget_state=False,  # megabytes, with the programs that would draw widgets whose kernel is gone
             kernel_manager_class=kernels,
-            extra_arguments=["--log-level=CRITICAL"],  # ipykernel warns about loopback TCP at every start
+            extra_arguments=QUIET,
         )
         try:
             running.result()

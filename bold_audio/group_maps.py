@@ -1,6 +1,7 @@
 """Maps of the people of a dataset, brought into the template's space, and what holds over people voxel by voxel."""
 
 import itertools
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from bold_audio.provenance import code_fingerprint
 RESOLUTION = 4  # mm of the template's grid
 FWHM = 8.0  # mm: heads that a registration brings together still lie some millimetres apart
 COVERED = 0.8  # of the voxels of the person in the middle that a person must have
+SHARED = 0.95  # of the people must have a voxel that is tested: of 19 all, of 1,000 fifty may lack it
 FOLDER = "group"  # in a dataset's outputs
 MADE_FROM = {"evidence": "p"}  # maps that are made from another of the person's: normal scores of p
 TEMPLATE_CODE = 4  # NIfTI's for MNI space
@@ -32,7 +34,7 @@ class GroupMap:
     table : DataFrame
         From `group_stats.flip_test`: one row per voxel of ``tested``.
     tested : bool array of shape (i, j, k)
-        Voxels that every person has.
+        Voxels that at least `SHARED` of the people have.
     affine : array of shape (4, 4)
     labels : tuple of str
         Whose maps these are.
@@ -179,7 +181,7 @@ def _write(path, grid, affine, about, *, named):
 
 
 def group_map(folder, labels, *, model, stat="gain", seed=0):
-    """Ask of each voxel of the template whether a quantity is above 0 over people; writes mean, t and p.
+    """Ask of each voxel of the template whether a quantity is above 0 over people; writes mean, t, p, number.
 
     Parameters
     ----------
@@ -227,12 +229,12 @@ def group_map(folder, labels, *, model, stat="gain", seed=0):
         for label, n in zip(itertools.compress(kept, ~enough), covered[~enough], strict=True)
     }
     kept, values = tuple(itertools.compress(kept, enough)), values if enough.all() else values[enough]
-    in_all = np.isfinite(values).all(axis=0) & (len(kept) > 1)
+    shared = np.isfinite(values).sum(axis=0) >= max(2, math.ceil(SHARED * len(kept)))
     tested = mask.copy()
-    tested[mask] = in_all
-    table = group_stats.flip_test(values[:, in_all], seed=seed)
+    tested[mask] = shared
+    table = group_stats.flip_test(values[:, shared], seed=seed)
     found = GroupMap(table, tested, affine, kept, left_out)
-    if in_all.any():
+    if shared.any():
         _write_group(folder / FOLDER, found, model, stat)
     return found
 
@@ -242,11 +244,12 @@ def _write_group(folder, found, model, stat):
         "mean": f"mean of {stat}",
         "t": f"t of {stat} over people",
         "pfwe": f"family-wise p of t: one-sided, sign flips, largest t of all {found.tested.sum()} voxels",
+        "people": "people who have the voxel",
     }
     for name, text in texts.items():
         about = {"Description": f"{text}; {model}, {len(found.labels)} people, {FWHM:g} mm smoothing"}
         about |= {"People": list(found.labels), "LeftOut": found.left_out}
-        grid = found.to_grid({"pfwe": "p_fwe"}.get(name, name))
+        grid = found.to_grid({"pfwe": "p_fwe", "people": "n_people"}.get(name, name))
         _write(
             folder / _name(model, f"{stat}{name}"), grid, found.affine, about, named=f"bold_audio group {model} {name}"
         )

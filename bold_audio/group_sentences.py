@@ -114,9 +114,10 @@ def about_map(found, *, quantity, fwhm):
     what = f"the gain over {OVER[quantity]}" if quantity in OVER else EVIDENCE
     if found.table.empty:
         return f"No group map of {what}: fewer than two people have a map in the template's space.{tail}"
-    sure = (found.table["p_fwe"] <= LEVEL).sum()
+    sure, fewest, n = (found.table["p_fwe"] <= LEVEL).sum(), found.table["n_people"].min(), len(found.labels)
+    of = f"{n}" if fewest == n else f"at least {fewest} of {n}"
     return (
-        f"{sure:,} of {len(found.table):,} voxels that {len(found.labels)} people share hold for {what} at family-wise "
+        f"{sure:,} of {len(found.table):,} voxels that {of} people share hold for {what} at family-wise "
         f"p ≤ {LEVEL:g} (one-sided sign flips, largest t of all voxels; {fwhm:g} mm smoothing).{tail}"
     )
 

@@ -58,7 +58,7 @@ def test_command_tells_the_answer_of_few_people(tmp_path, capfd, n):
         assert "Without 1 people" not in told and "Without one person who moved more than 0.5 mm" in told
     assert "voxels that" in told and (folder / "group/gain.tsv").is_file()
     maps = {path.name.partition("_desc-")[2] for path in (folder / "group").glob("*_statmap.nii.gz")}
-    stats = ("mean", "t", "pfwe")
+    stats = ("mean", "t", "pfwe", "people")
     assert maps == {f"inference_stat-evidence{one}_statmap.nii.gz" for one in stats} | {
         f"oofHistoryBlocksSound_stat-gain{one}_statmap.nii.gz" for one in stats
     }

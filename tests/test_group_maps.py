@@ -127,7 +127,7 @@ def test_planted_effect_is_found_where_it_is_and_nowhere_else(tmp_path):
     assert found.labels == tuple(labels) and not found.left_out
     assert sure[away <= 8].mean() > 0.9 and not sure[away > 12 + 1.5 * group_maps.FWHM].any()
     written = {path.name.partition("_stat-")[2] for path in (tmp_path / "group").glob("*.nii.gz")}
-    assert written == {f"gain{name}_statmap.nii.gz" for name in ("mean", "t", "pfwe")}
+    assert written == {f"gain{name}_statmap.nii.gz" for name in ("mean", "t", "pfwe", "people")}
     (path,) = (tmp_path / "group").glob("*gainpfwe*.nii.gz")
     np.testing.assert_array_equal(nib.load(path).get_fdata(dtype=np.float32), found.to_grid("p_fwe"))
     about = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
@@ -168,6 +168,23 @@ def test_who_has_no_map_or_another_field_of_view_is_left_out_by_name(tmp_path):
     assert found.labels == ("01", "02", "03")
     assert list(found.left_out) == ["00", "60", "50"]
     assert "covers" in found.left_out["50"] and "no map" in found.left_out["60"]
+
+
+@pytest.mark.slow
+def test_of_many_people_a_few_may_lack_a_voxel(tmp_path):
+    rng, labels = np.random.default_rng(12), write_cohort(tmp_path, 20, seed=12)
+    values, affine, points = head_map(rng, ())
+    top = points[..., 2] > np.nanquantile(points[..., 2][np.isfinite(values)], 0.9)
+    write_person_map(tmp_path, labels[0], np.where(top, np.nan, values), affine, points=points)
+    found = group_maps.group_map(tmp_path, labels, model=MODEL)
+    assert len(found.labels) == 20 and not found.left_out
+    maps = np.stack([group_maps.ensure_map(tmp_path, one, model=MODEL)[found.tested] for one in labels])
+    lacking = np.isnan(maps).sum(axis=0)
+    assert 100 < np.isnan(maps[0]).sum() < found.tested.sum() / 2 and lacking.max() == 1
+    np.testing.assert_array_equal(found.table["n_people"], 20 - lacking)
+    np.testing.assert_allclose(found.table["mean"], np.nanmean(maps, axis=0), rtol=1e-4, atol=1e-7)
+    fewer = group_maps.group_map(tmp_path, labels[:19], model=MODEL)
+    assert fewer.tested.sum() < found.tested.sum() and set(fewer.table["n_people"]) == {19}
 
 
 @pytest.mark.parametrize("n", [0, 1])
