@@ -11,7 +11,10 @@ try:
 except ImportError:  # not there on Windows
     resource = None
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+# Of OpenMP, three libraries of linear algebra, and the pools that joblib counts the cores for.
+THREADS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "LOKY_MAX_CPU_COUNT",
+)  # fmt: skip
 # Bytes that program, kernel and the process that forks them take before anything is read; float64 copies of a slab of
 # voxels where models are fitted; and what grows with the run, in float32 copies of the whole grid, of which a mask
 # keeps about a third. Measured, before there was a process that forks (which keeps some 0.15 to itself), and estimated,

@@ -264,3 +264,20 @@ def test_table_in_a_terminal_lists_who_is_under_way_who_failed_and_who_ended_las
     assert table.title == "4 of 8 subjects have ended, 2 wait"
     assert rows[0][2] == "00_data_download" and re.fullmatch(r"\d+ s", rows[0][3]) and rows[1][3] == ""
     assert rows[2][3:] == ("2 s", "bold_audio: sub-d: scan damaged - fetch it again")
+
+
+def test_a_program_has_the_threads_it_is_given_and_keeps_its_memory(monkeypatch, tmp_path):
+    seen = []
+
+    class Ended:
+        wait = staticmethod(lambda: 0)
+
+    monkeypatch.setattr(warm, "start", lambda words, *, env, **options: seen.append(env) or Ended())
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as Dask does for its workers
+    cohort.run_task(cohort.Task("01", "sim", ("run",), str(tmp_path)), threads=1, root=tmp_path)
+    (env,) = seen
+    assert "MALLOC_TRIM_THRESHOLD_" not in env
+    asked = "import numpy, joblib, threadpoolctl as pools\n"
+    asked += "print(joblib.cpu_count(), *(pool['num_threads'] for pool in pools.threadpool_info()))"
+    done = subprocess.run([sys.executable, "-c", asked], env=env, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"1"}

@@ -72,6 +72,17 @@ def test_values_that_do_not_vary_and_lone_people_get_an_honest_p():
     assert found.loc[2, ["t", "p", "p_fwe", "smallest_p"]].isna().all() and found.loc[2, "mean"] == 5
 
 
+@pytest.mark.parametrize("n", [12, 30, 3000])
+def test_people_who_agree_to_the_last_digit_are_counted_as_they_are(n):
+    """The sums of flips of more than 12 people are of float32, in which 6.1 has no mean of 6.1."""
+    values = np.c_[np.full(n, 6.1), np.full(n, 1 / 3), np.random.default_rng(4).standard_normal(n)]
+    found = group_stats.flip_test(values, n_flips=200)
+    least = max(1 / 200, 0.5**n) if n > group_stats.ALL_FLIPS else 0.5**n
+    np.testing.assert_array_equal(found["t"][:2], group_stats.HUGE)
+    np.testing.assert_allclose(found["p"][:2], least)
+    assert (found["p_fwe"][:2] >= least).all() and found["p"][2] > 0.01
+
+
 def test_two_people_can_never_be_sure():
     found = group_stats.flip_test(np.array([[0.3], [0.4]]))
     assert found.loc[0, "p"] == found.loc[0, "smallest_p"] == 0.25
