@@ -174,7 +174,7 @@ def measure(name, folder, steps, given):
     needed = machine.memory_needed(runs.locate_runs(params), params.downsample)
     command = [str(PROGRAM), "run", "--subject", SUBJECT, "--dataset", DATASET, "--force"]
     for key, value in (where | given).items():
-        command += ["-p", key, str(value)]
+        command += ["-p", key, json.dumps(value)]
     rows = []
     for step in steps:
         code, seconds, largest, said = watch([*command, "--steps", step[:2]])

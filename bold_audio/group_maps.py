@@ -19,7 +19,7 @@ from bold_audio.provenance import code_fingerprint
 RESOLUTION = 4  # mm of the template's grid
 FWHM = 8.0  # mm: heads that a registration brings together still lie some millimetres apart
 COVERED = 0.8  # of the voxels of the person in the middle that a person must have
-SHARED = 0.95  # of the people must have a voxel that is tested: of 19 all, of 1,000 fifty may lack it
+SHARED = 0.95  # of the people must have a voxel, or it is not tested: all of 19; of 1,000, fifty may lack it
 FOLDER = "group"  # in a dataset's outputs
 MADE_FROM = {"evidence": "p"}  # maps that are made from another of the person's: normal scores of p
 TEMPLATE_CODE = 4  # NIfTI's for MNI space
@@ -181,7 +181,7 @@ def _write(path, grid, affine, about, *, named):
 
 
 def group_map(folder, labels, *, model, stat="gain", seed=0):
-    """Ask of each voxel of the template whether a quantity is above 0 over people; writes mean, t, p, number.
+    """Ask of each voxel of the template whether a quantity is above 0 over people, and write the maps of it.
 
     Parameters
     ----------

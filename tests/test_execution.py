@@ -279,6 +279,12 @@ def test_error_that_nobody_foresaw_names_the_notebook_and_its_traceback(project)
     assert failed.value.exit_code == 1
 
 
+@pytest.mark.slow
+def test_kernel_that_is_closed_while_it_answers_says_nothing(project):
+    params = project("import logging\nassert logging.getLogger('tornado.general').level == logging.CRITICAL", "1")
+    run_step(STEPS[0], params.subject_path, {})
+
+
 def test_who_joins_the_dataset_makes_nobody_elses_results_stale(project):
     params = project("x = 1", "x = 2")
     table, files = params.data_path / "participants.tsv", runs.locate_runs(params)

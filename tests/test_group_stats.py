@@ -83,6 +83,13 @@ def test_people_who_agree_to_the_last_digit_are_counted_as_they_are(n):
     assert (found["p_fwe"][:2] >= least).all() and found["p"][2] > 0.01
 
 
+def test_a_flip_that_is_as_good_counts_however_it_is_rounded():
+    values = np.random.default_rng(5).choice([-1.0, 1.0, 3.0], size=(14, 50))  # sums of tenths are not exact
+    tenths, whole = group_stats.flip_test(values / 10), group_stats.flip_test(values)
+    np.testing.assert_array_equal(tenths["p"], whole["p"])
+    np.testing.assert_array_equal(tenths["p_fwe"], whole["p_fwe"])
+
+
 def test_two_people_can_never_be_sure():
     found = group_stats.flip_test(np.array([[0.3], [0.4]]))
     assert found.loc[0, "p"] == found.loc[0, "smallest_p"] == 0.25
