@@ -22,7 +22,7 @@ THREADS = (
 # were measured, in one process, 0.46 for the program added: 1,200 of 91 x 109 x 91 with 300,000 voxels (reading,
 # training; linear models and scores to the middle of the scoring), 5.4 and 7.1; 5,000 of 40 x 64 x 64 with 41,000
 # (reading, training, surrogates of 3,072 voxels), 4.2 and 5.9.
-PROGRAM, SLAB_COPIES, COPIES = 1.1e9, 15, 1.15
+PROGRAM, SLAB_COPIES, COPIES = 1.3e9, 15, 1.15
 COARSER = (2, 3, 4)  # values of downsample that are worth a run
 SLAB_VOXELS, SLAB_NUMBERS = 8192, 2**23  # of params/common.yaml, and of ridge.py
 
@@ -58,7 +58,7 @@ def memory_needed(files, downsample=1):
     >>> from types import SimpleNamespace
     >>> files = SimpleNamespace(n_volumes=1200, grid=(91, 109, 91))
     >>> [round(memory_needed(files, downsample) / 1e9, 1) for downsample in (1, 2)]
-    [7.1, 2.7]
+    [7.3, 2.9]
     """
     n_voxels = math.prod(n // downsample for n in files.grid)
     slab = min(files.n_volumes * min(n_voxels, SLAB_VOXELS), SLAB_NUMBERS)
