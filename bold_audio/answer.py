@@ -1,4 +1,4 @@
-"""What stands beside a subject's answer: controls, the other people, and the map in the template's space."""
+"""What stands beside a subject's answer: controls, the other people, and the map as a page to scroll through."""
 
 import re
 

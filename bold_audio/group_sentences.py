@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bold_audio.sentences import heard
+from bold_audio.sentences import heard, lowered
 from bold_audio.significance import LEVEL
 
 OVER = {"gain": "the past", "gain_within": "the past and the film's blocks"}
@@ -38,12 +38,11 @@ def about_region(table, region, *, value, feature_source="audio"):
     row, name = rows.iloc[0], heard(feature_source)
     if row["n_people"] < 2:
         return f"`{region}` was found in one person only: there is nothing to say over people."
-    verb = "adds" if row["mean"] >= 0 else "takes away"
     text = (
-        f"In `{region}` {name} {verb} {abs(row['mean']):.2%} of the squared error that {OVER[value]} "
-        f"leave{'s' if value == 'gain' else ''}, in the mean of {row['n_people']:.0f} people (95 % interval "
-        f"{row['low']:+.2%} to {row['high']:+.2%}, Student's t; above 0 in {row['n_above']:.0f}), p = {row['p']:.2g} "
-        f"by sign flips, {row['p_fwe']:.2g} family-wise over {table['p'].notna().sum()} regions. "
+        f"In `{region}` {lowered(feature_source, row['mean'], OVER[value])}, in the mean of {row['n_people']:.0f} "
+        f"people (gain: 95 % interval {row['low']:+.2%} to {row['high']:+.2%}, Student's t; "
+        f"above 0 in {row['n_above']:.0f}), "
+        f"p = {row['p']:.2g} by sign flips, {row['p_fwe']:.2g} family-wise over {table['p'].notna().sum()} regions. "
     )
     if row["smallest_p"] > LEVEL:
         return text + (

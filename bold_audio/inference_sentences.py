@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from bold_audio.sentences import heard
+from bold_audio.sentences import heard, lowered
 from bold_audio.significance import LEVEL
 
 WITHIN, OVER_PAST = "history_blocks_sound", "history_sound"
@@ -53,8 +53,7 @@ def about_region(table, region, *, intervals=None, feature_source="audio", may_c
     row, name = rows.loc[WITHIN if WITHIN in rows.index else OVER_PAST], heard(feature_source)
     used = f"{row['n_voxels']:.0f}" + (f" of {row['n_region']:.0f}" if row["n_voxels"] < row["n_region"] else "")
     text = (
-        f"In `{region}` {name} {'adds' if row['gain'] >= 0 else 'takes away'} {abs(row['gain']):.2%} of the squared "
-        f"error that {row['over']} leave{'s' if row['over'] == 'the past' else ''} (gain {row['gain']:+.4f}, "
+        f"In `{region}` {lowered(feature_source, row['gain'], row['over'])} (gain {row['gain']:+.4f}, "
         f"partial r = {row['partial_r']:.3f} in the median of {used} voxels, out of fold over the whole run), "
         f"p = {row['p']:.2g} ({row['n_surrogates']:.0f} surrogates)."
     )

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import re
 import subprocess
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +18,10 @@ NOT_COMPUTING = re.compile(
     r"(\w*_)?(figures|sentences)|style|renderer|files|params|schema|region_specs|brain|tracking|report|registry|access"
     r"|locking|provenance|plain_yaml|openneuro|dvcrepo|fetch|audit|adopt|simulate|simulated_anatomy"
 )
+
+# Python before 3.11.8 counts the depth of all trees that are being built as one, and gives up with a SystemError when
+# threads take turns at it, as they do where a garbage collection calls Python code: github.com/python/cpython, 106905.
+ONE_TREE_AT_A_TIME = threading.Lock()
 
 
 def code_fingerprint(*modules):
@@ -38,7 +43,9 @@ def code_fingerprint(*modules):
 def imported_modules(path, source):
     """The package's modules that a source file imports, at its top or inside a function: list of Path."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    with ONE_TREE_AT_A_TIME:
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "bold_audio":
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bold_audio."):

@@ -171,6 +171,21 @@ def heard(feature_source):
     return "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
 
 
+def lowered(feature_source, gain, over):
+    """What the sound does to the error that ``over`` leaves, such as "the past": half a sentence.
+
+    Examples
+    --------
+    >>> lowered("audio", 0.0322, "the past and the film's blocks")
+    "the sound lowers the squared error that the past and the film's blocks leave by 3.22%"
+    >>> lowered("audio", -0.002, "the past")
+    'the sound raises the squared error that the past leaves by 0.20%'
+    """
+    leave = "leave" if " and " in over else "leaves"
+    change = "lowers" if gain >= 0 else "raises"
+    return f"{heard(feature_source)} {change} the squared error that {over} {leave} by {abs(gain):.2%}"
+
+
 def headline(table, region, delay, *, feature_source="audio"):
     """The sentence at the top of a subject's report; annotations are never called the sound."""
     name = "history_blocks_sound" if row_of(table, "history_blocks_sound", region) is not None else "history_sound"

@@ -1,4 +1,4 @@
-"""List the licences of all packages of constraints.txt that are installed, as their own metadata give them.
+"""List the licences of all packages of constraints.txt as their own metadata give them, and those not installed here.
 
 python docs/licences.py        writes docs/licences.md; ends with status 1 where a package names none
 """
@@ -20,7 +20,7 @@ KINDS = {
 def pinned():
     """Names of the packages in constraints.txt, in order."""
     text = (project_root() / "constraints.txt").read_text(encoding="utf-8")
-    return re.findall(r"^([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?==", text, re.MULTILINE)
+    return list(dict.fromkeys(re.findall(r"^([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?==", text, re.MULTILINE)))
 
 
 def licence_of(name):
@@ -77,6 +77,7 @@ def main():
     unknown = [name for name, kind in kinds.items() if not kind]
     counts = ", ".join(f"{sum(one == kind for one in kinds.values())} {kind}" for kind in KINDS)
     by, hard = brought_by(), [row for row in rows if kinds[row[0]] == "copyleft"]
+    absent = [name for name in pinned() if name not in kinds]
     lines = ["# Licences of the packages that are installed with bold_audio", ""]
     lines += [
         f"Written by `python docs/licences.py` from the packages' own metadata: {counts}. Where a package lets one "
@@ -86,6 +87,10 @@ def main():
     )
     lines += ["", "Those that ask for more, and who brings them:", ""]
     lines += [f"- {name}: {licence}; required by {', '.join(sorted(by[name]))}" for name, _, licence in hard]
+    lines += ["", f"Not installed where this was written, so not looked at: {len(absent)} packages that other systems"]
+    lines[-1] += (
+        f" or the CUDA builds of torch bring (NVIDIA's libraries have NVIDIA's own terms): {', '.join(absent)}."
+    )
     lines += ["", "| package | version | licence | kind |", "|---|---|---|---|"]
     lines += [f"| {name} | {version} | {licence} | {kinds[name]} |" for name, version, licence in rows]
     write_text(project_root() / "docs/licences.md", "\n".join(lines) + "\n")

@@ -90,6 +90,7 @@ def test_spheres_lie_at_their_mm_and_left_is_left_in_any_storage(make_run, shift
     np.testing.assert_array_equal(both, found.regions["auditory"])
 
 
+@pytest.mark.slow
 def test_a_scan_in_template_space_is_taken_as_it_lies(make_run, shifted):
     run, params = make_run(name="sub-01_task-film_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz")
     found = anatomy.find_anatomy(run, params)
@@ -318,6 +319,7 @@ def test_regions_of_an_opened_subject(small_params, sim_dir, monkeypatch):
     assert written["n_voxels"] == {"auditory": 5} and written["how"] == "direct"
 
 
+@pytest.mark.slow
 def test_the_simulated_subject_has_a_t1w_that_says_so(sim_dir, small_params):
     (path,) = bids.find_t1w(small_params(), next(sim_dir.glob("sub-sim/**/*_bold.nii.gz")))
     assert path.name == "sub-sim_ses-mri3t_run-1_T1w.nii.gz" and path.stat().st_size < 3e6

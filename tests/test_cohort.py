@@ -218,6 +218,7 @@ def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd, monke
     assert status == 2 and "memry" in err
 
 
+@pytest.mark.slow
 def test_scans_of_whom_nothing_is_done_are_not_read_to_know_it(project, monkeypatch):
     people = [load_params(one, "sim") for one in "abc"]
     monkeypatch.setattr("bold_audio.prepare.input_md5", lambda *_, **__: pytest.fail("the scan was read"))

@@ -137,11 +137,11 @@ def tables_of(n, effect, *, seed=0):
 
 def test_region_says_what_is_shown_and_what_is_not():
     said = {n: group_sentences.about_region(tables_of(n, 1)[1], "auditory", value="gain") for n in (4, 8)}
-    assert "the past leaves, in the mean of 4 people" in said[4] and "no p of 4 is below 0.062" in said[4]
+    assert "the past leaves by 2.66%, in the mean of 4 people" in said[4] and "no p of 4 is below 0.062" in said[4]
     assert said[8].endswith("**People like these follow the sound.**") and "family-wise over 4 regions" in said[8]
     nothing = group_sentences.about_region(tables_of(8, 0)[1], "auditory", value="gain_within")
     assert nothing.endswith("**Nothing is shown over people:** chance does as much.")
-    assert "that the past and the film's blocks leave, in" in nothing
+    assert "that the past and the film's blocks leave by" in nothing
     assert "no primary outcome" in group_sentences.about_region(tables_of(8, 0)[1], None, value="gain")
     others = group_sentences.about_other_regions(tables_of(8, 1)[1], "auditory")
     assert group_sentences.about_other_regions(tables_of(8, 1)[1], None).startswith("Of 4 regions 3 hold")

@@ -41,7 +41,7 @@ def voxels(q, fwe, n=1000):
 
 def test_the_sound_within_the_blocks():
     text = inference_sentences.about_region(regions(), "auditory")
-    assert "adds 1.23% of the squared error that the past and the film's blocks leave (gain +0.0123" in text
+    assert "lowers the squared error that the past and the film's blocks leave by 1.23% (gain +0.0123" in text
     assert "partial r = 0.111" in text and "p = 0.01 (220 surrogates)" in text
     assert "**It follows the sound within the blocks.**" in text
     assert "delays of 4.4 to 6.9 s" in text
@@ -55,7 +55,8 @@ def test_the_blocks_and_not_the_sound_within_them():
 
 def test_nothing_is_shown_where_chance_does_as_much():
     text = inference_sentences.about_region(regions(past=0.4, within=0.6, gain=-0.002), "auditory")
-    assert "takes away 0.20%" in text and "**Nothing is shown:** chance does as much." in text
+    assert "raises the squared error that the past and the film's blocks leave by 0.20% (gain -0.0020" in text
+    assert "**Nothing is shown:** chance does as much." in text
 
 
 def test_a_small_p_of_a_loss_is_not_called_following():

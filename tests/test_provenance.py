@@ -1,10 +1,14 @@
 """What a result was made from: its code, the commit, and what is recorded."""
 
+import functools
+import gc
 import json
 import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,3 +113,20 @@ def test_the_commit_tells_when_the_work_tree_differs(tmp_path):
     assert git_commit(tmp_path) == commit
     (tmp_path / "a.txt").write_text("2")
     assert git_commit(tmp_path) == commit + "+changes"
+
+
+def test_threads_read_code_at_the_same_time():
+    """A garbage collection that calls Python code lets them take turns in the middle of a tree."""
+    here, limits = Path(provenance.__file__), gc.get_threshold()
+    sources = [path.read_bytes() for path in sorted(here.parent.glob("g*.py"))] * 10
+    read = functools.partial(provenance.imported_modules.__wrapped__, here)  # without its cache
+    alone = [read(one) for one in sources]
+    turn = lambda *_: time.sleep(0)  # noqa: E731
+    gc.callbacks.append(turn)
+    gc.set_threshold(50)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(read, sources)) == alone
+    finally:
+        gc.set_threshold(*limits)
+        gc.callbacks.remove(turn)

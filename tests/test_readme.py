@@ -4,9 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from bold_audio import run
+from bold_audio import inference_sentences, run
 from bold_audio.params import parse_given
 
 ROOT = Path(__file__).parents[1]
@@ -86,3 +87,17 @@ def test_every_pitfall_is_answered_by_a_test_or_a_program_that_exists():
             file = ROOT / path if path.startswith("benchmarks/") else ROOT / "tests" / path
             assert file.is_file(), one
             assert not test or f"def {test}(" in file.read_text(), one
+
+
+def test_the_table_of_rates_is_that_of_the_calibration():
+    page = (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
+    table = pd.read_csv(ROOT / "bold_audio/calibration.tsv", sep="\t", keep_default_na=False)  # one kind is "null"
+    known = table.set_index(["kind", "figure"])["value"]
+    figures = ["maps with any voxel at family-wise p <= .05", "maps with any voxel at q <= .05"]
+    for what in ("one voxel", "one region, over the past", "one region, over past and blocks"):
+        figures += [f"{what}: p <= {level}" for level in ("0.01", "0.05", "0.10")]
+    for kind, name in inference_sentences.RATES.items():
+        row = re.search(rf"^\| {re.escape(name.partition(',')[0])}[^|]*\|(.*)\|$", page, re.MULTILINE)[1]
+        shown = [float(one) for one in re.findall(r"(?<!\d)\.\d+", row)]
+        assert shown == pytest.approx([known[kind, one] for one in figures[: len(shown)]], abs=0.0051), kind
+        assert len(shown) == (8 if kind == "oneback" else 11)
