@@ -86,6 +86,10 @@ def run_task(task, *, threads, root):
         status = program.wait()
         said.seek(0)
         lines = [line for line in said.read().splitlines() if line.strip()]
+    if status < 0:  # by the system, where memory was short, or by somebody
+        said = f"its program was killed (signal {-status}) - check memory, or run it alone"
+        lines = [f"bold_audio: sub-{task.subject}: {said}"]
+        status = MachineError.exit_code
     return Ended(task.subject, status, lines[-1] if lines and status else "", time.perf_counter() - begun)
 
 

@@ -74,7 +74,7 @@ def fetch(options):
     """Get subjects of ds003688, and the sound where DVC has it."""
     from bold_audio.fetch import fetch_sound, fetch_subjects, remote_of
 
-    given = parse_given(options.given) | {"data_dir": options.data_dir and str(options.data_dir)}
+    given = parse_given(options.given) | ({"data_dir": str(options.data_dir)} if options.data_dir else {})
     all_params = [load_params(subject, DEFAULT_DATASET, **given) for subject in options.subject]
     subjects, params = [one.subject for one in all_params], all_params[0]
     options.current = subjects[0] if len(subjects) == 1 else None
@@ -195,10 +195,20 @@ def serve(options):
 def run(options):
     """Run the notebooks subject by subject; one that fails does not stop the others."""
     steps, given = chosen_steps(options.steps), parse_given(options.given)
+    on_workers = options.workers is not None or options.scheduler or options.slurm
+    for name, counts, where in (
+        ("--slurm-option", options.slurm, "--slurm"),
+        ("--threads", on_workers, "--workers, --scheduler or --slurm"),
+    ):
+        if not counts and getattr(options, name[2:].replace("-", "_")):
+            raise ParameterError(f"{name} counts with {where} only - add it, or leave {name} out")
+    if options.workers is not None and options.scheduler:
+        raise ParameterError("the workers are those of the scheduler - give --workers or --scheduler, not both")
     if options.subjects:
         options.subject = _everybody(options.dataset, given)
     all_params = [load_params(subject, options.dataset, **given) for subject in options.subject]
-    if options.workers is not None or options.scheduler or options.slurm or options.dry_run:
+    all_params = list({one.subject: one for one in all_params}.values())  # 9 and 09 are one person
+    if on_workers or options.dry_run:
         return _run_cohort(options, all_params, steps, given)
     ended = []
     for params in all_params:
@@ -276,7 +286,7 @@ def _run_cohort(options, all_params, steps, given):
         n = _fitting_workers(n, todo)
     tasks = [cohort.make_task(one, options.steps, given, force=options.force) for one in todo]
     with cohort.open_executor(n, scheduler=options.scheduler, cluster=slurm) as executor:
-        ended = _follow(tasks, cohort.follow(tasks, executor, threads=options.threads, root=project_root()))
+        ended = _follow(tasks, cohort.follow(tasks, executor, threads=options.threads or 1, root=project_root()))
     return _say_who_ended(options, ended, steps, left_alone=len(all_params) - len(tasks))
 
 

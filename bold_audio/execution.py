@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import time
 import uuid
 import warnings
@@ -103,8 +104,9 @@ def run_subject(params, steps, given, *, say, force=False):
             seconds = _run_and_note(params, status["step"], given, made_from[status["step"]])
             say(f"{name}: {status['step']} {seconds:6.1f} s ({todo[status['step']]})")
         status = {"state": "done", "steps": list(steps), "started": status["started"]}
-    except BoldAudioError as error:
-        status |= {"state": "failed", "error": " ".join(str(error).split())}
+    except Exception as error:
+        said = str(error) if isinstance(error, BoldAudioError) else f"{type(error).__name__}: {str(error)[:200]}"
+        status |= {"state": "failed", "error": " ".join(said.split())}
         raise
     finally:
         write_json(folder / STATUS, status | {"finished": time_of_day()})
@@ -280,16 +282,19 @@ def _kernels():
     from jupyter_client import AsyncKernelManager
     from jupyter_client.provisioning import LocalProvisioner
 
-    made = []
+    made, stopped = [], threading.Event()
 
     class Warm(LocalProvisioner):
         async def launch_kernel(self, cmd, *, env, cwd=None, **options):
             if cmd[0] != sys.executable or KERNEL not in cmd:  # somebody's own kernel specification
                 return await super().launch_kernel(cmd, env=env, cwd=cwd, **options)
             words, env = cmd[cmd.index(KERNEL) :], env | {"JPY_PARENT_PID": str(os.getpid())}  # as jupyter_client does
-            self.process = warm.start(words, env=env, cwd=cwd or os.getcwd(), own_group=True)
-            self.pid = self.pgid = self.process.pid
-            self.cwd = cwd
+            process = warm.start(words, env=env, cwd=cwd or os.getcwd(), own_group=True)
+            self.pid = self.pgid = process.pid
+            self.process, self.cwd = process, cwd
+            if stopped.is_set():  # while it was started: whoever stopped saw no process to kill
+                process.kill()
+                raise RuntimeError("stopped before its kernel was there")
             return self.connection_info
 
     class Kernels(AsyncKernelManager):
@@ -300,6 +305,7 @@ def _kernels():
             self.provisioner = Warm(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
 
     def kill():
+        stopped.set()
         for manager in made:
             if manager.has_kernel:
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -145,8 +145,10 @@ class _Arrivals:
                 with part.open("ab" if goes_on else "wb") as handle:
                     for chunk in answer.iter_content(CHUNK):
                         self.shown.update(handle.write(chunk))
-                        if handle.tell() > n_bytes or self.stop.is_set():
-                            return  # something else, whose MD5 cannot be right; or Ctrl-C
+                        if self.stop.is_set():
+                            raise _TryAgain("stopped")
+                        if handle.tell() > n_bytes:
+                            return  # something else, whose MD5 cannot be right
         except requests.RequestException as error:
             if passes(error):
                 raise _TryAgain(f"{cause(error)}, at {size(part)} of {n_bytes} bytes") from error

@@ -110,7 +110,7 @@ def _parser():
     engine.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://10.0.0.1:8786")
     engine.add_argument("--slurm", action="store_true", help="workers are Slurm jobs, by dask-jobqueue")
     where.add_argument("--slurm-option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    where.add_argument("--threads", type=_from_one_on, default=1, help="threads of each program (default 1)")
+    where.add_argument("--threads", type=_from_one_on, help="threads of each program (default 1)")
     where.add_argument("--dry-run", action="store_true", help="show what would be run, and Slurm's job script")
     run.set_defaults(work=commands.run)
 

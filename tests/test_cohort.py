@@ -282,3 +282,33 @@ def test_a_program_has_the_threads_it_is_given_and_keeps_its_memory(monkeypatch,
     asked += "print(joblib.cpu_count(), *(pool['num_threads'] for pool in pools.threadpool_info()))"
     done = subprocess.run([sys.executable, "-c", asked], env=env, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"1"}
+
+
+def test_program_that_is_killed_has_failed_and_says_so(tmp_path, monkeypatch):
+    """A signal's status is below 0: the highest of several would be that of whoever ended well."""
+    killed = lambda *_, stdout, stderr, **__: subprocess.Popen(["sh", "-c", "kill -9 $$"], stdout=stdout, stderr=stderr)  # noqa: E731
+    monkeypatch.setattr(warm, "start", killed)
+    ended = cohort.run_task(cohort.Task("a", "sim", (), str(tmp_path)), threads=1, root=tmp_path)
+    assert ended.status == 5
+    assert ended.said == "bold_audio: sub-a: its program was killed (signal 9) - check memory, or run it alone"
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--threads", "2"), "--threads counts with --workers, --scheduler or --slurm only"),
+        (("--slurm-option", "queue", "short", "--workers", "2"), "--slurm-option counts with --slurm only"),
+        (("--workers", "2", "--scheduler", "tcp://127.0.0.1:9"), "give --workers or --scheduler, not both"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(capfd, options, said):
+    status, _, err = call(capfd, "--subjects", "all", *options)
+    assert status == 2 and said in err and len(err.splitlines()) == 1
+
+
+def test_one_person_spelt_twice_is_run_once(monkeypatch):
+    seen = []
+    monkeypatch.setattr(commands, "_run_cohort", lambda options, all_params, *_: seen.extend(all_params) or 0)
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["run", "--subject", "9", "--subject", "09", "--dataset", "ds003688", "--workers", "2"])
+    assert not stopped.value.code and [one.subject for one in seen] == ["09"]

@@ -1,11 +1,13 @@
 """A subject's notebooks one after the other: what is kept of a run that goes well, that fails, and that is stopped."""
 
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sysconfig
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from bs4 import BeautifulSoup
 from processes import below, hears_ctrl_c
 
-from bold_audio import done, execution, fetch, runs
+from bold_audio import done, execution, fetch, runs, warm
 from bold_audio.execution import StepError, run_step, run_subject
 from bold_audio.files import AccessError, DataError, file_md5
 from bold_audio.params import load_params
@@ -269,6 +271,36 @@ def test_run_that_is_interrupted_is_stopped_and_not_failed(project, monkeypatch)
         run_subject(params, STEPS, {}, say=lambda line: None)
     assert (status(params)["state"], status(params)["step"]) == ("stopped", STEPS[0])
     assert "stopped" in text(params.subject_path.parent / "index.html")
+
+
+def test_fault_that_nobody_foresaw_has_failed_with_its_name(project, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    params = project("1", "1")
+    monkeypatch.setattr(execution, "run_step", full)
+    with pytest.raises(OSError, match="no space"):
+        run_subject(params, STEPS, {}, say=lambda line: None)
+    assert status(params)["state"] == "failed" and status(params)["error"] == "OSError: no space left on device"
+
+
+def test_stop_that_comes_while_the_kernel_is_started_ends_the_kernel(tmp_path, monkeypatch):
+    """Nobody has its number yet; without a word it would work to the notebook's end."""
+    really, started = warm.start, []
+
+    def start(*words, **options):
+        started.append(really(*words, **options))
+        raise_in_main()
+        time.sleep(0.5)  # the main thread hears it, and finds nothing to kill
+        return started[0]
+
+    raise_in_main = functools.partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGINT)
+    monkeypatch.setattr(warm, "start", start)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time\ntime.sleep(600)")])
+    nbformat.write(notebook, tmp_path / "source.ipynb")
+    with pytest.raises(KeyboardInterrupt):
+        execution.execute_file(tmp_path / "source.ipynb", tmp_path / "made.ipynb", {}, cwd=tmp_path)
+    assert started[0].wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from release import BOLD, KINDS, T1W, WORDS
 
-from bold_audio import fetch, openneuro
+from bold_audio import fetch, openneuro, run
 from bold_audio import registry as release_registry
 from bold_audio.fetch import fetch_subjects
 from bold_audio.files import AccessError, MachineError, ParameterError
@@ -218,6 +218,17 @@ def test_whole_part_is_only_renamed(get, server, tmp_path, content):
     get()
     assert asked(server, BOLD) == []
     assert (tmp_path / BOLD).read_bytes() == content[BOLD] and not part.exists()
+
+
+def test_part_stays_when_somebody_stops(server, registry, tmp_path):
+    """Ctrl-C sets the wish to stop; what had come by then is gone on from."""
+    stop, shown = threading.Event(), SimpleNamespace(update=lambda n: None)
+    stop.set()
+    item = next(one for one in registry if one.path == BOLD)
+    with pytest.raises(AccessError, match="stopped"):
+        openneuro._Arrivals(server.url, (0, 0), shown, stop).one(tmp_path / BOLD, item, tmp_path)
+    assert 0 < openneuro.part_of(tmp_path / BOLD).stat().st_size < item.bytes
+    assert asked(server, BOLD) == [0]
 
 
 def test_part_that_is_too_long_is_dropped(get, server, tmp_path, content):
@@ -432,3 +443,14 @@ def test_facts_agree_with_the_release(release):
     assert release_registry.film_events() == Path(f"{stem}_events.tsv").read_text()
     sidecar = json.loads(Path(f"{stem}_bold.json").read_text())
     assert (sidecar["RepetitionTime"], sidecar["TaskName"]) == (release_registry.T_R, "film")
+
+
+def test_folder_of_the_data_can_be_a_parameter_or_an_option(tmp_path, monkeypatch):
+    asked_for = []
+    got = SimpleNamespace(paths=[], source=None)
+    monkeypatch.setattr(fetch, "fetch_subjects", lambda subjects, folder, **_: asked_for.append(folder) or got)
+    for words in (["-p", "data_dir", f"{tmp_path}/a"], ["--data-dir", f"{tmp_path}/b"]):
+        with pytest.raises(SystemExit) as stopped:
+            run.main(["fetch", "--subject", "09", "--source", "openneuro", *words])
+        assert not stopped.value.code
+    assert asked_for == [tmp_path / "a", tmp_path / "b"]
