@@ -157,13 +157,13 @@ def _sources(folder, model, stat):
     stat = MADE_FROM.get(stat, stat)
     found = sorted(folder.glob(f"*_desc-{model}_stat-{stat}_statmap.nii.gz"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise DataError(f"sub-{folder.name[4:]} has no map of {stat} of {model} - run its notebook 06")
+        raise DataError(f"no map of {stat} of {model} - run notebook 06")
     entities = found[-1].name.partition("_desc-")[0]
     if "_space-MNI" in entities:
         return found[-1], None
     points = folder / f"{entities}_from-boldref_to-{register.TEMPLATE}_mode-points_xfm.nii.gz"
     if not points.is_file():
-        raise DataError(f"the scan of {folder.name} has no place in the template - see its notebook 06 for the reason")
+        raise DataError("the scan has no place in the template - see notebook 06 for the reason")
     return found[-1], points
 
 

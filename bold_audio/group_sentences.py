@@ -13,8 +13,10 @@ MOST_NAMED = 5
 def about_people(found, label):
     """Whose answer this is, and how many could not be counted."""
     n, states = len(found.people), found.left_out["state"].value_counts()
-    note = found.settings.get("data_note")
-    text = f"{n} people of {label}{f'; {note}' if note else ''}."
+    notes = [found.settings.get("data_note"), found.settings.get("sound_note")]
+    if found.settings.get("feature_source") == "annotations":
+        notes[1] = "features from ANNOTATIONS, not from the sound"
+    text = "; ".join([f"{n} people of {label}", *filter(None, notes)]) + "."
     if len(found.left_out):
         text += f" {len(found.left_out)} left out: {', '.join(f'{count} {state}' for state, count in states.items())}."
     return text
@@ -107,9 +109,10 @@ def about_map(found, *, quantity, fwhm):
     fwhm : float
         mm of the smoothing in the template.
     """
-    tail = (
-        f" Not in it: {_named(f'sub-{who} ({why})' for who, why in found.left_out.items())}." if found.left_out else ""
-    )
+    whose = {}
+    for who, why in found.left_out.items():
+        whose.setdefault(why, []).append(f"sub-{who}")
+    tail = f" Not in it: {'; '.join(f'{_named(who)} ({why})' for why, who in whose.items())}." if whose else ""
     what = f"the gain over {OVER[quantity]}" if quantity in OVER else EVIDENCE
     if found.table.empty:
         return f"No group map of {what}: fewer than two people have a map in the template's space.{tail}"

@@ -1,6 +1,7 @@
 """The group answer as notebook 07 gives it: executed on made-up people, and its sentences for all that can come out."""
 
 import json
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -195,10 +196,30 @@ def test_map_says_how_many_voxels_and_who_is_missing(tmp_path, monkeypatch):
     found = group_maps.group_map(tmp_path, [*labels, "70"], model="oofHistoryBlocksSound")
     said = group_sentences.about_map(found, quantity="gain_within", fwhm=8.0)
     assert "hold for the gain over the past and the film's blocks at family-wise" in said
-    assert f"of {len(found.table):,} voxels that 6 people share" in said and "sub-70 (sub-70 has no map" in said
+    assert (
+        f"of {len(found.table):,} voxels that 6 people share" in said
+        and "Not in it: sub-70 (no map of gain of oofHistoryBlocksSound - run notebook 06)." in said
+    )
     nothing = group_maps.group_map(tmp_path, ["70"], model="oofHistoryBlocksSound")
     said = group_sentences.about_map(nothing, quantity="evidence", fwhm=8.0)
     assert said.startswith("No group map of the evidence of the sound beyond the past (the film's blocks are in it): ")
+
+
+def test_who_is_missing_for_one_reason_is_told_once():
+    nobody = group_maps.GroupMap(pd.DataFrame(), None, None, (), {f"{k:02}": "its scan has no place" for k in range(7)})
+    said = group_sentences.about_map(nobody, quantity="gain", fwhm=8.0)
+    assert said.endswith("Not in it: sub-00, sub-01, sub-02, sub-03, sub-04 and 2 more (its scan has no place).")
+
+
+@pytest.mark.parametrize("source, note", [("audio", "RE-SYNTHESISED speech"), ("annotations", "ANNOTATIONS, not from")])
+def test_what_the_sound_was_is_said_of_the_people(source, note):
+    settings = {"data_note": "real scan", "sound_note": "RE-SYNTHESISED speech", "feature_source": source}
+    found = SimpleNamespace(
+        people=pd.DataFrame(index=range(3)), left_out=pd.DataFrame({"state": []}), settings=settings
+    )
+    said = group_sentences.about_people(found, "alice")
+    assert said.startswith("3 people of alice; real scan; ") and note in said
+    assert ("RE-SYNTHESISED" in said) == (source == "audio")
 
 
 def test_figure_shows_every_person_and_what_is_sure():
