@@ -10,13 +10,19 @@ EVIDENCE = "the evidence of the sound beyond the past (the film's blocks are in 
 MOST_NAMED = 5
 
 
-def about_people(found, label):
-    """Whose answer this is, and how many could not be counted."""
-    n, states = len(found.people), found.left_out["state"].value_counts()
+def note_of(found):
+    """What every figure must say of the people's scans and sound, such as SIMULATED; None where there is nothing."""
     notes = [found.settings.get("data_note"), found.settings.get("sound_note")]
     if found.settings.get("feature_source") == "annotations":
         notes[1] = "features from ANNOTATIONS, not from the sound"
-    text = "; ".join([f"{n} people of {label}", *filter(None, notes)]) + "."
+    return "; ".join(filter(None, notes)) or None
+
+
+def about_people(found, label):
+    """Whose answer this is, and how many could not be counted."""
+    n, states = len(found.people), found.left_out["state"].value_counts()
+    note = note_of(found)
+    text = f"{n} people of {label}{f'; {note}' if note else ''}."
     if len(found.left_out):
         text += f" {len(found.left_out)} left out: {', '.join(f'{count} {state}' for state, count in states.items())}."
     return text
