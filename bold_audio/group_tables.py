@@ -19,7 +19,7 @@ from bold_audio.subjects import STATUS
 
 # Parameters in which people may differ and still be asked the same: whose scan it is, where it begins, the network's.
 OWN = {"subject", "session", "run", "bids_entities", "audio_onset", "t_r_source", "allow_short"}
-NOT_COMPARED = OWN | NOT_RESULTS | MLP_ONLY | {"target", "mlp_delays", "mlp_history", "mlp_history_components"}
+NOT_COMPARED = OWN | NOT_RESULTS | MLP_ONLY | {"mlp_delays"}
 STEPS = ("inference_regions", "out_of_fold", "dt_sweep")  # in provenance.json: what made the three tables
 GAINS = {"gain": "history_sound", "gain_within": "history_blocks_sound"}
 VALUES = ["r", "gain", "p", "gain_within", "p_within", "delay", "low", "high"]

@@ -38,9 +38,7 @@ from bold_audio.prepare import MLP_ONLY, annotation_paths
 CHOICES = (gram, evidence, significance, sweep, nested)
 FITS = (*CHOICES, choices, encoding, ridge, space, models, scores, out_of_fold)
 # Parameters of the sweep's own reading and of the MLP, which nothing here looks at.
-NOT_USED = MLP_ONLY | {
-    "target", "mlp_history", "mlp_history_components", "sweep_target", "delay_by", "seed",
-}  # fmt: skip
+NOT_USED = MLP_ONLY | {"sweep_target", "delay_by", "seed"}
 MAPS = {"r": "Pearson r", "gain": "share of the past's squared error that the sound removes", "partial_r": "partial r"}
 
 

@@ -41,7 +41,11 @@ NOT_RESULTS = {
     "dvc_timeout",
 }  # fmt: skip
 
-MLP_ONLY = {"hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay"}
+# Of mlp_delays the volumes depend, too, on which everything is compared: it is not among these.
+MLP_ONLY = {
+    "hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay", "target", "mlp_history",
+    "mlp_history_components",
+}  # fmt: skip
 
 
 @dataclass

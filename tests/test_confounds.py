@@ -1,6 +1,7 @@
 """Planted nuisance comes off, planted responses stay, and nothing that is fitted knows the test part."""
 
 import ast
+import re
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,14 @@ def test_a_table_of_confounds_is_passed_by_the_caller_and_counts_in_the_cache(sm
 def test_results_of_other_confounds_are_others(small_params):
     keys = {workflow.open_subject(small_params(**g)).result_key() for g in ({}, {"confounds": ["drift"]})}
     assert len(keys) == 2
+
+
+def test_parameters_of_the_network_are_read_by_the_network_alone():
+    """They are in the keys of its results only: whatever else read one would not be made again."""
+    folder = Path(prepare.__file__).parent
+    for name in prepare.MLP_ONLY:
+        readers = {path.stem for path in folder.glob("*.py") if re.search(rf"params\.{name}\b", path.read_text())}
+        assert readers <= {"candidates", "mlp", "training"}, name
 
 
 def test_results_are_stale_when_the_code_that_cleans_changes(small_params, monkeypatch):
