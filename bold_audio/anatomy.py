@@ -301,8 +301,16 @@ def nearest_values(values, affine, points):
     return found
 
 
-def _mask_path(name, given, params):
+def find_mask(given, params):
+    """Path of a region's mask image, below ``data_dir`` or else below the project; None where it is not there."""
     for path in ((params.data_path / Path(given).expanduser()).resolve(), params.resolve(given)):
         if path.is_file():
             return path
-    raise ParameterError(f"regions: {name}: no mask image {given} below data_dir or the project - check its path")
+    return None
+
+
+def _mask_path(name, given, params):
+    path = find_mask(given, params)
+    if path is None:
+        raise ParameterError(f"regions: {name}: no mask image {given} below data_dir or the project - check its path")
+    return path

@@ -150,7 +150,7 @@ class Subject:
 
     @cached_property
     def input_md5(self):
-        """MD5 of the scan, of what the sound features were made from, and of what regions were found by."""
+        """MD5 of the scan and its mask, of what sound features were made from, and of what regions were found by."""
         return input_md5(self.params, self.run.files, others=self.anatomy.files)
 
     def result_key(self, *modules, without=frozenset()):
@@ -182,12 +182,14 @@ class Subject:
 
 
 def input_md5(params, files, *, others=()):
-    """MD5 of the scan's files and their sidecars, of what the sound is read from and of ``others``, by name.
+    """MD5 of the scan's files, sidecars and mask image, of what the sound is read from and of ``others``, by name.
 
     Raises
     ------
     DataError
         If what the sound is read from is not there.
+    ParameterError
+        If the mask image is not there.
     """
     heard = params.feature_source == "audio"
     sources = list(itertools.chain(*([params.audio_files] if heard else annotation_paths(params))))
@@ -195,7 +197,7 @@ def input_md5(params, files, *, others=()):
         if not path.is_file():  # whoever reads it says what to do
             sound.open_sound(path) if heard else features.read_table(path, columns=())
     paths = [path for part in files.parts for path in (part.bold, part.mask, part.confounds, *part.beside)]
-    paths = [path for path in (*paths, *sources, *others) if path is not None]
+    paths = [path for path in (*paths, data.mask_file(params), *sources, *others) if path is not None]
     names = [path.name for path in dict.fromkeys(paths)]
     return {path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)}
 
