@@ -220,16 +220,31 @@ def annotation_paths(params):
 def ensure_scan(params):
     """Locate the subject's run or runs; the simulated subject is made when it is missing, a real one never replaced.
 
-    A missing subject of ds003688 is fetched where the token of DVC's remote is set.
+    One that another process is making is waited for, one whose making was stopped is made again. A missing subject of
+    ds003688 is fetched where the token of DVC's remote is set.
     """
-    if params.dataset == SIMULATED and not bids.known_subjects(params):
-        from bold_audio.simulate import simulate_subject
+    if params.dataset == SIMULATED and _is_unmade(params):
+        from bold_audio import simulate
 
         with lock(params.data_path.parent / f".{params.data_path.name}.lock", wait=600, doing="the simulation"):
-            if not bids.known_subjects(params):
-                simulate_subject(params.data_path, subject=params.subject)
+            if _is_unmade(params):
+                simulate.simulate_subject(params.data_path, subject=params.subject, only_missing=True)
     fetch.fetch_missing(params)
     return runs.locate_runs(params)
+
+
+def _is_unmade(params):
+    """Whether nobody is in the tree, or only this simulated subject, whose scan, which is written last, is missing."""
+    there = bids.known_subjects(params)
+    if there != [params.subject]:
+        return not there
+    from bold_audio import simulate
+
+    scan = simulate.scan_path(params.data_path, params.subject)
+    if params.derivatives is not None or any(scan.parent.glob("sub-*_bold.nii*")):
+        return False
+    about = read_json(params.data_path / "dataset_description.json", default={})  # a real subject is never replaced
+    return isinstance(about, dict) and about.get("Name") == simulate.DATASET_NAME
 
 
 def read_features(params, files):
