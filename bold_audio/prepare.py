@@ -7,12 +7,10 @@ from functools import cached_property
 import numpy as np
 
 from bold_audio import (
-    __version__,
     adopt,
     anatomy,
     atlases,
     bids,
-    brain,
     confounds,
     data,
     features,
@@ -313,7 +311,9 @@ def _unheard(made, params, part):
 
 
 def open_subject(params):
-    """Read a subject's scan and sound, pair them in time and split the run.
+    """Read a subject's scan and sound, pair them in time and split the run; write nothing but the cache.
+
+    Of people who are only compared this is all; `workflow.open_subject` opens the one that is run.
 
     Parameters
     ----------
@@ -356,7 +356,6 @@ def open_subject(params):
         split.train, n_folds=params.n_folds, gap_volumes=pairing.volumes_of(params.gap, files.t_r)
     )
     run = data.load_run(files, params, train=split.train, level_on=level_volumes(files, split, params))
-    brain.write_dataset_description(params, __version__)
     found = anatomy.find_anatomy(run, params)
     run.regions.update(found.regions)
     return Subject(params, run, first_sound(sounds), blocks and blocks[0], split, folds, designs, found)
