@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bold_audio import atlases, bids, images, register
+from bold_audio import atlases, bids, images, region_specs, register
 from bold_audio.files import DataError, ParameterError, file_md5, fingerprint, read_json, write_json, write_whole
 from bold_audio.locking import cached_folder
 from bold_audio.provenance import code_fingerprint
@@ -265,19 +265,17 @@ def place_regions(specs, run, template_mm, masks):
     for name, spec in specs.items():
         if "sphere" in spec:
             roi = np.any([np.linalg.norm(points - c, axis=1) <= spec["radius"] for c in spec["sphere"]], axis=0)
-            sides = np.sign([x for x, _, _ in spec["sphere"]])
-            both = -1 in sides and 1 in sides
         elif "atlas" in spec:
             values, affine = atlases.label_map(name, spec["atlas"], spec["label"])
-            roi, both = nearest_values(values, affine, points), True
+            roi = nearest_values(values, affine, points)
         else:
-            roi, both = _of_mask(masks[name], run, points), True
+            roi = _of_mask(masks[name], run, points)
         if not roi.any():
             empty.append(name)
             continue
         regions[name] = roi
-        if both and (roi & left).any() and (roi & right).any():
-            regions |= {f"{name}_left": roi & left, f"{name}_right": roi & right}
+        if region_specs.has_sides(spec) and (roi & left).any() and (roi & right).any():
+            regions |= dict(zip(region_specs.parts_of(name), (roi & left, roi & right), strict=True))
     return regions, empty
 
 

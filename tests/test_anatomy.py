@@ -297,6 +297,26 @@ def test_the_schema_is_closed(spec, message):
     assert "\n" not in str(told.value)
 
 
+BOTH = {"sphere": [[-12, 0, 0], [12, 0, 0]], "radius": 5}
+LEFT = {"sphere": [[-48, 0, 0]], "radius": 5}
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize("whole", [BOTH, {"mask": "x"}, {"atlas": "aal", "label": "x"}])
+@pytest.mark.parametrize("side", ["a_left", "a_right"])
+def test_a_name_that_a_side_of_another_region_gets_is_refused(whole, side, turn):
+    """In either order: one of the two would silently be the other's voxels."""
+    regions = dict([("a", whole), (side, LEFT)][::turn])
+    with pytest.raises(ParameterError, match=f"^regions: {side} is also the name that a side of a gets - rename one"):
+        load_params("sim", regions=regions)
+
+
+@pytest.mark.parametrize("other", [LEFT, LEFT | {"sphere": [[0, 0, 0], [12, 0, 0]]}])
+def test_a_name_that_no_side_of_another_region_gets_is_free(other):
+    assert list(load_params("sim", regions={"a": other, "a_left": BOTH}).regions) == ["a", "a_left"]
+    assert list(load_params("sim", regions={"b": BOTH, "a_left": LEFT}).regions) == ["b", "a_left"]
+
+
 def test_the_default_is_the_auditory_region():
     assert load_params("09").regions == {"auditory": {"sphere": [[-54.0, -20, 3], [57.0, -14, 2]], "radius": 12.0}}
 
