@@ -256,6 +256,7 @@ def read_features(params, files):
     Returns
     -------
     list of features.SoundFeatures
+        Of several runs, warnings and alarms name the runs that they are of, but for those of every run.
 
     Raises
     ------
@@ -271,11 +272,29 @@ def read_features(params, files):
         raise DataError(
             f"{len(sources)} sounds for {len(files.parts)} runs - give {what} one for each run, or one for all"
         )
-    read = _annotations if annotated else _mfcc
-    return [read(params, part, sources[k % len(sources)]) for k, part in enumerate(files.parts)]
+    parts, made = files.parts, []
+    for k, part in enumerate(parts):
+        source = sources[k % len(sources)]
+        if annotated:
+            made.append(_annotations(part, source))
+        else:
+            made.append(_mfcc(params, part, source, words=adopt.word_table(params, k, len(parts))))
+    told = [_told([getattr(one, kind) for one in made], parts) for kind in ("warnings", "alarms")]
+    return [replace(one, warnings=warnings, alarms=alarms) for one, warnings, alarms in zip(made, *told, strict=True)]
 
 
-def _annotations(params, part, paths):
+def _told(texts, parts):
+    """What is said of each run's sound, with the run's name before what is not said of all: a tuple for each run."""
+    shared = set.intersection(*map(set, texts))
+    named = []
+    for said, part in zip(texts, parts, strict=True):
+        run = bids.entities_of(part.bold).get("run")
+        name = part.entities if run is None else f"run-{run}"
+        named.append(tuple(text if text in shared else f"{name}: {text}" for text in said))
+    return named
+
+
+def _annotations(part, paths):
     made, boxcar = features.annotation_features(paths, duration=part.heard), _blocks(part)
     return made if boxcar is None else features.join_features(made, boxcar)
 
@@ -287,7 +306,7 @@ def _blocks(part):
     return features.block_features(part.events, onset=part.onset, duration=part.heard)
 
 
-def _mfcc(params, part, path):
+def _mfcc(params, part, path, *, words):
     settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
     made = features.cached_mfcc(path, params.cache_path, **settings)
     if made.duration < part.heard - SHORT_SOUND:
@@ -300,7 +319,7 @@ def _mfcc(params, part, path):
         made = replace(
             made, warnings=(*made.warnings, f"{short}: the last {_unheard(made, params, part)} volumes are left out")
         )
-    return adopt.judge_sound(made, params, part, path)
+    return adopt.judge_sound(made, params, part, path, words=words)
 
 
 def _unheard(made, params, part):
@@ -376,8 +395,13 @@ def level_volumes(files, split, params):
 
 
 def first_sound(sounds):
-    """The first run's sound, which names those of the others."""
-    return replace(sounds[0], source=" and ".join(dict.fromkeys(one.source for one in sounds)))
+    """The first run's sound, which names those of the others and says what is to be said of any of them."""
+    warnings, alarms = (
+        tuple(dict.fromkeys(itertools.chain(*(getattr(one, kind) for one in sounds))))
+        for kind in ("warnings", "alarms")
+    )
+    source = " and ".join(dict.fromkeys(one.source for one in sounds))
+    return replace(sounds[0], source=source, warnings=warnings, alarms=alarms)
 
 
 def design_of(sounds, files, **how):
