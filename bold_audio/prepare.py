@@ -155,7 +155,7 @@ class Subject:
         """Hash of inputs, parameters and code that a result depends on."""
         import bold_audio.prepare as this
 
-        kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
+        kept = result_parameters(self.params.model_dump(), without=without)
         read = (anatomy, atlases, bids, confounds, data, features, images, motion, pairing, region_specs, register)
         read = (*read, runs, sound, truth, this)
         return fingerprint(kept, self.input_md5, code_fingerprint(*read, *modules))
@@ -177,6 +177,11 @@ class Subject:
     def path(self, name):
         """Path of one of this subject's result files."""
         return self.params.subject_path / name
+
+
+def result_parameters(parameters, *, without=frozenset()):
+    """The parameters that decide what results are, of all by name; ``without`` those that one result does not need."""
+    return {name: value for name, value in parameters.items() if name not in NOT_RESULTS | set(without)}
 
 
 def input_md5(params, files, *, others=()):
