@@ -55,13 +55,7 @@ def find_runs(params):
     for path in sorted(path for folder in folders for path in folder.glob("*_bold.nii*")):
         has = entities_of(path)
         packed = path.suffix == ".nii" and path.with_name(f"{path.name}.gz").is_file()
-        hidden = path.name.startswith(".")  # of a scan that is being written, or of a Mac
-        if (
-            not hidden
-            and not packed
-            and not foreign & set(has)
-            and all(_same(has.get(k), value) for k, value in wanted.items())
-        ):
+        if not packed and not foreign & set(has) and all(_same(has.get(k), value) for k, value in wanted.items()):
             there.setdefault(has.get("run"), []).append(path)
     runs = params.run if isinstance(params.run, list) else [params.run]
     if runs == ["all"]:

@@ -84,15 +84,6 @@ def test_the_only_run_that_fits_is_found(tree, located, name, given):
     assert found.entities == name.split("/")[-1].split("_bold")[0]
 
 
-def test_what_is_being_written_beside_a_run_is_none(tree, located):
-    """A process that is writing, or was killed, leaves a hidden folder; a Mac leaves hidden files."""
-    tree("sub-01/func/sub-01_task-film_bold.nii.gz")
-    func = tree() / "sub-01/func"
-    (func / ".sub-01_task-film_bold.nii.gz.abc.part").mkdir()
-    (func / "._sub-01_task-film_bold.nii.gz").write_bytes(b"mac")
-    assert located(audio_onset=0).bold == func / "sub-01_task-film_bold.nii.gz"
-
-
 @pytest.mark.parametrize(
     ("names", "given", "match"),
     [
