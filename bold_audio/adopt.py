@@ -80,11 +80,28 @@ def adopt_sound(path, params, *, root):
     return said
 
 
-def word_table(params):
-    """Return the path of the dataset's table of words, there or not; None where it names no tables."""
-    names = [name for one in params.annotation_tables for name in ([one] if isinstance(one, str) else one)]
-    tables = sorted(names, key=lambda name: "word" not in Path(name).name)
-    return params.data_path / tables[0] if tables else None
+def word_table(params, k=0, n_runs=1):
+    """Return the path of a run's table of words, there or not; None where the dataset names none for it.
+
+    Parameters
+    ----------
+    params : Params
+        ``annotation_tables``: a list for each run, or one that serves all.
+    k, n_runs : int
+        Which of the runs that are read, counted from 0, and how many there are.
+
+    Returns
+    -------
+    Path or None
+        None also where there are lists for other runs than those that are read: which is whose is not known.
+    """
+    tables = params.annotation_tables
+    tables = [tables] if tables and isinstance(tables[0], str) else tables
+    if len(tables) not in (1, n_runs):
+        return None
+    # What counts as following is known of words alone: syllables and phonemes have other rhythms.
+    words = [name for name in tables[k % len(tables)] if "word" in Path(name).name]
+    return params.data_path / words[0] if words else None
 
 
 def length_warnings(duration, needed):
@@ -94,7 +111,7 @@ def length_warnings(duration, needed):
     return (f"the sound lasts {duration:.1f} s, the run needs {needed:.1f} s: {duration - needed:.1f} s are not used",)
 
 
-def judge_sound(made, params, run, path):
+def judge_sound(made, params, run, path, *, words=None):
     """Add to the features of a sound file what its length, its record and the film's blocks say of it.
 
     Parameters
@@ -104,6 +121,8 @@ def judge_sound(made, params, run, path):
     params : Params
     run : runs.RunFiles
     path : Path
+    words : Path, optional
+        The run's table of words, from `word_table`.
 
     Returns
     -------
@@ -114,6 +133,6 @@ def judge_sound(made, params, run, path):
     entry = dvcrepo.sound_entry(files.project_root()) if params.dataset == DEFAULT_DATASET else None
     if entry is not None and files.file_md5(path) != entry.md5:
         warnings += (f"{path.name} is not the sound that was adopted (MD5 {entry.md5})",)
-    heard = {"onset": run.onset, "words": word_table(params), "made": made}
+    heard = {"onset": run.onset, "words": words, "made": made}
     found = audit_sound(path, params.cache_path, run.events, **heard)
     return replace(made, warnings=warnings, alarms=made.alarms + found.alarms(run.onset))

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bold_audio import atlases, bids, images, register
+from bold_audio import atlases, bids, images, region_specs, register
 from bold_audio.files import DataError, ParameterError, file_md5, fingerprint, read_json, write_json, write_whole
 from bold_audio.locking import cached_folder
 from bold_audio.provenance import code_fingerprint
@@ -37,6 +37,8 @@ class Anatomy:
         Template mm of each voxel of the grid.
     overlap : float or None
         Dice of the scan's brain and the template's.
+    registration : dict or None
+        What the sidecar of the transform says of how it was made; None where none was needed, or possible.
     """
 
     regions: dict = field(default_factory=dict)
@@ -46,6 +48,7 @@ class Anatomy:
     files: tuple = ()
     template_mm: np.ndarray | None = None
     overlap: float | None = None
+    registration: dict | None = None
 
     @property
     def facts(self):
@@ -68,8 +71,8 @@ def find_anatomy(run, params):
     -------
     Anatomy
         Without regions, and with a reason, where the scan has no grid, no orientation, no mask of a whole brain, or
-        cannot be brought to the template. Registered once, then re-read; the transform is written into the subject's
-        outputs.
+        cannot be brought to the template. Registered once, then re-read from the cache; nothing else is written, as
+        the scan may be that of a person who is only compared: see `write_transform`.
 
     Raises
     ------
@@ -81,10 +84,10 @@ def find_anatomy(run, params):
         If the T1w or a mask image is damaged.
     """
     if not params.regions:
-        return _nothing(run, params, "the parameter regions asks for none")
+        return Anatomy(reason="the parameter regions asks for none")
     reason = _no_place(run, params)
     if reason:
-        return _nothing(run, params, reason)
+        return Anatomy(reason=reason)
     masks = tuple(_mask_path(name, spec["mask"], params) for name, spec in params.regions.items() if "mask" in spec)
     if (bids.entities_of(run.files.bold).get("space") or "").startswith("MNI"):
         points = register.grid_points(run.mask.shape, run.affine).T.reshape(*run.mask.shape, 3)
@@ -92,7 +95,7 @@ def find_anatomy(run, params):
     else:
         reason = register.unfit(run.mean_image, run.affine, run.mask)
         if reason:
-            return _nothing(run, params, reason)
+            return Anatomy(reason=reason)
         found = _registered(run, params, masks)
         if found.reason:
             return found
@@ -122,12 +125,6 @@ def _no_place(run, params):
     return None
 
 
-def _nothing(run, params, reason, **known):
-    for ending in (".json", ".nii.gz"):  # of an earlier run with other parameters
-        transform_path(run, params, ending).unlink(missing_ok=True)
-    return Anatomy(reason=reason, **known)
-
-
 def transform_path(run, params, ending=".json"):
     """Path of the transform in the subject's outputs."""
     name = f"{run.files.entities}_from-boldref_to-{register.TEMPLATE}_mode-points_xfm{ending}"
@@ -148,16 +145,23 @@ def _registered(run, params, masks):
     overlap, failure = facts["overlap"], facts["failure"]
     files = (*masks, *(() if t1w is None else (t1w,)))
     if failure:
-        return _nothing(run, params, failure, warnings=warnings, files=files, overlap=overlap)
+        return Anatomy(reason=failure, warnings=warnings, files=files, overlap=overlap)
     if overlap < GOOD_OVERLAP:
         warnings += (
             f"brain and template overlap with a Dice of {overlap:.2f} only: look at the picture of the regions",
         )
     template_mm = np.load(folder / "template_mm.npy")
     how = "direct" if t1w is None else "T1w"
-    found = Anatomy(how=how, warnings=warnings, files=files, template_mm=template_mm, overlap=overlap)
-    _write_transform(run, params, found, {"Key": key, "Library": f"dipy {version}", "Steps": facts["steps"]}, t1w)
-    return found
+    known = {
+        "Key": key,
+        "Library": f"dipy {version}",
+        "Steps": facts["steps"],
+        "T1w": None if t1w is None else t1w.name,
+    }
+    known |= {"Overlap": overlap, "Warnings": list(warnings)}
+    return Anatomy(
+        how=how, warnings=warnings, files=files, template_mm=template_mm, overlap=overlap, registration=known
+    )
 
 
 def _content(array):
@@ -201,28 +205,40 @@ def _write_registration(folder, run, t1w):
     write_json(folder / "facts.json", {"steps": steps, "overlap": found.overlap, "failure": found.failure})
 
 
-def _write_transform(run, params, found, facts, t1w):
-    """Write the transform beside the subject's results, unless it lies there already."""
+def write_transform(run, params, found):
+    """Write the transform beside the subject's results, unless it lies there already; without one, remove an old one.
+
+    For the subject that is itself run: the outputs of people whom it is compared with are theirs.
+
+    Parameters
+    ----------
+    run : data.BoldRun
+    params : Params
+    found : Anatomy
+        From `find_anatomy`.
+    """
     path, points = transform_path(run, params), transform_path(run, params, ".nii.gz")
-    if points.is_file() and path.is_file() and read_json(path).get("Key") == facts["Key"]:
+    if found.registration is None:
+        for old in (path, points):  # of an earlier run with other parameters
+            old.unlink(missing_ok=True)
+        return
+    if points.is_file() and path.is_file() and read_json(path).get("Key") == found.registration["Key"]:
         return
     image = nib.Nifti1Image(found.template_mm, run.affine)
     image.header.set_xyzt_units("mm")
     image.header.set_intent("vector")
     with write_whole(points) as part, gzip.GzipFile(part, "wb", compresslevel=1, mtime=0) as packed:
         image.to_stream(packed)
-    steps = "rigid to the T1w, affine to the template, then a warp" if t1w is not None else "affine to the template"
+    by_t1w = found.registration["T1w"] is not None
+    steps = "rigid to the T1w, affine to the template, then a warp" if by_t1w else "affine to the template"
     about = {
         "Description": f"where the scan lies in the template: {steps}. Steps are 4 × 4 matrices, mm to mm, in their "
         f"order; {points.name} holds the template mm of each voxel, the warp among it",
         "From": "boldref (mean of the train volumes)",
         "To": register.TEMPLATE,
         "Units": "mm",
-        "Overlap": found.overlap,
-        "Warnings": list(found.warnings),
-        "T1w": None if t1w is None else t1w.name,
     }
-    write_json(path, about | facts)
+    write_json(path, about | found.registration)
 
 
 def place_regions(specs, run, template_mm, masks):
@@ -249,19 +265,17 @@ def place_regions(specs, run, template_mm, masks):
     for name, spec in specs.items():
         if "sphere" in spec:
             roi = np.any([np.linalg.norm(points - c, axis=1) <= spec["radius"] for c in spec["sphere"]], axis=0)
-            sides = np.sign([x for x, _, _ in spec["sphere"]])
-            both = -1 in sides and 1 in sides
         elif "atlas" in spec:
             values, affine = atlases.label_map(name, spec["atlas"], spec["label"])
-            roi, both = nearest_values(values, affine, points), True
+            roi = nearest_values(values, affine, points)
         else:
-            roi, both = _of_mask(masks[name], run, points), True
+            roi = _of_mask(masks[name], run, points)
         if not roi.any():
             empty.append(name)
             continue
         regions[name] = roi
-        if both and (roi & left).any() and (roi & right).any():
-            regions |= {f"{name}_left": roi & left, f"{name}_right": roi & right}
+        if region_specs.has_sides(spec) and (roi & left).any() and (roi & right).any():
+            regions |= dict(zip(region_specs.parts_of(name), (roi & left, roi & right), strict=True))
     return regions, empty
 
 
@@ -301,8 +315,16 @@ def nearest_values(values, affine, points):
     return found
 
 
-def _mask_path(name, given, params):
+def find_mask(given, params):
+    """Path of a region's mask image, below ``data_dir`` or else below the project; None where it is not there."""
     for path in ((params.data_path / Path(given).expanduser()).resolve(), params.resolve(given)):
         if path.is_file():
             return path
-    raise ParameterError(f"regions: {name}: no mask image {given} below data_dir or the project - check its path")
+    return None
+
+
+def _mask_path(name, given, params):
+    path = find_mask(given, params)
+    if path is None:
+        raise ParameterError(f"regions: {name}: no mask image {given} below data_dir or the project - check its path")
+    return path

@@ -111,7 +111,8 @@ def load_run(files, params, *, train, level_on=None, table=None):
     import bold_audio.data as this
 
     settings = {name: getattr(params, name) for name in READING}
-    mask_md5 = file_md5(_mask_file(params)) if params.mask not in ("brain", "none") else None
+    chosen = mask_file(params)
+    mask_md5 = None if chosen is None else file_md5(chosen)
     tables = [table] if table is not None else [runs.read_confounds(part) for part in files.parts]
     from_tables = [confounds.used_of(one, params.confounds) for one in tables]
     scans = {path: file_md5(path) for part in files.parts for path in (part.bold, part.mask) if path is not None}
@@ -202,7 +203,16 @@ def smooth_rows(run, rows, *, fwhm, out=None):
     return out
 
 
-def _mask_file(params):
+def mask_file(params):
+    """Path of the image that the parameter ``mask`` names, below ``data_dir``, else below the project; None without.
+
+    Raises
+    ------
+    ParameterError
+        If it is not there.
+    """
+    if params.mask in ("brain", "none"):
+        return None
     path = (params.data_path / params.mask).resolve()
     path = path if path.is_file() else params.resolve(params.mask)
     if not path.is_file():
@@ -365,7 +375,7 @@ def _make_mask(mean_image, affine, files, params):
             except (ValueError, IndexError):
                 return np.zeros(mean_image.shape, bool)
         return np.asarray(image.dataobj) > 0
-    return _read_mask(_mask_file(params), mean_image.shape, affine, files)
+    return _read_mask(mask_file(params), mean_image.shape, affine, files)
 
 
 def _read_mask(path, shape, affine, files):

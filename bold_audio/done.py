@@ -11,7 +11,7 @@ import re
 from itertools import chain
 from pathlib import Path
 
-from bold_audio import bids, hemispheres, prepare, truth
+from bold_audio import anatomy, bids, hemispheres, prepare, truth
 from bold_audio.files import DataError, fingerprint, project_root, read_json, time_of_day, write_json
 from bold_audio.provenance import imported_modules, package_versions
 from bold_audio.schema import MODEL_KINDS
@@ -47,7 +47,7 @@ def made_from(params, files, steps):
 
     Raises
     ------
-    DataError
+    DataError, ParameterError
         If an input is missing.
     """
     inputs = prepare.input_md5(params, files, others=_files_beside(params, files))
@@ -75,11 +75,10 @@ def _parameters_of(step, params):
 
 
 def _files_beside(params, files):
-    """Files that results depend on besides scan, sidecars, events and sound, where they are there."""
-    told = truth.folder_of(params)
-    masks = [spec["mask"] for spec in params.regions.values() if "mask" in spec]
-    named = [params.data_path / mask for mask in (params.mask, *masks)]
-    return [path for path in (*bids.find_t1w(params, files.bold), *named, *sorted(told.glob("*"))) if path.is_file()]
+    """Files that results depend on besides scan, mask, sidecars, events and sound, where they are there."""
+    masks = [anatomy.find_mask(spec["mask"], params) for spec in params.regions.values() if "mask" in spec]
+    paths = (*bids.find_t1w(params, files.bold), *filter(None, masks), *sorted(truth.folder_of(params).glob("*")))
+    return [path for path in paths if path.is_file()]
 
 
 def _code_cells(path):

@@ -7,12 +7,10 @@ from functools import cached_property
 import numpy as np
 
 from bold_audio import (
-    __version__,
     adopt,
     anatomy,
     atlases,
     bids,
-    brain,
     confounds,
     data,
     features,
@@ -154,14 +152,14 @@ class Subject:
 
     @cached_property
     def input_md5(self):
-        """MD5 of the scan, of what the sound features were made from, and of what regions were found by."""
+        """MD5 of the scan and its mask, of what sound features were made from, and of what regions were found by."""
         return input_md5(self.params, self.run.files, others=self.anatomy.files)
 
     def result_key(self, *modules, without=frozenset()):
         """Hash of inputs, parameters and code that a result depends on."""
         import bold_audio.prepare as this
 
-        kept = {k: v for k, v in self.params.model_dump().items() if k not in NOT_RESULTS | set(without)}
+        kept = result_parameters(self.params.model_dump(), without=without)
         read = (anatomy, atlases, bids, confounds, data, features, images, motion, pairing, region_specs, register)
         read = (*read, runs, sound, truth, this)
         return fingerprint(kept, self.input_md5, code_fingerprint(*read, *modules))
@@ -185,13 +183,20 @@ class Subject:
         return self.params.subject_path / name
 
 
+def result_parameters(parameters, *, without=frozenset()):
+    """The parameters that decide what results are, of all by name; ``without`` those that one result does not need."""
+    return {name: value for name, value in parameters.items() if name not in NOT_RESULTS | set(without)}
+
+
 def input_md5(params, files, *, others=()):
-    """MD5 of the scan's files and their sidecars, of what the sound is read from and of ``others``, by name.
+    """MD5 of the scan's files, sidecars and mask image, of what the sound is read from and of ``others``, by name.
 
     Raises
     ------
     DataError
         If what the sound is read from is not there.
+    ParameterError
+        If the mask image is not there.
     """
     heard = params.feature_source == "audio"
     sources = list(itertools.chain(*([params.audio_files] if heard else annotation_paths(params))))
@@ -199,7 +204,7 @@ def input_md5(params, files, *, others=()):
         if not path.is_file():  # whoever reads it says what to do
             sound.open_sound(path) if heard else features.read_table(path, columns=())
     paths = [path for part in files.parts for path in (part.bold, part.mask, part.confounds, *part.beside)]
-    paths = [path for path in (*paths, *sources, *others) if path is not None]
+    paths = [path for path in (*paths, data.mask_file(params), *sources, *others) if path is not None]
     names = [path.name for path in dict.fromkeys(paths)]
     return {path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)}
 
@@ -222,16 +227,31 @@ def annotation_paths(params):
 def ensure_scan(params):
     """Locate the subject's run or runs; the simulated subject is made when it is missing, a real one never replaced.
 
-    A missing subject of ds003688 is fetched where the token of DVC's remote is set.
+    One that another process is making is waited for, one whose making was stopped is made again. A missing subject of
+    ds003688 is fetched where the token of DVC's remote is set.
     """
-    if params.dataset == SIMULATED and not bids.known_subjects(params):
-        from bold_audio.simulate import simulate_subject
+    if params.dataset == SIMULATED and _is_unmade(params):
+        from bold_audio import simulate
 
         with lock(params.data_path.parent / f".{params.data_path.name}.lock", wait=600, doing="the simulation"):
-            if not bids.known_subjects(params):
-                simulate_subject(params.data_path, subject=params.subject)
+            if _is_unmade(params):
+                simulate.simulate_subject(params.data_path, subject=params.subject, only_missing=True)
     fetch.fetch_missing(params)
     return runs.locate_runs(params)
+
+
+def _is_unmade(params):
+    """Whether nobody is in the tree, or only this simulated subject, whose scan, which is written last, is missing."""
+    there = bids.known_subjects(params)
+    if there != [params.subject]:
+        return not there
+    from bold_audio import simulate
+
+    scan = simulate.scan_path(params.data_path, params.subject)
+    if params.derivatives is not None or any(scan.parent.glob("sub-*_bold.nii*")):
+        return False
+    about = read_json(params.data_path / "dataset_description.json", default={})  # a real subject is never replaced
+    return isinstance(about, dict) and about.get("Name") == simulate.DATASET_NAME
 
 
 def read_features(params, files):
@@ -245,6 +265,7 @@ def read_features(params, files):
     Returns
     -------
     list of features.SoundFeatures
+        Of several runs, warnings and alarms name the runs that they are of, but for those of every run.
 
     Raises
     ------
@@ -260,11 +281,29 @@ def read_features(params, files):
         raise DataError(
             f"{len(sources)} sounds for {len(files.parts)} runs - give {what} one for each run, or one for all"
         )
-    read = _annotations if annotated else _mfcc
-    return [read(params, part, sources[k % len(sources)]) for k, part in enumerate(files.parts)]
+    parts, made = files.parts, []
+    for k, part in enumerate(parts):
+        source = sources[k % len(sources)]
+        if annotated:
+            made.append(_annotations(part, source))
+        else:
+            made.append(_mfcc(params, part, source, words=adopt.word_table(params, k, len(parts))))
+    told = [_told([getattr(one, kind) for one in made], parts) for kind in ("warnings", "alarms")]
+    return [replace(one, warnings=warnings, alarms=alarms) for one, warnings, alarms in zip(made, *told, strict=True)]
 
 
-def _annotations(params, part, paths):
+def _told(texts, parts):
+    """What is said of each run's sound, with the run's name before what is not said of all: a tuple for each run."""
+    shared = set.intersection(*map(set, texts))
+    named = []
+    for said, part in zip(texts, parts, strict=True):
+        run = bids.entities_of(part.bold).get("run")
+        name = part.entities if run is None else f"run-{run}"
+        named.append(tuple(text if text in shared else f"{name}: {text}" for text in said))
+    return named
+
+
+def _annotations(part, paths):
     made, boxcar = features.annotation_features(paths, duration=part.heard), _blocks(part)
     return made if boxcar is None else features.join_features(made, boxcar)
 
@@ -276,7 +315,7 @@ def _blocks(part):
     return features.block_features(part.events, onset=part.onset, duration=part.heard)
 
 
-def _mfcc(params, part, path):
+def _mfcc(params, part, path, *, words):
     settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
     made = features.cached_mfcc(path, params.cache_path, **settings)
     if made.duration < part.heard - SHORT_SOUND:
@@ -289,7 +328,7 @@ def _mfcc(params, part, path):
         made = replace(
             made, warnings=(*made.warnings, f"{short}: the last {_unheard(made, params, part)} volumes are left out")
         )
-    return adopt.judge_sound(made, params, part, path)
+    return adopt.judge_sound(made, params, part, path, words=words)
 
 
 def _unheard(made, params, part):
@@ -300,7 +339,9 @@ def _unheard(made, params, part):
 
 
 def open_subject(params):
-    """Read a subject's scan and sound, pair them in time and split the run.
+    """Read a subject's scan and sound, pair them in time and split the run; write nothing but the cache.
+
+    Of people who are only compared this is all; `workflow.open_subject` opens the one that is run.
 
     Parameters
     ----------
@@ -343,7 +384,6 @@ def open_subject(params):
         split.train, n_folds=params.n_folds, gap_volumes=pairing.volumes_of(params.gap, files.t_r)
     )
     run = data.load_run(files, params, train=split.train, level_on=level_volumes(files, split, params))
-    brain.write_dataset_description(params, __version__)
     found = anatomy.find_anatomy(run, params)
     run.regions.update(found.regions)
     return Subject(params, run, first_sound(sounds), blocks and blocks[0], split, folds, designs, found)
@@ -364,8 +404,13 @@ def level_volumes(files, split, params):
 
 
 def first_sound(sounds):
-    """The first run's sound, which names those of the others."""
-    return replace(sounds[0], source=" and ".join(dict.fromkeys(one.source for one in sounds)))
+    """The first run's sound, which names those of the others and says what is to be said of any of them."""
+    warnings, alarms = (
+        tuple(dict.fromkeys(itertools.chain(*(getattr(one, kind) for one in sounds))))
+        for kind in ("warnings", "alarms")
+    )
+    source = " and ".join(dict.fromkeys(one.source for one in sounds))
+    return replace(sounds[0], source=source, warnings=warnings, alarms=alarms)
 
 
 def design_of(sounds, files, **how):

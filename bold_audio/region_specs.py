@@ -35,7 +35,22 @@ def check_regions(regions):
     """
     if not isinstance(regions, dict):
         raise ValueError("must be names with what each region is - write {} for none")
-    return {name: _checked(name, spec) for name, spec in regions.items()}
+    checked = {name: _checked(name, spec) for name, spec in regions.items()}
+    for name, spec in checked.items():
+        for part in parts_of(name) if has_sides(spec) else ():
+            if part in checked:
+                raise ValueError(f"{part} is also the name that a side of {name} gets - rename one of them")
+    return checked
+
+
+def parts_of(name):
+    """Names of the left and the right part that a region with voxels on both sides also gets."""
+    return f"{name}_left", f"{name}_right"
+
+
+def has_sides(spec):
+    """Whether a checked region may get a left and a right part: spheres on both sides, and all that is no sphere."""
+    return "sphere" not in spec or {x > 0 for x, _, _ in spec["sphere"] if x} == {False, True}
 
 
 def _checked(name, spec):

@@ -15,7 +15,7 @@ from scipy import ndimage
 from bold_audio.features import mfcc_features, read_table
 from bold_audio.files import DataError, ParameterError, file_md5, read_json, write_json, write_table, write_whole
 from bold_audio.film import SAMPLE_RATE, T_R, add_signal, film_blocks, film_sound, plant
-from bold_audio.locking import lock
+from bold_audio.locking import lock, remove_scratch
 from bold_audio.simulated_anatomy import (
     FULL_SHAPE,
     REGIONS,
@@ -28,6 +28,7 @@ from bold_audio.simulated_anatomy import (
 )
 
 RUN = "ses-mri3t_task-film_run-1"
+SHARED = ("README", "participants.tsv", "dataset_description.json", "film*")  # what all subjects of a tree share
 DATASET_NAME = "SIMULATED film fMRI with a known answer (bold_audio)"
 FILM_VERSION = 1  # count up when the same seed gives another sound
 MFCC = {"sample_rate": SAMPLE_RATE, "n_mfcc": 13, "n_fft": 2048, "hop_length": 512}
@@ -153,6 +154,7 @@ def simulate_subject(
     film_seed=0,
     runs=1,
     annotations=None,
+    only_missing=False,
 ):
     """Simulate one subject who hears the film, and write scan, sound and truth as a BIDS tree.
 
@@ -185,6 +187,8 @@ def simulate_subject(
         Runs of the subject, each with a film of its own: the next ones are ``stimuli/film2.wav``, …
     annotations : path, optional
         The dataset's ``sound_annotation_syllables.tsv``: speech at the real film's syllable times.
+    only_missing : bool
+        Leave a subject alone that is complete by now, because another process made it.
 
     Returns
     -------
@@ -197,13 +201,34 @@ def simulate_subject(
         If a parameter is out of range or the folder holds another dataset or film.
     DataError
         If the annotation table, or a film made before, is damaged.
+    MachineError
+        If another process is making this subject for more than ten minutes.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("data_dir", "annotations")}
+    settings = {k: v for k, v in locals().items() if k not in ("data_dir", "annotations", "only_missing")}
     _check(settings)
-    data_dir, shape = Path(data_dir), tuple(map(int, shape))
+    data_dir, label = Path(data_dir), f"sub-{subject}"
+    with lock(data_dir / f".{label}.lock", wait=600, doing=f"the simulation of {label}"):
+        if only_missing and scan_path(data_dir, subject).is_file():
+            return scan_path(data_dir, subject)
+        return _simulate(data_dir, settings, annotations)
+
+
+def scan_path(data_dir, subject):
+    """Path of a simulated subject's first run, which is written last: without it the subject is unfinished."""
+    label = f"sub-{subject}"
+    return Path(data_dir) / label / "ses-mri3t/func" / f"{label}_{RUN}_bold.nii.gz"
+
+
+def _simulate(data_dir, settings, annotations):
+    """Write the subject of checked settings; its lock is held."""
+    subject, seed, n_volumes, film_seed, runs, strength, motion = (
+        settings[k] for k in ("subject", "seed", "n_volumes", "film_seed", "runs", "strength", "motion")
+    )
+    shape, null = tuple(map(int, settings["shape"])), settings["null"]
     paths = [data_dir / f"stimuli/film{'' if k == 0 else k + 1}.wav" for k in range(runs)]
     with lock(data_dir / ".simulate.lock", wait=300, doing="the simulated film"):
         write_dataset(data_dir, subject)
+        _remove_leftovers(data_dir, subject)
         films = [
             write_film(path, seed=film_seed + 1000 * k, n_volumes=n_volumes, annotations=annotations)
             for k, path in enumerate(paths)
@@ -242,6 +267,15 @@ def simulate_subject(
     facts = {"settings": settings, "film": films[0], "n_voxels_brain": int(brain.sum())}
     facts |= {"head": {name: array.tolist() for name, array in head.items()}}
     return write_subject(data_dir, volumes, planted, affine=affine, brain=brain, moves=moves, facts=facts)
+
+
+def _remove_leftovers(data_dir, subject):
+    """Remove what a killed process left half-written of this subject, or of what all subjects of the tree share."""
+    for folder in (data_dir, data_dir / "derivatives/truth", data_dir / "stimuli"):
+        for name in SHARED:  # by name: other subjects may be under way in this tree
+            remove_scratch(folder, of=name)
+    for folder in (data_dir, data_dir / "derivatives/truth"):
+        remove_scratch(folder / f"sub-{subject}", below=True)
 
 
 def _check(settings):
@@ -321,8 +355,8 @@ def write_film(path, *, seed, n_volumes, annotations=None):
 def write_subject(data_dir, volumes, planted, *, affine, brain, moves, facts):
     """Write one subject's truth, sidecar, events and, last of all, the scan; return its path."""
     label = f"sub-{facts['settings']['subject']}"
-    bids, truth = data_dir / label / "ses-mri3t/func" / f"{label}_{RUN}", data_dir / "derivatives/truth" / label
-    bold = bids.with_name(f"{bids.name}_bold.nii.gz")
+    bold, truth = scan_path(data_dir, facts["settings"]["subject"]), data_dir / "derivatives/truth" / label
+    bids = bold.with_name(f"{label}_{RUN}")
     for old in (bold, truth / "truth.json"):  # an interrupted run must not look complete
         old.unlink(missing_ok=True)
     files = {"r2": f"{bids.name}_stat-r2_statmap.nii.gz", "regions": f"{bids.name}_desc-auditory_dseg.nii.gz"}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bold_audio import models, timecourse
+from bold_audio import models, prepare, timecourse
 from bold_audio.files import DataError, fingerprint, read_json, write_json, write_whole
 from bold_audio.models import predict_row
 from bold_audio.params import load_params
@@ -57,14 +57,14 @@ def kept_predictions(subject):
     Raises
     ------
     DataError
-        If nothing was kept, or for another scan or other parameters.
+        If nothing was kept, or for another scan, another sound or other parameters, or by other code.
     """
     folder = kept_folder(subject.params)
     about = read_json(folder / ABOUT)
     if about is None:
         return _written(subject)
     if about["made_of"] != _made_of(subject):
-        _stale(subject, "the predictions kept are of another scan or parameters")
+        _stale(subject, "the predictions kept are of another scan or parameters, or another version made them")
     groups = {
         group: {tuple(key): np.load(folder / f"{group}-{key[0]}-{key[1]}.npy", mmap_mode="r") for key in about[group]}
         for group in ("predictions", "null")
@@ -77,10 +77,12 @@ def _written(subject):
     path, done = subject.path("y_test_pred.npy"), read_json(subject.path("provenance.json"), default={})
     if not path.is_file() or "inference" not in done:
         _stale(subject, "no predictions are kept")
-    made, test = np.load(path, mmap_mode="r"), subject.split.test
-    if made.shape != (len(test), subject.run.n_voxels):
+    made, test, known = np.load(path, mmap_mode="r"), subject.split.test, done["inference"]
+    now = fingerprint(prepare.result_parameters(subject.params.model_dump()), subject.input_md5)
+    then = fingerprint(prepare.result_parameters(known["parameters"]), known.get("input_md5"))
+    if then != now or made.shape != (len(test), subject.run.n_voxels):
         _stale(subject, "y_test_pred.npy is of another scan or parameters")
-    name = (done["inference"]["kind"], done["inference"]["prediction"])
+    name = (known["kind"], known["prediction"])
     return {"predictions": {name: made}, "null": {}, "volumes": test}
 
 
@@ -89,9 +91,8 @@ def _stale(subject, why):
 
 
 def _made_of(subject):
-    """Names the scan as it was read, and the volumes that are predicted."""
-    run, split = subject.run, subject.split
-    return fingerprint(run.files.entities, list(run.volumes.shape), list(run.value_range), split.test.tolist())
+    """Names the scan and the sound as they were read, every parameter of a result, and the volumes predicted."""
+    return fingerprint(subject.run.files.entities, subject.result_key(), subject.split.test.tolist())
 
 
 def kept_subjects(params):

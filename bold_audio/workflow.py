@@ -8,12 +8,15 @@ import pandas as pd
 
 # One door for notebooks: a subject is opened and its results are made from here.
 from bold_audio import (
+    __version__,
+    anatomy,
     brain,
     candidates,
     confounds,
     data,
     models,
     motion,
+    prepare,
     quality,
     runs,
     scores,
@@ -32,7 +35,6 @@ from bold_audio.prepare import (  # noqa: F401
     ensure_scan,
     first_sound,
     level_volumes,
-    open_subject,
     read_features,
 )
 from bold_audio.provenance import code_fingerprint
@@ -43,6 +45,32 @@ from bold_audio.serving import (  # noqa: F401
     open_exported,
     served_row,
 )
+
+
+def open_subject(params):
+    """Open the subject that is run: `prepare.open_subject`, and what belongs into its outputs from the beginning.
+
+    That is the description of the dataset, and the transform that says where the scan lies in the template.
+
+    Parameters
+    ----------
+    params : Params
+
+    Returns
+    -------
+    Subject
+
+    Raises
+    ------
+    DataError, ParameterError
+        As `prepare.open_subject`.
+    MachineError
+        If the outputs cannot be written.
+    """
+    subject = prepare.open_subject(params)
+    brain.write_dataset_description(params, __version__)
+    anatomy.write_transform(subject.run, params, subject.anatomy)
+    return subject
 
 
 def ensure_quality(subject):

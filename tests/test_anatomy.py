@@ -98,6 +98,7 @@ def test_a_scan_in_template_space_is_taken_as_it_lies(make_run, shifted):
     near = np.min([np.linalg.norm(points - c, axis=1) for c in SPHERE["auditory"]["sphere"]], axis=0)
     np.testing.assert_array_equal(found.regions["auditory"], near <= 12)
     assert found.how == "template space" and shifted == []
+    anatomy.write_transform(run, params, found)
     assert not anatomy.transform_path(run, params).exists()
 
 
@@ -108,19 +109,25 @@ def test_registered_once_and_the_transform_is_written(make_run, shifted):
     np.testing.assert_array_equal(first.regions["auditory"], again.regions["auditory"])
     path = anatomy.transform_path(run, params)
     assert path.name == f"sub-01_task-film_from-boldref_to-{register.TEMPLATE}_mode-points_xfm.json"
+    assert not params.subject_path.exists()  # whoever is only compared is left alone
+    anatomy.write_transform(run, params, first)
     about = json.loads(path.read_text())
     assert about["Steps"]["step"][0] == [1, 0, 0, 2] and about["To"] == register.TEMPLATE and about["T1w"] is None
     assert re.fullmatch(r"dipy \d+\.\d+.*", about["Library"]) and about["Units"] == "mm"
+    assert (about["Overlap"], about["Warnings"]) == (0.95, list(first.warnings))
     image = nib.load(anatomy.transform_path(run, params, ".nii.gz"))
     np.testing.assert_allclose(image.affine, run.affine)
     points = nib.affines.apply_affine(run.affine, (3, 4, 5)) + SHIFT
     np.testing.assert_allclose(image.get_fdata()[3, 4, 5], points, atol=1e-3)
     path.unlink()
-    anatomy.find_anatomy(run, params)
+    anatomy.write_transform(run, params, anatomy.find_anatomy(run, params))
     assert len(shifted) == 1 and path.is_file()  # written again from the cache
+    written = path.stat().st_mtime_ns
+    anatomy.write_transform(run, params, first)
+    assert path.stat().st_mtime_ns == written
     run.mean_image[20, 30, 30] += 1
-    anatomy.find_anatomy(run, params)
-    assert len(shifted) == 2
+    anatomy.write_transform(run, params, anatomy.find_anatomy(run, params))
+    assert len(shifted) == 2 and path.stat().st_mtime_ns != written
 
 
 def test_the_t1w_of_the_scans_session_comes_first(make_run, shifted, tmp_path):
@@ -182,7 +189,9 @@ def test_a_registration_that_cannot_be_right_gives_no_regions(make_run, monkeypa
     path.parent.mkdir(parents=True)
     path.write_text("of an earlier run")
     found = anatomy.find_anatomy(run, params)
-    assert found.regions == {} and "Dice of 0.30" in found.reason and not path.exists()
+    assert found.regions == {} and "Dice of 0.30" in found.reason and path.exists()
+    anatomy.write_transform(run, params, found)
+    assert not path.exists()
 
 
 def test_masks_in_the_scans_grid_and_in_template_space(make_run, shifted, tmp_path):
@@ -288,6 +297,26 @@ def test_the_schema_is_closed(spec, message):
     assert "\n" not in str(told.value)
 
 
+BOTH = {"sphere": [[-12, 0, 0], [12, 0, 0]], "radius": 5}
+LEFT = {"sphere": [[-48, 0, 0]], "radius": 5}
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize("whole", [BOTH, {"mask": "x"}, {"atlas": "aal", "label": "x"}])
+@pytest.mark.parametrize("side", ["a_left", "a_right"])
+def test_a_name_that_a_side_of_another_region_gets_is_refused(whole, side, turn):
+    """In either order: one of the two would silently be the other's voxels."""
+    regions = dict([("a", whole), (side, LEFT)][::turn])
+    with pytest.raises(ParameterError, match=f"^regions: {side} is also the name that a side of a gets - rename one"):
+        load_params("sim", regions=regions)
+
+
+@pytest.mark.parametrize("other", [LEFT, LEFT | {"sphere": [[0, 0, 0], [12, 0, 0]]}])
+def test_a_name_that_no_side_of_another_region_gets_is_free(other):
+    assert list(load_params("sim", regions={"a": other, "a_left": BOTH}).regions) == ["a", "a_left"]
+    assert list(load_params("sim", regions={"b": BOTH, "a_left": LEFT}).regions) == ["b", "a_left"]
+
+
 def test_the_default_is_the_auditory_region():
     assert load_params("09").regions == {"auditory": {"sphere": [[-54.0, -20, 3], [57.0, -14, 2]], "radius": 12.0}}
 
@@ -317,6 +346,21 @@ def test_regions_of_an_opened_subject(small_params, sim_dir, monkeypatch):
     subject.record("here")
     written = json.loads(subject.path("provenance.json").read_text())["here"]["anatomy"]
     assert written["n_voxels"] == {"auditory": 5} and written["how"] == "direct"
+
+
+@pytest.mark.slow
+def test_the_transform_of_the_subject_that_is_run_is_written(small_params, monkeypatch):
+    """Of `workflow.open_subject`, which every notebook calls; group maps are made from it."""
+
+    def found(run, params):
+        points = np.zeros((*run.mask.shape, 3), np.float32)
+        known = {"Key": "a", "Library": "b", "Steps": {}, "T1w": None, "Overlap": 0.9, "Warnings": []}
+        return anatomy.Anatomy(how="direct", template_mm=points, overlap=0.9, registration=known)
+
+    monkeypatch.setattr(anatomy, "find_anatomy", found)
+    subject = workflow.open_subject(small_params())
+    path = anatomy.transform_path(subject.run, subject.params, ".nii.gz")
+    assert path.parent == subject.params.subject_path and path.is_file()
 
 
 @pytest.mark.slow

@@ -177,6 +177,16 @@ def test_the_words_of_alice_are_in_her_sound(shared, tmp_path):
     assert word_match(made.frames[::-1, 0], made.frame_times, begins, stops)[0] < audit.FOLLOWS_WORDS
 
 
+def test_only_a_table_of_words_is_one():
+    def table(tables, *which):
+        return adopt.word_table(load_params("sim", annotation_tables=tables, data_dir="/data"), *which)
+
+    assert table(["a/b_syllables.tsv", "a/b_words.tsv"]).as_posix() == "/data/a/b_words.tsv"
+    assert table([]) is table(["b_syllables.tsv", "words/b_phonemes.tsv"]) is None
+    assert table([["1_words.tsv"], ["2_words.tsv"]], 1, 2).name == "2_words.tsv"
+    assert table([["1_words.tsv"], ["2_words.tsv"]]) is None  # of which of the two the run is, nobody said
+
+
 # --- what a run says of its sound ---------------------------------------------------------
 
 

@@ -1,14 +1,16 @@
 """Runs of any BIDS dataset: found by what they are called, several of one person, raw or preprocessed."""
 
 import json
+import re
 import shutil
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
-from bold_audio import bids, models, pairing, workflow
+from bold_audio import adopt, bids, models, pairing, workflow
 from bold_audio.files import DataError, ParameterError
 from bold_audio.params import load_params
 from bold_audio.run import main
@@ -349,6 +351,54 @@ def test_one_sound_serves_all_runs(subject):
     both = subject()
     assert "film.wav and sound file film2.wav" in both.sound.source
     assert len(both.input_md5) == 8  # two runs, their sidecars and events, two sounds
+
+
+@pytest.fixture
+def heard(two_runs, tmp_path):
+    """Function: the sounds of runs, read, as `open_subject` merges them; and the path of the second film, changed."""
+    y, rate = soundfile.read(two_runs / SOUNDS[1], dtype="int16")
+
+    def changed(change):
+        soundfile.write(tmp_path / "changed.wav", change(y, rate), rate)
+        return str(tmp_path / "changed.wav")
+
+    def hear(**given):
+        folders = {"data_dir": str(two_runs), "outputs_dir": str(two_runs.parent / "outputs")}
+        params = load_params("sim", **folders | {"run": "all"} | QUICK | given)
+        return workflow.first_sound(workflow.read_features(params, workflow.ensure_scan(params)))
+
+    return hear, changed
+
+
+def test_what_is_wrong_with_the_sound_of_a_later_run_is_told_with_its_name(heard):
+    hear, changed = heard
+    late = changed(lambda y, rate: np.roll(y, 5 * rate))
+    said = "sound is 5 s late against the film's blocks: audio_onset -5 would put it right"
+    assert hear(audio_path=SOUNDS).alarms == ()
+    assert hear(audio_path=[SOUNDS[0], late]).alarms == (f"run-2: {said}",)
+    assert hear(audio_path=[late, SOUNDS[1]]).alarms == (f"run-1: {said}",)
+    assert hear(audio_path=late).alarms == (said,)  # of every run, so once
+    assert hear(audio_path=late, run=2).alarms == (said,)
+    short = changed(lambda y, rate: y[: -20 * rate])
+    (warning,) = hear(audio_path=[SOUNDS[0], short], allow_short=True).warnings
+    assert re.fullmatch(r"run-2: sound stops at 162\.4 s, the scan needs 182\.4 s of it: the last .*", warning)
+
+
+@pytest.mark.parametrize(
+    ("tables", "taken"),
+    [
+        ([["1_words.tsv", "1_syllables.tsv"], ["2_syllables.tsv", "2_words.tsv"]], ["1_words.tsv", "2_words.tsv"]),
+        (["syllables.tsv", "words.tsv"], ["words.tsv", "words.tsv"]),
+        ([["1_words.tsv"], ["2_syllables.tsv"]], ["1_words.tsv", None]),
+        (["syllables.tsv"], [None, None]),
+    ],
+)
+def test_each_run_is_held_against_its_own_words(heard, two_runs, monkeypatch, tables, taken):
+    hear, _ = heard
+    asked = []
+    monkeypatch.setattr(adopt, "judge_sound", lambda made, *_, words: asked.append(words) or made)
+    hear(audio_path=SOUNDS, annotation_tables=tables)
+    assert asked == [None if name is None else two_runs / name for name in taken]
 
 
 # --- preprocessed runs --------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bold_audio import bids, ceiling, ceiling_figures
+from bold_audio import anatomy, bids, ceiling, ceiling_figures, runs, workflow
 from bold_audio.files import DataError
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
@@ -153,6 +153,24 @@ def test_people_of_a_dataset_are_read_and_those_who_do_not_fit_are_named(three_p
     found = ceiling.intersubject_ceiling(people).set_index("region")
     assert found.loc["planted_auditory_right", "ceiling"] > 0.5
     assert abs(found.loc["silent", "ceiling"]) < 0.3
+
+
+@pytest.mark.slow
+def test_whom_a_subject_is_compared_with_keeps_outputs_of_its_own(three_people, tmp_path):
+    """Reading another person removes nothing there and makes no folder; who is run has its old transform removed."""
+    given = {"data_dir": f"{three_people}", "outputs_dir": f"{tmp_path}", "n_mfcc": 5, "n_folds": 2}
+    params, theirs = (load_params(label, "sim", **given) for label in ("01", "02"))
+    where = SimpleNamespace(files=runs.locate_runs(theirs))
+    old = [anatomy.transform_path(where, theirs, ending) for ending in (".json", ".nii.gz")]
+    old[0].parent.mkdir(parents=True)
+    for path in old:
+        path.write_text("their own")
+    assert list(ceiling.read_people(params).courses) == ["01", "02"]
+    assert all(path.read_text() == "their own" for path in old)
+    assert [path.name for path in (tmp_path / "sim").iterdir()] == ["sub-02"]
+    assert "too little to find a place" in workflow.open_subject(theirs).anatomy.reason
+    assert not any(path.exists() for path in old)
+    assert (tmp_path / "sim/dataset_description.json").is_file()
 
 
 @pytest.mark.slow

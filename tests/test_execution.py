@@ -16,9 +16,9 @@ import pytest
 from bs4 import BeautifulSoup
 from processes import below, hears_ctrl_c
 
-from bold_audio import done, execution, fetch, runs, warm
+from bold_audio import done, execution, fetch, prepare, runs, warm
 from bold_audio.execution import StepError, run_step, run_subject
-from bold_audio.files import AccessError, DataError, file_md5
+from bold_audio.files import AccessError, DataError, ParameterError, file_md5, project_root
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
@@ -327,3 +327,33 @@ def test_who_joins_the_dataset_makes_nobody_elses_results_stale(project):
     assert done.made_from(params, files, STEPS) == before
     table.write_text("participant_id\tlanguage_dominance\nsub-sim\tR\n")
     assert done.made_from(params, files, STEPS)[STEPS[0]]["inputs"] != before[STEPS[0]]["inputs"]
+
+
+@pytest.mark.parametrize("where", ["data", "project", "home"])
+@pytest.mark.parametrize("what", ["mask", "region"])
+def test_another_mask_under_the_same_name_makes_results_stale_wherever_it_lies(
+    project, tmp_path, monkeypatch, where, what
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = "~/mine.nii.gz" if where == "home" else "masks/mine.nii.gz"
+    params = project("x = 1", "x = 2")
+    params = params.model_copy(update={"mask": given} if what == "mask" else {"regions": {"a": {"mask": given}}})
+    roots = {"data": params.data_path / "masks", "project": project_root() / "masks", "home": tmp_path / "home"}
+    path, files = roots[where] / "mine.nii.gz", runs.locate_runs(params)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"one")
+    before = done.made_from(params, files, STEPS)
+    assert done.made_from(params, files, STEPS) == before
+    path.write_bytes(b"other")
+    assert done.made_from(params, files, STEPS)[STEPS[0]]["inputs"] != before[STEPS[0]]["inputs"]
+
+
+def test_the_mask_image_is_among_the_inputs_that_results_are_named_after(project):
+    """`Subject.result_key` is made of these: tables of the voxels of another mask are not read again."""
+    params = project("x = 1", "x = 2").model_copy(update={"mask": "mine.nii.gz"})
+    files = runs.locate_runs(params)
+    with pytest.raises(ParameterError, match="got 'mine.nii.gz' - no such file"):
+        prepare.input_md5(params, files)
+    (params.data_path / "mine.nii.gz").write_bytes(b"one")
+    assert prepare.input_md5(params, files)["mine.nii.gz"] == file_md5(params.data_path / "mine.nii.gz")
+    assert "mine.nii.gz" not in prepare.input_md5(params.model_copy(update={"mask": "brain"}), files)

@@ -1,6 +1,9 @@
 """The simulated subject has the answer that its truth files claim, and looks like a scan of ds003688."""
 
+import functools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import nibabel as nib
 import numpy as np
@@ -11,9 +14,11 @@ from nilearn.glm.first_level import glover_hrf
 from scipy.fft import dct
 
 import bold_audio.simulate as simulate
+from bold_audio import bids, prepare
 from bold_audio.features import mfcc_features
 from bold_audio.files import DataError, ParameterError, file_md5
 from bold_audio.film import T_R, add_signal, best_single_delays, film_blocks, film_sound, planted_responses
+from bold_audio.params import load_params
 from bold_audio.simulate import (
     MFCC,
     head_motion,
@@ -369,7 +374,7 @@ def test_same_seed_gives_the_same_bytes(tmp_path):
     for root, seed in ((first, 0), (second, 0), (other, 1)):
         simulate_subject(root, seed=seed, motion=0.5, **TINY)
     files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
-    assert len(files) == 18
+    assert len(files) == 19
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
         if name.suffix == ".gz":
@@ -469,3 +474,89 @@ def test_damaged_film_and_missing_annotations_are_named(tmp_path):
         simulate_subject(tmp_path, **TINY)
     with pytest.raises(DataError, match="table not found"):
         simulate_subject(tmp_path / "b", annotations=tmp_path / "no.tsv", **TINY)
+
+
+# ---- a subject that is missing is made once, and whole
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Parameters of a SIMULATED subject that is not there yet, of a size that takes no time."""
+    monkeypatch.setattr(simulate, "simulate_subject", functools.partial(simulate_subject, **TINY))
+    return load_params("sim", data_dir=str(tmp_path / "data"), outputs_dir=str(tmp_path / "outputs"))
+
+
+def bytes_of(folder):
+    """Content of every file by name, but for lock files, which have none."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"
+    }
+
+
+@pytest.mark.parametrize("at", ["smooth_noise", "film_sound", "scan"])
+def test_a_simulation_that_was_stopped_is_made_whole_by_the_next_who_asks(asked, tmp_path, monkeypatch, at):
+    """Stopped while it computes, before anything of the subject is there, and while it writes the scan."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        if at == "scan":  # what a killed process leaves of a file that it was writing
+            stopped.setattr(simulate, "write_run", stop)
+        else:
+            stopped.setattr(simulate, at, stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.ensure_scan(asked)
+    scan = simulate.scan_path(asked.data_path, "sim")
+    assert not scan.exists() and bids.known_subjects(asked) == ([] if at == "film_sound" else ["sim"])
+    if at == "scan":
+        left = scan.parent / f".{scan.name}.abc.part"
+        left.mkdir(parents=True)
+        (left / scan.name).write_bytes(b"half")
+    assert prepare.ensure_scan(asked).n_volumes == TINY["n_volumes"]
+    simulate_subject(tmp_path / "plain", **TINY)
+    assert bytes_of(asked.data_path) == bytes_of(tmp_path / "plain")
+
+
+def test_who_asks_for_a_simulation_under_way_waits_for_it(asked, monkeypatch):
+    begun, go_on, made = threading.Event(), threading.Event(), []
+
+    def slow(*given, **how):
+        made.append(1)
+        begun.set()
+        assert go_on.wait(60)
+        return smooth_noise(*given, **how)
+
+    monkeypatch.setattr(simulate, "smooth_noise", slow)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(prepare.ensure_scan, asked)
+        assert begun.wait(60) and bids.known_subjects(asked) == ["sim"]
+        others = [
+            pool.submit(prepare.ensure_scan, asked),
+            pool.submit(simulate_subject, asked.data_path, **TINY, only_missing=True),
+        ]
+        try:
+            assert not wait(others, timeout=1).done
+        finally:
+            go_on.set()
+        assert first.result().n_volumes == others[0].result().n_volumes == TINY["n_volumes"]
+    assert others[1].result() == simulate.scan_path(asked.data_path, "sim") and len(made) == 1
+
+
+def test_nobody_is_simulated_into_a_tree_of_others_or_of_real_people(asked, monkeypatch):
+    monkeypatch.setattr(simulate, "simulate_subject", lambda *_, **__: pytest.fail("simulated"))
+    anat = asked.data_path / "sub-sim/anat"
+    anat.mkdir(parents=True)
+    with pytest.raises(DataError, match="sub-sim is not there"):  # a real subject without a scan
+        prepare.ensure_scan(asked)
+    described = {"Name": simulate.DATASET_NAME}
+    (asked.data_path / "dataset_description.json").write_text(json.dumps(described))
+    (asked.data_path / "sub-other").mkdir()
+    with pytest.raises(DataError, match="sub-sim is not there"):
+        prepare.ensure_scan(asked)
+    (asked.data_path / "sub-other").rmdir()
+    scan = simulate.scan_path(asked.data_path, "sim")
+    scan.parent.mkdir(parents=True)
+    scan.with_name(scan.name.replace("run-1", "run-2")).touch()
+    with pytest.raises(DataError):  # of more runs than one: with which settings, only its maker knows
+        prepare.ensure_scan(asked)

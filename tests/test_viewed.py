@@ -83,7 +83,9 @@ def test_predictions_of_another_scan_are_refused(subject, kept):
     about = path.read_text()
     try:
         path.write_text(json.dumps(json.loads(about) | {"made_of": "other"}))
-        with pytest.raises(DataError, match="of another scan or parameters - run notebook 06"):
+        with pytest.raises(
+            DataError, match="of another scan or parameters, or another version made them - run notebook 06"
+        ):
             viewed.kept_predictions(subject)
         path.unlink()
         with pytest.raises(DataError, match="no predictions are kept - run notebook 06"):
@@ -92,11 +94,23 @@ def test_predictions_of_another_scan_are_refused(subject, kept):
         path.write_text(about)
 
 
+@pytest.mark.parametrize("other", [{"confounds": ["drift"]}, {"n_mfcc": 5}, {"history_components": 3}])
+def test_predictions_of_other_parameters_are_refused(subject, kept, other):
+    """Of the same scan, mask and test volumes: cleaned otherwise, with other features, by another model."""
+    opened = prepare.open_subject(subject.params.model_copy(update=other))
+    assert opened.Y.shape == subject.Y.shape and np.array_equal(opened.split.test, subject.split.test)
+    with pytest.raises(DataError, match="of another scan or parameters"):
+        viewed.kept_predictions(opened)
+    again = prepare.open_subject(subject.params.model_copy(update={"runtime": "torch"}))  # changes no result
+    assert viewed.kept_predictions(again)["predictions"].keys() == kept["predictions"].keys()
+
+
 def test_what_notebook_06_always_writes_can_be_looked_at(subject, kept, monkeypatch):
     moved = viewed.kept_folder(subject.params)
     monkeypatch.setattr(viewed, "kept_folder", lambda params: moved / "nowhere")
     made = np.asarray(kept["predictions"]["history_sound", "open_loop"])
     facts = {"kind": "history_sound", "prediction": "open_loop", "parameters": subject.params.model_dump()}
+    facts["input_md5"] = subject.input_md5
     files.write_json(subject.path("provenance.json"), {"inference": facts})
     path = subject.path("y_test_pred.npy")
     try:
@@ -110,6 +124,11 @@ def test_what_notebook_06_always_writes_can_be_looked_at(subject, kept, monkeypa
         np.save(path, made[1:])
         with pytest.raises(DataError, match="y_test_pred.npy is of another scan"):
             viewed.kept_predictions(subject)
+        np.save(path, made)
+        for other in ({"parameters": facts["parameters"] | {"n_mfcc": 5}}, {"input_md5": {"film.wav": "another"}}):
+            files.write_json(subject.path("provenance.json"), {"inference": facts | other})
+            with pytest.raises(DataError, match="y_test_pred.npy is of another scan or parameters"):
+                viewed.kept_predictions(subject)
     finally:
         path.unlink()
         subject.path("provenance.json").unlink()
