@@ -333,6 +333,20 @@ def test_card_tells_data_features_training_and_limits_from_what_the_run_left(par
     assert "&lt;film&gt;.wav" in html and "film" not in Parsed(html).tags
 
 
+def test_card_of_several_runs_counts_them_and_leaves_out_what_lies_between_their_train_parts(params, monkeypatch):
+    (model,) = (one := card_of(params, monkeypatch))["models"]
+    assert "volumes 17 to 447 (10.3 to 272.4 s of the run), TR" in dict(dict(model["sections"])["Data"])["Train part"]
+    assert one["limits"][0].startswith("One run of one person")
+    two = card_of(params, monkeypatch, train_volumes=[10, 159], train_stretches=[[10, 59], [110, 159]], n_runs=2, t_r=2)
+    told = dict(dict(two["models"][0]["sections"])["Data"])["Train part"]
+    assert told == (
+        "volumes 10 to 59, 110 to 159 (20.0 to 120.0 s, 220.0 to 320.0 s of 2 runs, counted one after the other), "
+        "TR 2 s"
+    )
+    assert two["limits"][0].startswith("2 runs of one person (sub-09): ")
+    assert not any("follow one another" in limit for limit in two["limits"])
+
+
 def test_card_names_what_was_simulated_and_what_was_annotated(params, monkeypatch):
     params.data_note, params.feature_source = "SIMULATED subject", "annotations"
     facts = card_of(params, monkeypatch, feature_source="annotations")
