@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import bids, contrast, prepare, runs
+from bold_audio.confounds import DRIFT_PERIOD
 from bold_audio.files import BoldAudioError, DataError
 from bold_audio.pairing import MIN_PART
 from bold_audio.params import load_params
 from bold_audio.scores import pearson_r
-from bold_audio.whitening import HIGH_PASS_PERIOD, high_pass
+from bold_audio.whitening import high_pass
 
 SAME_CLOCK = 0.05  # of a repetition time that two people's clocks may differ by
 
@@ -123,7 +124,7 @@ def fisher_mean(r):
         return np.tanh(np.where(known, z, 0).sum(axis=0) / known.sum(axis=0))
 
 
-def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance=200):
+def intersubject_ceiling(people, *, rows=None, period=DRIFT_PERIOD, n_chance=200):
     """Ceiling of every region.
 
     Parameters
@@ -216,7 +217,7 @@ def share_of_ceiling(scores, ceiling):
     return both
 
 
-def region_r(measured, predicted, regions, *, t_r, period=HIGH_PASS_PERIOD):
+def region_r(measured, predicted, regions, *, t_r, period=DRIFT_PERIOD):
     """Pearson r of each region's mean time course with the mean of its predictions: what a ceiling is comparable with.
 
     Parameters
