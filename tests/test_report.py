@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from bold_audio import execution, model_card, subjects, thumbnails
+from bold_audio import candidates, execution, model_card, subjects, thumbnails
 from bold_audio.alt_text import describe_figure
 from bold_audio.files import DataError, ModelError, write_json, write_table
 from bold_audio.notebook_page import Failure, clean_html, markdown_html, notebook_parts, read_failure, script_json
@@ -345,6 +345,23 @@ def test_card_of_several_runs_counts_them_and_leaves_out_what_lies_between_their
     )
     assert two["limits"][0].startswith("2 runs of one person (sub-09): ")
     assert not any("follow one another" in limit for limit in two["limits"])
+
+
+def test_card_is_told_how_many_runs_there_were_and_where_train_lies():
+    names = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "feature_source", "response", "sound_lags", "target")
+    settings = SimpleNamespace(**dict.fromkeys((*names, "subject", "dataset", "mlp_history"), 1))
+    files = SimpleNamespace(t_r=2.0, parts=(1, 2))
+    run = SimpleNamespace(files=files, mask=np.ones((2, 2, 2), bool), affine=np.eye(4), value_range=(0.0, 1.0))
+    subject = SimpleNamespace(
+        params=settings,
+        run=run,
+        split=SimpleNamespace(train=np.r_[10:60, 110:160]),
+        scaled=lambda *_: (None, np.zeros(3), np.ones(3)),
+        input_md5={},
+        sound=SimpleNamespace(source="film.wav"),
+    )
+    facts = candidates.model_facts(subject, 5.0)
+    assert facts["n_runs"] == 2 and facts["train_stretches"] == [[10, 59], [110, 159]]
 
 
 def test_card_names_what_was_simulated_and_what_was_annotated(params, monkeypatch):
