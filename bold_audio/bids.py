@@ -2,7 +2,7 @@
 
 from bold_audio.files import DataError
 from bold_audio.registry import RELEASE, check_fmri_subject, files_of
-from bold_audio.schema import DEFAULT_DATASET, SIMULATED
+from bold_audio.schema import DEFAULT_DATASET, SIMULATED, meaning_of
 
 MADE_ENTITIES = {"space", "res", "den", "desc", "label"}  # of preprocessing, not of the measurement
 MOST_COMPARED = 30  # people whose scans are read for the ceiling: more change it by less than a hundredth
@@ -83,7 +83,7 @@ def _same(one, other):
     """Whether two values of an entity mean the same: run-1 and run-01 do."""
     if one is None or other is None:
         return one is other
-    return int(one) == int(other) if one.isdecimal() and other.isdecimal() else one == other
+    return meaning_of(one) == meaning_of(other)
 
 
 def _wanted(params):

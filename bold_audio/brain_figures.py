@@ -75,20 +75,20 @@ def plot_truth_prediction(true, predicted, *, title, unit, time, **options):
 
 
 def slice_player(
-    true, predicted, times, *, title, unit, affine=None, mask=None, voxel=None, view="axial", names=None, max_frames=40
+    true, predicted, times, *, title, unit, affine=None, mask=None, voxel=None, view="axial", names=None, max_volumes=40
 ):
     """Play one slice of the original, the prediction and their difference, which has its own range around 0.
 
     Parameters
     ----------
     true, predicted : arrays of shape (n_times, i, j, k), or (n_times, n_voxels) in mask order
-        At most ``max_frames`` volumes, evenly spaced, go into the page, which needs no kernel.
+        At most ``max_volumes`` volumes, evenly spaced, go into the page, which needs no kernel.
     times : array of shape (n_times,)
         In s.
     voxel : (int, int, int), optional
         The slice goes through it; by default through the middle of the voxels shown.
     """
-    picks = np.unique(np.linspace(0, len(times) - 1, min(max_frames, len(times))).round().astype(int))
+    picks = np.unique(np.linspace(0, len(times) - 1, min(max_volumes, len(times))).round().astype(int))
     pairs = [(_as_grid(true[k], mask), _as_grid(predicted[k], mask)) for k in picks]
     movie, labels = [(a, b, b - a) for a, b in pairs], [f"{times[k]:.1f}" for k in picks]
     shared, own = np.array(pairs), np.array([difference for *_, difference in movie])

@@ -11,6 +11,7 @@ from bold_audio.bundle import mask_fingerprint
 from bold_audio.coordinates import MONITOR
 from bold_audio.files import AccessError, fingerprint, project_root, write_table, write_text
 from bold_audio.locking import lock
+from bold_audio.pairing import stretches
 from bold_audio.provenance import git_commit
 
 HISTORY = "mlp_history.tsv"
@@ -191,6 +192,9 @@ def model_facts(subject, delay):
         "mask_hash": mask_fingerprint(run.mask, run.affine),
         "value_range": list(run.value_range),
         "train_volumes": [int(subject.split.train[0]), int(subject.split.train[-1])],
+        # Of several runs, gaps and test parts of the earlier ones lie between the first volume and the last.
+        "train_stretches": [[int(one[0]), int(one[-1])] for one in stretches(subject.split.train)],
+        "n_runs": len(run.files.parts),
         "input_md5": subject.input_md5,
         "sound": subject.sound.source,
     }

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import bids, contrast, prepare, runs
+from bold_audio.confounds import DRIFT_PERIOD
 from bold_audio.files import BoldAudioError, DataError
+from bold_audio.pairing import MIN_PART
 from bold_audio.params import load_params
 from bold_audio.scores import pearson_r
-from bold_audio.whitening import HIGH_PASS_PERIOD, high_pass
+from bold_audio.whitening import high_pass
 
 SAME_CLOCK = 0.05  # of a repetition time that two people's clocks may differ by
 
@@ -122,7 +124,7 @@ def fisher_mean(r):
         return np.tanh(np.where(known, z, 0).sum(axis=0) / known.sum(axis=0))
 
 
-def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance=200):
+def intersubject_ceiling(people, *, rows=None, period=DRIFT_PERIOD, n_chance=200):
     """Ceiling of every region.
 
     Parameters
@@ -142,8 +144,19 @@ def intersubject_ceiling(people, *, rows=None, period=HIGH_PASS_PERIOD, n_chance
     DataFrame
         One row per region: ``region``, ``ceiling`` (Fisher mean over people), ``low`` and ``high`` (the lowest and the
         highest person's r), ``chance`` (what 95 % of shifted people stay below), ``n_people``, ``n_volumes``.
+
+    Raises
+    ------
+    DataError
+        If fewer volumes than a part of the split may hold are shared by all people, such as where somebody's sound ends
+        before them.
     """
     rows = people.rows if rows is None else np.intersect1d(rows, people.rows)
+    if len(rows) < MIN_PART:
+        raise DataError(
+            f"people share {len(rows) or 'no'} volume{'' if len(rows) < 2 else 's'} of those that are compared, "
+            f"at least {MIN_PART} are needed - leave out whose sound or run is short"
+        )
     courses = {label: _cleaned(one, rows, people.t_r, period) for label, one in people.courses.items()}
     r = leave_one_out(courses)
     rng, away = np.random.default_rng(0), len(rows) // 10
@@ -204,7 +217,7 @@ def share_of_ceiling(scores, ceiling):
     return both
 
 
-def region_r(measured, predicted, regions, *, t_r, period=HIGH_PASS_PERIOD):
+def region_r(measured, predicted, regions, *, t_r, period=DRIFT_PERIOD):
     """Pearson r of each region's mean time course with the mean of its predictions: what a ceiling is comparable with.
 
     Parameters

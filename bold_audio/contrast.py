@@ -14,12 +14,13 @@ import pandas as pd
 from scipy import stats
 
 from bold_audio import gram
+from bold_audio.confounds import DRIFT_PERIOD
 from bold_audio.features import BLOCK_TYPES
 from bold_audio.files import DataError, ParameterError
 from bold_audio.pairing import volumes_of
-from bold_audio.whitening import HIGH_PASS_PERIOD, fit_whitening, high_pass
+from bold_audio.significance import LEVEL
+from bold_audio.whitening import fit_whitening, high_pass
 
-LEVEL = 0.05
 RISE = 4.0  # s on both sides of a change of block in which the haemodynamic response is between the two levels
 PAIRS_PERIOD = 200.0  # s of the high-pass filter; see the notes of region_contrast
 MAX_RHO = 0.9  # of a residual: more would be a voxel of drift
@@ -56,7 +57,7 @@ class ContrastMap:
         return threshold_of(self.t, dof=self.dof)
 
 
-def contrast_map(Y, boxcar, *, rows, t_r, order, period=HIGH_PASS_PERIOD, chunk_voxels=8192):
+def contrast_map(Y, boxcar, *, rows, t_r, order, period=DRIFT_PERIOD, chunk_voxels=8192):
     """Fit every voxel with the film's speech blocks and slow drift, after whitening all voxels with one filter.
 
     Parameters

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-LEVEL = 0.05
+from bold_audio.sentences import LEVEL
+
 LANGUAGE = {"left": "on the left", "right": "on the right", "bilateral": "on both sides"}
 
 

@@ -17,8 +17,8 @@ from bold_audio.files import DataError, fingerprint
 from bold_audio.images import read_slabs
 from bold_audio.locking import cached_folder
 from bold_audio.provenance import code_fingerprint
+from bold_audio.significance import LEVEL
 
-LEVEL = 0.05
 MUST_LIGHT = ("auditory", "auditory_left", "auditory_right")  # regions of ds003688: bilateral, or nothing is claimed
 AIR_VOXELS = 2000
 DARK = 0.1  # of the brain's median intensity; skull and scalp, which move and blink with the film, are brighter

@@ -72,7 +72,7 @@ class BoldRun:
         return grid
 
 
-def load_run(files, params, *, train, level_on=None, table=None):
+def load_run(files, params, *, train, level_on=None):
     """Read, mask and cache a run, or several runs one after the other.
 
     Parameters
@@ -88,9 +88,6 @@ def load_run(files, params, *, train, level_on=None, table=None):
     level_on : list of arrays of int, optional
         For several runs: volumes of each whose mean is brought to the mean over ``train``, voxel by voxel, because a
         scanner's gain and the head's place differ from run to run. None of them is ever scored.
-    table : DataFrame, optional
-        Confounds of the only run by name, one row per volume, whose columns ``confounds`` may ask for; without it,
-        those that preprocessed runs come with.
 
     Returns
     -------
@@ -113,7 +110,7 @@ def load_run(files, params, *, train, level_on=None, table=None):
     settings = {name: getattr(params, name) for name in READING}
     chosen = mask_file(params)
     mask_md5 = None if chosen is None else file_md5(chosen)
-    tables = [table] if table is not None else [runs.read_confounds(part) for part in files.parts]
+    tables = [runs.read_confounds(part) for part in files.parts]
     from_tables = [confounds.used_of(one, params.confounds) for one in tables]
     scans = {path: file_md5(path) for part in files.parts for path in (part.bold, part.mask) if path is not None}
     for part in files.parts:

@@ -114,15 +114,23 @@ def _made(subject, name, make, reason=""):
 
 def _envelopes(subject):
     params = subject.params
+    _check_number(params.audio_files, "sound files", subject.run.files)
     settings = {name: getattr(params, name) for name in ("sample_rate", "n_fft", "hop_length")}
     return [features.rms_features(path, **settings) for path in params.audio_files]
 
 
 def _annotations(subject):
     files, sources = subject.run.files, annotation_paths(subject.params)
+    _check_number(sources, "lists of annotation_tables", files)
     heard = [part.heard for part in files.parts]
     lengths = heard if len(sources) == len(heard) else [max(heard)]
     return [features.annotation_features(paths, duration=span) for paths, span in zip(sources, lengths, strict=True)]
+
+
+def _check_number(sources, what, files):
+    """As `prepare.read_features`: one for each run, or one for all."""
+    if len(sources) not in (1, len(files.parts)):
+        raise DataError(f"{len(sources)} {what} for {len(files.parts)} runs - give one for each run, or one for all")
 
 
 def covered(sets, n_volumes):

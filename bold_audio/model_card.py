@@ -47,19 +47,20 @@ def card_facts(params):
         "note": summary.get("about", params.data_note or ""),
         "alarms": summary.get("alarms", []),
         "models": models,
-        "limits": _limits(params, summary, scores),
+        "limits": _limits(params, summary, scores, n_runs=max(model["n_runs"] for model in models)),
         "provenance": _made_by(entries),
     }
 
 
 def _model(params, kind, entry, done, scores, summary):
     name, version = entry["model_name"], entry["model_version"]
-    made = {"name": name, "version": version, "sections": [], "tables": []}
+    made = {"name": name, "version": version, "sections": [], "tables": [], "n_runs": 1}
     try:
         opened = bundle.open_bundle(params.resolve(params.models_dir), name, version)
     except ModelError as error:
         return made | {"sentence": f"This version cannot be opened: {error}."}
     facts = opened.facts
+    made["n_runs"] = facts.get("n_runs", 1)
     made["sections"] = [
         ("What it is", _identity(opened)),
         ("Data", _data(facts, entry["parameters"])),
@@ -86,13 +87,16 @@ def _identity(opened):
 
 
 def _data(facts, parameters):
-    first, last = facts["train_volumes"]
-    times = f"{first * facts['t_r']:.1f} to {(last + 1) * facts['t_r']:.1f} s of the run"
+    parts, t_r = facts.get("train_stretches", [facts["train_volumes"]]), facts["t_r"]
+    volumes = ", ".join(f"{first} to {last}" for first, last in parts)
+    times = ", ".join(f"{first * t_r:.1f} to {(last + 1) * t_r:.1f} s" for first, last in parts)
+    n_runs = facts.get("n_runs", 1)
+    where = "the run" if n_runs == 1 else f"{n_runs} runs, counted one after the other"
     cleaned = "; ".join(f"{name} {parameters[name]}" for name in CLEANING if name in parameters)
     inputs = [(f"MD5 of {name}", md5) for name, md5 in facts["input_md5"].items()]
     return [
         ("Subject", f"sub-{facts['subject']} of {facts['dataset']}"),
-        ("Train part", f"volumes {first} to {last} ({times}), TR {facts['t_r']:g} s"),
+        ("Train part", f"volumes {volumes} ({times} of {where}), TR {t_r:g} s"),
         ("Cleaning", cleaned),
         *inputs,
     ]
@@ -185,18 +189,17 @@ def _listed(names):
     return ", ".join(names) or "none"
 
 
-def _limits(params, summary, scores):
+def _limits(params, summary, scores, *, n_runs):
     rows = None if scores is None or "region" not in summary else scores[scores["region"] == summary["region"]]
     limits = [
-        f"One run of one person (sub-{params.subject}): nothing is known of other people, and the voxels are those of "
-        "this scan's grid and mask.",
+        f"{'One run' if n_runs == 1 else f'{n_runs} runs'} of one person (sub-{params.subject}): nothing is known of "
+        "other people, and the voxels are those of this scan's grid and mask.",
         "One delay for all voxels, although regions need not share one.",
     ]
     if rows is not None and len(rows):
-        limits.append(
-            f"Scored once, on one test part of {rows['n_volumes'].iloc[0]} volumes that follow one another; a smaller "
-            "error there is not yet a significant one."
-        )
+        n = rows["n_volumes"].iloc[0]
+        what = f"one test part of {n} volumes that follow one another" if n_runs == 1 else f"{n} test volumes"
+        limits.append(f"Scored once, on {what}; a smaller error there is not yet a significant one.")
     if "SIMULATED" in summary.get("about", params.data_note or ""):
         limits.insert(0, "The scan is SIMULATED: its scores say how the method works, nothing about a brain.")
     if params.feature_source != "audio":

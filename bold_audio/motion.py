@@ -10,12 +10,12 @@ from bold_audio import images
 from bold_audio.files import DataError, file_md5, fingerprint
 from bold_audio.locking import cached_folder
 from bold_audio.provenance import code_fingerprint
+from bold_audio.register import FEWEST_SLICES
 
 NAMES = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")  # mm and radians, as fMRIPrep names them
 HEAD_RADIUS = 50.0  # mm at which a turn counts as a displacement (Power et al. 2012)
 FWHM = 5.0  # mm of smoothing before alignment: noise off, edges wide enough to be linear over a step
 N_POINTS = 10_000  # voxels compared, those with the steepest edges: the others say little about place
-FEWEST_SLICES = 6  # along each axis; the outermost two on both sides are not compared
 MAX_STEPS = 20
 TOLERANCE = 1e-3  # mm (a turn counts as at HEAD_RADIUS) at which a volume's steps end
 WORST_SCALE = 0.2  # a volume with less than this share of the reference's contrast shows no head

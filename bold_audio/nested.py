@@ -14,8 +14,8 @@ import numpy as np
 
 from bold_audio import choices, encoding, evidence, gram, pairing, sweep
 from bold_audio.files import ParameterError
+from bold_audio.region_inference import MOST_VOXELS
 
-MAX_VOXELS = 200  # of a region, for what is fitted many times over
 FOLLOWS = 0.5  # posterior probability above which a voxel may have the sound
 
 
@@ -75,7 +75,7 @@ class RegionFold:
     at : array of int, shape (n_voxels,)
         Which voxels of the run they are.
     n_region : int
-        How many voxels the region has; at most `MAX_VOXELS` evenly spaced ones of them are here.
+        How many voxels the region has; at most `MOST_VOXELS` evenly spaced ones of them are here.
     """
 
     fit: np.ndarray
@@ -182,7 +182,7 @@ def region_masks(subject, chosen, region):
     return np.repeat(subject.run.regions[region][None], len(chosen), axis=0)
 
 
-def region_folds(subject, chosen, region, smooth, *, max_voxels=MAX_VOXELS):
+def region_folds(subject, chosen, region, smooth, *, max_voxels=MOST_VOXELS):
     """The outer folds of a region's voxels.
 
     Parameters

@@ -1,8 +1,9 @@
 """Seconds meet volumes here and only here: windows, delays, previous volumes, the split, train-only scaling.
 
-The clock: volume ``k`` is acquired in ``[k·TR, (k+1)·TR)`` after the start of the run; the
-sound starts at ``onset`` on that clock, so the volume starts at ``sound_times[k] = k·TR − onset``
-seconds of sound, and at delay Δt it sees the frames centred in
+The clock: volume ``k`` of a run is acquired in ``[start + k·TR, start + (k+1)·TR)`` of the run's clock, where ``start``
+is 0 for a raw run and what the sidecar says for a preprocessed one (``StartTime``, less half a TR where
+``SliceTimingCorrected``). The sound starts at ``onset`` on that clock, so the volume starts at
+``sound_times[k] = start + k·TR − onset`` seconds of sound, and at delay Δt it sees the frames centred in
 ``[sound_times[k] − Δt, sound_times[k] − Δt + TR)``.
 """
 

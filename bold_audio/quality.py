@@ -69,7 +69,7 @@ class ScanQuality:
         return self.volumes.index[self.volumes["finding"].str.startswith(BAD)].to_numpy()
 
 
-def scan_quality(volumes, *, t_r, train, parts=None, moved=None, starts=(0,)):
+def scan_quality(volumes, *, t_r, train, parts=None, moved=None, starts=(0,), begins=None):
     """Measure the quality of a masked run.
 
     Parameters
@@ -87,6 +87,8 @@ def scan_quality(volumes, *, t_r, train, parts=None, moved=None, starts=(0,)):
         Head motion from `motion.estimate_motion`.
     starts : sequence of int
         First volume of each run: nothing is compared across a run's border, and each settles for itself.
+    begins : sequence of float, optional
+        When the first volume of each run begins on that run's clock, in seconds, see `runs.RunFiles`; 0 without it.
 
     Returns
     -------
@@ -114,7 +116,10 @@ def scan_quality(volumes, *, t_r, train, parts=None, moved=None, starts=(0,)):
     level = abs(mean.mean()) or 1.0
     signal = 100 * (volumes.mean(axis=1, dtype=float) - mean.mean()) / level
     moved = np.full((n_volumes, 6), np.nan) if moved is None else moved
-    table = pd.DataFrame({"time": np.arange(n_volumes) * t_r, "part": "", "global_signal": signal})
+    times = np.arange(n_volumes) * t_r
+    for run, begin in zip(runs, begins or [0.0] * len(runs), strict=True):
+        times[run] += begin
+    table = pd.DataFrame({"time": times, "part": "", "global_signal": signal})
     for name, rows in (parts or {}).items():
         table.loc[rows, "part"] = name
     table = table.assign(dvars=100 * dvars / level, outlier_share=outlying / n_voxels)
@@ -122,8 +127,8 @@ def scan_quality(volumes, *, t_r, train, parts=None, moved=None, starts=(0,)):
     table = table.assign(framewise_displacement=motion.framewise_displacement(moved), finding=finding)
     table.loc[list(starts), "framewise_displacement"] = np.nan
     tsnr = np.divide(mean, sd, out=np.zeros(n_voxels), where=sd > 0)
-    times = np.arange(n_volumes)
-    bridged = np.interp(times, times[sound], signal[sound]) if sound.any() else signal
+    places = np.arange(n_volumes)
+    bridged = np.interp(places, places[sound], signal[sound]) if sound.any() else signal
     pictured = carpet(volumes, bridged, mean, sd, steady)
     return ScanQuality(mean, sd, tsnr, table, pictured, spectrum(bridged, t_r))
 

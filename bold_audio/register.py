@@ -9,7 +9,7 @@ from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
 TEMPLATE = "MNI152NLin2009aSym"  # the one that nilearn ships
-FEWEST_SLICES = 6
+FEWEST_SLICES = 6  # along each axis of a scan that can be placed; `motion` leaves out two on both sides
 SMALLEST_BRAIN = 300.0  # ml; less is a phantom, a thin slab, or a mask of something else
 FEWEST_VOXELS = 500
 COARSE = 4.0  # mm of the voxels that are compared

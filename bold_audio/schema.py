@@ -3,6 +3,7 @@
 import os
 import re
 from itertools import pairwise
+from math import isinf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -53,6 +54,17 @@ Share = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 def _as_label(value):
     # YAML and papermill turn run-1 and 9 into integers.
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def meaning_of(label):
+    """A label without the zeros that a number may begin with: run-1 and run-01 are one run.
+
+    Examples
+    --------
+    >>> meaning_of("01"), meaning_of("0"), meaning_of("01b")
+    ('1', '0', '01b')
+    """
+    return str(int(label)) if label.isdecimal() else label
 
 
 Label = Annotated[str, BeforeValidator(_as_label), Field(pattern=r"^[A-Za-z0-9]+$", max_length=50)]
@@ -193,9 +205,19 @@ class Params(BaseModel):
             raise ValueError("must be in increasing order, each delay once")
         return value
 
+    @field_validator("run")
+    @classmethod
+    def _each_run_once(cls, value):
+        # Named twice, a run would be train and test part at once where the last run is the test part.
+        if isinstance(value, list) and len(set(map(meaning_of, value))) < len(value):
+            raise ValueError("must name each run once (1 and 01 are the same run)")
+        return value
+
     @field_validator("alphas")
     @classmethod
     def _sorted(cls, value):
+        if all(map(isinf, value)):
+            raise ValueError("must hold a finite strength: .inf alone leaves nothing to fit")
         return sorted(set(value))
 
     @field_validator("confounds")

@@ -41,23 +41,23 @@ def about_split(split, t_r):
     return ", ".join(f"{name} {len(part)} volumes ({spans(part)})" for name, part in parts if len(part)) + "."
 
 
-def about_delay(found, *, block_length=None, truth=None):
-    """The chosen delay, how sure it is, and what it cannot tell."""
-    row = found.chosen
+def about_delay(found, *, block_length=None, truth=None, feature_source="audio"):
+    """The chosen delay, how sure it is, and what it cannot tell; annotations are never called the sound."""
+    row, again = found.chosen, _named_again(feature_source)
     curve = found.table[found.table["region"] == found.region].set_index("delay")
     here = curve.loc[found.delay]
-    sure = f"p = {row['p']:.2g} among {row['n_surrogates']:.0f} surrogates of the sound"
+    sure = f"p = {row['p']:.2g} among {row['n_surrogates']:.0f} surrogates of {again}"
     if row["n_shifts"]:
         sure += f", {row['p_shifts']:.2g} among the {row['n_shifts']:.0f} circular shifts of them"
     span = f" (95 % interval {row['low']:g} to {row['high']:g} s)" if np.isfinite(row["low"]) else ""
     if row["identifiable"]:
-        text = (
-            f"Inside train, the volumes of `{found.region}` follow the sound best at **Δt = {found.delay:g} s**{span}; "
-        )
+        text = f"Inside train, the volumes of `{found.region}` follow {heard(feature_source)} best at "
+        text += f"**Δt = {found.delay:g} s**{span}; "
         text += f"{sure}. "
     else:
         text = (
-            f"**Not identifiable:** the sound explains `{found.region}` no better in its place than shifted ({sure}). "
+            f"**Not identifiable:** {heard(feature_source)} explains `{found.region}` no better in its place than "
+            f"shifted ({sure}). "
         )
         text += f"Δt = {found.delay:g} s{span} is only the largest of what chance gives. "
     text += f"At that delay the skill on held-out volumes is {here['skill']:.4f} ± {here['fold_spread']:.4f}"
@@ -77,11 +77,12 @@ def about_delay(found, *, block_length=None, truth=None):
     return text
 
 
-def about_voxel_delays(found):
-    """How many voxels have a delay of their own, and how these spread."""
+def about_voxel_delays(found, *, feature_source="audio"):
+    """How many voxels have a delay of their own, and how these spread; annotations are never called the sound."""
     sure = found.voxels[found.voxels["p"] <= LEVEL]
     share = len(sure) / len(found.voxels)
-    text = f"{len(sure)} of {len(found.voxels)} voxels ({share:.1%}) follow the sound at p ≤ {LEVEL:g} each; "
+    text = f"{len(sure)} of {len(found.voxels)} voxels ({share:.1%}) follow {heard(feature_source)} at "
+    text += f"p ≤ {LEVEL:g} each; "
     text += f"chance alone gives {LEVEL:.0%}, so this map is for looking, not for counting."
     known = sure[sure["high"] - sure["low"] <= (found.table["delay"].max() - found.table["delay"].min()) / 2]
     if len(known):
@@ -93,19 +94,20 @@ def about_voxel_delays(found):
     return text
 
 
-def about_settings(table):
-    """Which features predict best inside train, and whether the blocks alone do as well."""
-    sound = table[~table["blocks"]]
+def about_settings(table, *, feature_source="audio"):
+    """Which features predict best inside train, and whether the blocks alone do as well; as `about_delay`."""
+    sound, again = table[~table["blocks"]], _named_again(feature_source).removeprefix("the ")
+    first = again if feature_source == "audio" else "ANNOTATIONS (no sound was heard)"
     best = sound.loc[sound["skill"].idxmax()]
     text = (
-        f"{len(table):,} settings. The best with sound alone: {best['n_features']:.0f} features, "
+        f"{len(table):,} settings. The best with {first} alone: {best['n_features']:.0f} features, "
         f"{best['n_lags']:.0f} further windows, Δt = {best['delay']:g} s, skill {best['skill']:.4f}. "
         "It is the best of many, so it flatters."
     )
     blocks = table[table["n_features"] == 0]
     if len(blocks):
         both = table[table["blocks"] & (table["n_features"] > 0)]
-        text += f" The blocks alone reach {blocks['skill'].max():.4f}, sound and blocks {both['skill'].max():.4f}."
+        text += f" The blocks alone reach {blocks['skill'].max():.4f}, {again} and blocks {both['skill'].max():.4f}."
     return text
 
 
@@ -142,8 +144,8 @@ def about_mlp(table, region):
     )
 
 
-def about_expectations(table, region):
-    """The original project's expectations beside what came out."""
+def about_expectations(table, region, *, feature_source="audio"):
+    """The original project's expectations beside what came out; annotations are never called the sound."""
     sound, rows = (
         row_of(table, "sound", region),
         table[(table["region"] == region) & (table["prediction"] == "one_step")],
@@ -152,11 +154,14 @@ def about_expectations(table, region):
     exponent = int(np.floor(np.log10(best["mse"]))) if best["mse"] > 0 else 0
     words = "as expected" if 0.1 < best["mse"] / EXPECTED_MSE < 10 else f"not of the order {EXPECTED_MSE:.0e}"
     r, top = sound["r_median"], sound["r_best"]
+    name = heard(feature_source)
+    name = name[0].upper() + name[1:]
     if not np.isfinite(r):
-        tail = "The sound's strength vanished in every voxel, so it has no r to compare."
+        tail = "The sound's strength" if feature_source == "audio" else f"{name}: its strength"
+        tail += " vanished in every voxel, so it has no r to compare."
     else:
         tail = (
-            f"The sound alone reaches r = {r:.3f} in the median voxel of `{region}` and {top:.3f} in the best one; "
+            f"{name} alone reaches r = {r:.3f} in the median voxel of `{region}` and {top:.3f} in the best one; "
             f"it expected {EXPECTED_R[0]}–{EXPECTED_R[1]} on average and {EXPECTED_BEST_R[0]}–{EXPECTED_BEST_R[1]} in "
             f"the best voxels of auditory cortex{'' if region == 'auditory' else ', which is not the same region'}."
         )
@@ -169,6 +174,11 @@ def about_expectations(table, region):
 def heard(feature_source):
     """What the features are called: annotations are never called the sound."""
     return "the sound" if feature_source == "audio" else "what was ANNOTATED of the sound (no sound was heard)"
+
+
+def _named_again(feature_source):
+    """What the features are called where `heard` stands before."""
+    return "the sound" if feature_source == "audio" else "the annotations"
 
 
 def lowered(feature_source, gain, over):

@@ -43,7 +43,8 @@ class SliceViewer(anywidget.AnyWidget):
     null : dict, optional
         As ``predictions``, by the same models fitted to a shifted sound.
     sound : path or sequence of paths, optional
-        The sound file, or one for each run.
+        The sound file, or one for each run; one file is played anew in every run. Not with a `scene.Scene`, which does
+        not know when a sound begins.
     maps : dict of str to array of shape (n_voxels,), optional
         Statistical maps, drawn over the mean volume.
     title : str, optional
@@ -51,7 +52,7 @@ class SliceViewer(anywidget.AnyWidget):
     Raises
     ------
     DataError
-        If predictions or maps do not fit the run.
+        If predictions or maps do not fit the run, or a sound is given with a scene.
 
     Examples
     --------
@@ -73,8 +74,10 @@ class SliceViewer(anywidget.AnyWidget):
         self.threads = []  # that read and compress sound
         self._sound = None
         if sound is not None:
-            paths = [sound] if isinstance(sound, str | Path) else list(sound)
-            files = run.files
+            if shown is run:
+                raise DataError("a Scene does not know when its sound begins - give SliceViewer the run, or no sound")
+            paths, files = [sound] if isinstance(sound, str | Path) else list(sound), run.files
+            paths = paths * len(files.parts) if len(paths) == 1 else paths
             onsets = [float(s * files.t_r) + part.onset for s, part in zip(files.starts, files.parts, strict=True)]
             self._sound = _LazySound(paths, onsets, end=float(shown.times[-1] + shown.t_r))
         self.asked = {"volume": _first_volume(shown), "voxel": list(shown.middle), "model": None, "kind": None}
@@ -193,7 +196,7 @@ class SliceViewer(anywidget.AnyWidget):
                 track = self._sound.track
                 loud = soundtrack.envelope(track, end=self._sound.end)
                 self.send({"type": "loudness"} | to, [loud.data])
-                about = {"start": track.start, "duration": track.duration, "mime": kind}
+                about = {"start": track.onset, "duration": track.duration, "mime": kind}
                 self.send({"type": "sound"} | to | about, [self._sound.packed(kind)])
             except Exception as error:  # nobody else would notice in a thread
                 self.send({"type": "error", "text": f"no sound: {error}"} | to)

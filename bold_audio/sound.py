@@ -238,12 +238,13 @@ def _sound_of_video(path, wav):
 
 
 def _one_channel(samples):
-    """Average channels; fall back to the first where they cancel each other."""
+    """Average channels; fall back to the first that is not silent where they cancel each other."""
     if samples.shape[1] == 1:
         return samples[:, 0], ()
     y = samples.mean(axis=1)
     loudest = np.sqrt(np.mean(samples**2, axis=0)).max()
     if np.sqrt(np.mean(y**2)) < 0.01 * loudest:
         heard = int(np.argmax(np.sqrt(np.mean(samples**2, axis=0)) > 0.01 * loudest))
-        return samples[:, heard], ("the channels cancel each other, so the first channel was used",)
+        which = "the first channel" if heard == 0 else f"channel {heard + 1} of {samples.shape[1]}"
+        return samples[:, heard], (f"the channels cancel each other, so {which} was used",)
     return y, ()

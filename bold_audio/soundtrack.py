@@ -25,12 +25,12 @@ class Soundtrack:
     ----------
     y : array of shape (n_samples,)
         float32 at `RATE`.
-    start : float
+    onset : float
         When the first sample is heard, s on the run's clock; may be negative.
     """
 
     y: np.ndarray
-    start: float
+    onset: float
 
     @property
     def duration(self):
@@ -111,10 +111,10 @@ def envelope(track, *, end, bins=ENVELOPE_BINS):
     Examples
     --------
     >>> y = np.repeat([0.0, 0.5, 1.0], RATE)
-    >>> envelope(Soundtrack(y, start=-1.0), end=4.0, bins=4)
+    >>> envelope(Soundtrack(y, onset=-1.0), end=4.0, bins=4)
     array([127, 255,   0,   0], dtype=uint8)
     """
-    edges = np.round((np.linspace(0, end, bins + 1) - track.start) * RATE).astype(int).clip(0, len(track.y))
+    edges = np.round((np.linspace(0, end, bins + 1) - track.onset) * RATE).astype(int).clip(0, len(track.y))
     peaks = np.array([np.abs(track.y[a:b]).max() if b > a else 0 for a, b in itertools.pairwise(edges)])
     return (255 * peaks / max(peaks.max(), 1e-9)).astype(np.uint8)
 

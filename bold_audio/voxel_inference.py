@@ -26,8 +26,8 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from bold_audio import evidence, significance
+from bold_audio.confounds import DRIFT_PERIOD
 from bold_audio.gram import filtered, on_all_cores
-from bold_audio.whitening import HIGH_PASS_PERIOD
 
 ALPHAS = (32.0, 128.0, 512.0, 2048.0)  # strengths averaged over, for features of variance 1
 LONGEST_STEP = 1.0  # s between neighbouring delays, at most
@@ -178,7 +178,7 @@ def drift_of(volume_times, starts, rows, taps):
 
     columns = []
     for first, stop in zip(starts, [*starts[1:], len(volume_times)], strict=True):
-        waves = create_cosine_drift(1 / HIGH_PASS_PERIOD, volume_times[first:stop])  # the last column is the mean
+        waves = create_cosine_drift(1 / DRIFT_PERIOD, volume_times[first:stop])  # the last column is the mean
         own = np.zeros((len(volume_times), waves.shape[1]))
         own[first:stop] = waves
         columns.append(own)

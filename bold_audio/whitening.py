@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bold_audio import gram
+from bold_audio.confounds import DRIFT_PERIOD
 from bold_audio.files import ParameterError
 from bold_audio.pairing import stretches
 
-HIGH_PASS_PERIOD = 128.0  # s, as in SPM; keeps the 60 s in which speech and music blocks repeat
 
-
-def drift_cosines(n_volumes, t_r, *, rows, before=0, period=HIGH_PASS_PERIOD):
+def drift_cosines(n_volumes, t_r, *, rows, before=0, period=DRIFT_PERIOD):
     """Constant and slow cosines for each stretch of rows, 0 elsewhere.
 
     Parameters
@@ -108,7 +107,7 @@ class Whitening:
         return len(self.rows) - self.Q.shape[1]
 
 
-def fit_whitening(Y, *, rows, t_r, order, period=HIGH_PASS_PERIOD, chunk_voxels=8192):
+def fit_whitening(Y, *, rows, t_r, order, period=DRIFT_PERIOD, chunk_voxels=8192):
     """Estimate the filter that serves all voxels, apart from the drift.
 
     Parameters
@@ -151,7 +150,7 @@ def fit_whitening(Y, *, rows, t_r, order, period=HIGH_PASS_PERIOD, chunk_voxels=
     return Whitening(taps, rows, np.linalg.qr(gram.filtered(drift, taps, rows))[0])
 
 
-def high_pass(courses, *, rows, t_r, period=HIGH_PASS_PERIOD):
+def high_pass(courses, *, rows, t_r, period=DRIFT_PERIOD):
     """Take constant and drift off time courses.
 
     Parameters

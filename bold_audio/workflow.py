@@ -88,7 +88,8 @@ def ensure_quality(subject):
     parts = {name: getattr(subject.split, name) for name in ("train", "gap", "test")}
     listed = {name: list(map(int, rows)) for name, rows in parts.items()}
     code = code_fingerprint(quality, motion)
-    key = f"quality-{fingerprint(made_of, listed, run.files.t_r, code)}"
+    begins = [float(part.start) for part in run.files.parts]  # a sidecar's, which the scan's name does not hold
+    key = f"quality-{fingerprint(made_of, listed, run.files.t_r, begins, code)}"
 
     def make(folder):
         moved = None
@@ -101,6 +102,7 @@ def ensure_quality(subject):
             parts=parts,
             moved=moved,
             starts=run.files.starts,
+            begins=begins,
         )
         np.savez(folder / "arrays.npz", mean=measured.mean, sd=measured.sd, tsnr=measured.tsnr, carpet=measured.carpet)
         write_table(folder / "volumes.tsv", measured.volumes.replace({"": None}))

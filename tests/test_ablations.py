@@ -1,6 +1,7 @@
 """Feature sets compared: a planted feature decides, all sets have the same volumes, what is missing says why."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,20 @@ def test_envelope_equals_the_root_mean_square_by_hand(tmp_path):
     assert found.frame_times[k] == pytest.approx(k * 100 / rate) and found.names == ("rms",)
     with pytest.raises(DataError, match="sound file not found"):
         features.rms_features(tmp_path / "b.wav", sample_rate=rate, n_fft=256, hop_length=100)
+
+
+@pytest.mark.parametrize("n_runs", [1, 3])
+def test_annotations_of_another_number_of_runs_are_a_reason(loud, n_runs):
+    """Such as one run of several that are annotated: ``-p run 1``."""
+    subject, _ = loud
+    given = {"annotation_tables": [["words1.tsv"], ["words2.tsv"]], "audio_files": ["1.wav", "2.wav"]}
+    given["data_path"] = Path("nowhere")
+    params = type(subject.params)(**vars(subject.params) | given)
+    files = type(params)(**vars(subject.run.files) | {"parts": subject.run.files.parts * n_runs})
+    run = type(params)(**vars(subject.run) | {"files": files})
+    found = {one.name: one for one in feature_sets.ablation_sets(replace(subject, params=params, run=run))}
+    assert found["envelope (RMS)"].reason == f"2 sound files for {n_runs} runs"
+    assert found["annotations (not the sound)"].reason == f"2 lists of annotation_tables for {n_runs} runs"
 
 
 def test_annotations_are_never_called_the_sound(loud):

@@ -1,5 +1,6 @@
 """The inter-subject ceiling against brute force, planted shared signals, independent noise, and twelve real people."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,6 +95,14 @@ def test_one_person_or_runs_of_other_lengths_are_refused():
         ceiling.leave_one_out({"01": np.zeros((5, 1))})
     with pytest.raises(DataError, match="differ in shape"):
         ceiling.leave_one_out({"01": np.zeros((5, 1)), "02": np.zeros((6, 1))})
+
+
+@pytest.mark.parametrize(("rows", "said"), [(np.arange(390, 400), "no volume"), (np.arange(299, 400), "1 volume")])
+def test_people_who_share_too_little_are_refused_in_words(rows, said):
+    """Somebody's short sound ends before the test part of another."""
+    short = replace(people_of(shared_and_own(np.random.default_rng(6), 3, share=0.5)), rows=np.arange(300))
+    with pytest.raises(DataError, match=f"people share {said} of those that are compared, at least 8 are needed - "):
+        ceiling.intersubject_ceiling(short, rows=rows)
 
 
 def test_share_of_ceiling_and_r_of_region_means():

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -289,12 +290,16 @@ def test_a_run_is_cleaned_once_and_its_own_cache_entry_is_kept(small_params, giv
     np.testing.assert_array_equal(data.load_run(files, plain, train=TRAIN).volumes, before.volumes)
 
 
-def test_a_table_of_confounds_is_passed_by_the_caller_and_counts_in_the_cache(small_params, rng):
+def test_a_table_of_confounds_beside_the_run_counts_in_the_cache(small_params, rng, tmp_path):
     params = small_params(confounds=["csf"])
     files, table = locate_runs(params), pd.DataFrame({"csf": rng.standard_normal(N), "other": 0.0})
-    first = data.load_run(files, params, train=TRAIN, table=table)
-    other = data.load_run(files, params, train=TRAIN, table=table.assign(other=1.0))
-    changed = data.load_run(files, params, train=TRAIN, table=table.assign(csf=np.arange(N) % 7))
+    path = tmp_path / "confounds.tsv"
+
+    def load(table):
+        table.to_csv(path, sep="\t", index=False)
+        return data.load_run(replace(files, confounds=path), params, train=TRAIN)
+
+    first, other, changed = map(load, (table, table.assign(other=1.0), table.assign(csf=np.arange(N) % 7)))
     assert first.volumes.filename == other.volumes.filename != changed.volumes.filename
     assert np.abs(np.corrcoef(table["csf"][TRAIN], first.volumes[TRAIN, :20].T)[0, 1:]).max() < 1e-3
     with pytest.raises(ParameterError, match="confounds: csf is not a group, and there is no table"):

@@ -161,7 +161,8 @@ def test_a_misspelt_name_with_a_newline_still_gives_one_line():
         ("train_fraction", 0), ("train_fraction", 1), ("train_fraction", 1.5), ("train_fraction", math.nan),
         ("train_fraction", True), ("gap", -1), ("gap", 121), ("gap", math.nan), ("skip_initial", -0.1), ("n_folds", 1),
         ("n_folds", True), ("alphas", [0]), ("alphas", [-1]), ("alphas", [math.nan]), ("alphas", [True]),
-        ("alphas", []), ("hidden_dims", []), ("hidden_dims", [0]), ("hidden_dims", [True]),
+        ("alphas", []), ("alphas", [math.inf]), ("run", [1, 1]), ("run", ["1", "01"]),
+        ("hidden_dims", []), ("hidden_dims", [0]), ("hidden_dims", [True]),
         ("dropout", 1), ("dropout", -0.1),
         ("weight_decay", -1), ("weight_decay", math.nan), ("n_components", 0), ("max_epochs", 0), ("seed", -1),
         ("seed", 1.5), ("audio_onset", math.inf), ("audio_onset", True), ("audio_onset", "early"),
@@ -207,6 +208,7 @@ def test_values_that_do_not_fit_each_other_are_refused(given, match):
     ("name", "value", "taken"),
     [
         ("lr", "1e-3", 0.001), ("n_mfcc", "20", 20), ("n_mfcc", 13.0, 13), ("run", 2, "2"), ("session", "02", "02"),
+        ("run", [1, "10", "01b"], ["1", "10", "01b"]),
         ("alphas", [4, 1, 1], [1.0, 4.0]), ("alphas", [1, math.inf], [1.0, math.inf]), ("delays", [0], [0.0]),
         ("delays", [0, 0.304, 120], [0.0, 0.304, 120.0]), ("audio_onset", -20, -20.0), ("audio_onset", 0, 0.0),
         ("sound_lags", 0, 0), ("mlp_delays", [], []), ("train_fraction", 0.01, 0.01), ("seed", 0, 0),

@@ -1,5 +1,7 @@
 """What is wrong with a scan is found, with its index, and nothing is found where nothing is wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -146,6 +148,8 @@ def test_parts_and_times_are_the_runs(clean):
     table = measure(clean, parts=parts).volumes
     assert table["part"].value_counts().to_dict() == {"train": 432, "test": 166, "gap": 27, "": 16}
     np.testing.assert_allclose(table["time"], TIMES)
+    two = measure(clean, starts=(0, 300), begins=[-0.25, 0.5]).volumes["time"]
+    np.testing.assert_allclose(two - TIMES, np.r_[np.full(300, -0.25), np.full(N - 300, 0.5)])
 
 
 # --- steadiness -------------------------------------------------------------------------
@@ -266,6 +270,15 @@ def test_a_subjects_quality_is_measured_once_and_written(small_params, monkeypat
     written = pd.read_csv(path, sep="\t")
     assert list(written.columns) == list(quality.COLUMNS) == list(first.volumes.columns)
     assert len(written) == 641 and path.with_suffix(".json").is_file()
+
+
+def test_times_are_on_the_clock_of_a_run_whose_slices_were_moved(small_params):
+    subject = workflow.open_subject(small_params())
+    raw = workflow.ensure_quality(subject).volumes["time"]
+    files = replace(subject.run.files, start=0.304)  # StartTime of a preprocessed run
+    moved = workflow.ensure_quality(replace(subject, run=replace(subject.run, files=files))).volumes["time"]
+    np.testing.assert_allclose(raw, subject.run.files.volume_times)
+    np.testing.assert_allclose(moved, files.volume_times)
 
 
 def test_quality_is_of_the_scan_as_it_came(small_params):

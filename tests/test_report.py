@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from bold_audio import execution, model_card, subjects, thumbnails
+from bold_audio import candidates, execution, model_card, subjects, thumbnails
 from bold_audio.alt_text import describe_figure
 from bold_audio.files import DataError, ModelError, write_json, write_table
 from bold_audio.notebook_page import Failure, clean_html, markdown_html, notebook_parts, read_failure, script_json
@@ -331,6 +331,37 @@ def test_card_tells_data_features_training_and_limits_from_what_the_run_left(par
     assert any("head motion was not corrected" in limit for limit in facts["limits"])
     html = render("model_card.html.j2", title="Card", who="sub-09", **facts | {"models": [model | {"tables": []}]})
     assert "&lt;film&gt;.wav" in html and "film" not in Parsed(html).tags
+
+
+def test_card_of_several_runs_counts_them_and_leaves_out_what_lies_between_their_train_parts(params, monkeypatch):
+    (model,) = (one := card_of(params, monkeypatch))["models"]
+    assert "volumes 17 to 447 (10.3 to 272.4 s of the run), TR" in dict(dict(model["sections"])["Data"])["Train part"]
+    assert one["limits"][0].startswith("One run of one person")
+    two = card_of(params, monkeypatch, train_volumes=[10, 159], train_stretches=[[10, 59], [110, 159]], n_runs=2, t_r=2)
+    told = dict(dict(two["models"][0]["sections"])["Data"])["Train part"]
+    assert told == (
+        "volumes 10 to 59, 110 to 159 (20.0 to 120.0 s, 220.0 to 320.0 s of 2 runs, counted one after the other), "
+        "TR 2 s"
+    )
+    assert two["limits"][0].startswith("2 runs of one person (sub-09): ")
+    assert not any("follow one another" in limit for limit in two["limits"])
+
+
+def test_card_is_told_how_many_runs_there_were_and_where_train_lies():
+    names = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "feature_source", "response", "sound_lags", "target")
+    settings = SimpleNamespace(**dict.fromkeys((*names, "subject", "dataset", "mlp_history"), 1))
+    files = SimpleNamespace(t_r=2.0, parts=(1, 2))
+    run = SimpleNamespace(files=files, mask=np.ones((2, 2, 2), bool), affine=np.eye(4), value_range=(0.0, 1.0))
+    subject = SimpleNamespace(
+        params=settings,
+        run=run,
+        split=SimpleNamespace(train=np.r_[10:60, 110:160]),
+        scaled=lambda *_: (None, np.zeros(3), np.ones(3)),
+        input_md5={},
+        sound=SimpleNamespace(source="film.wav"),
+    )
+    facts = candidates.model_facts(subject, 5.0)
+    assert facts["n_runs"] == 2 and facts["train_stretches"] == [[10, 59], [110, 159]]
 
 
 def test_card_names_what_was_simulated_and_what_was_annotated(params, monkeypatch):

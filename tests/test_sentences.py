@@ -153,6 +153,28 @@ def test_voxels_own_delays_are_counted_beside_chance():
     assert "0 of 100" in nobody and "known delay" not in nobody
 
 
+def test_annotations_are_never_called_the_sound_in_words_of_delays_settings_and_expectations():
+    how = {"feature_source": "annotations"}
+    voxels = pd.DataFrame({"delay": 5.0, "low": 4.5, "high": 5.5, "p": [0.01, 0.5]})
+    settings = pd.DataFrame({"n_features": [2, 2, 0], "n_lags": 0, "blocks": [False, True, True],
+                             "delay": 5.0, "skill": [0.3, 0.35, 0.2]})  # fmt: skip
+    nothing = table(sound={"r_median": np.nan})
+    said = [
+        sentences.about_delay(sweep(PEAK), **how),
+        sentences.about_delay(sweep(PEAK, p=0.4, identifiable=False), **how),
+        sentences.about_voxel_delays(sweep(PEAK, voxels=voxels), **how),
+        sentences.about_settings(settings, **how),
+        sentences.about_expectations(table(), REGION, **how),
+        sentences.about_expectations(nothing, REGION, **how),
+    ]
+    for text in said:
+        assert "no sound was heard" in text and "ANNOTAT" in text
+        left = re.sub(r"`\w+`", "", text)  # names of models, such as history_sound
+        left = left.replace("ANNOTATED of the sound", "").replace("no sound was heard", "")
+        assert "sound" not in left.lower(), left
+    assert "surrogates of the annotations" in said[0] and "annotations and blocks 0.3500" in said[3]
+
+
 def test_best_of_many_settings_is_called_flattering_and_blocks_stand_beside():
     table = pd.DataFrame({"n_features": [1, 2, 2, 0], "n_lags": [0, 1, 0, 0], "blocks": [False, False, True, True],
                           "delay": 5.0, "skill": [0.1, 0.3, 0.35, 0.2]})  # fmt: skip

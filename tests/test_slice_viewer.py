@@ -1,6 +1,7 @@
 """The slice viewer without a browser: what it shows of a run, an image or maps, and what it answers."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,10 +11,10 @@ import pytest
 import soundfile
 from scipy import stats
 
-from bold_audio import slices, viewable
+from bold_audio import slices, soundtrack, viewable
 from bold_audio.data import BoldRun
 from bold_audio.files import DataError
-from bold_audio.runs import RunFiles
+from bold_audio.runs import RunFiles, SeveralRuns
 from bold_audio.slice_viewer import SliceViewer
 
 SHAPE, N, T_R = (5, 6, 7), 60, 2.0
@@ -357,3 +358,21 @@ def test_sound_is_sent_beside_the_other_answers(run, tmp_path):
     for thread in viewer.threads:
         thread.join()
     assert sent[-1][0]["type"] == "error" and sent[-1][0]["text"].startswith("no sound: this browser plays neither")
+
+
+def test_one_sound_serves_all_runs(run, tmp_path):
+    soundfile.write(tmp_path / "film.wav", np.full(16_000 * 5, 0.5), 16_000)
+    half = replace(run.files, n_volumes=N // 2, onset=10.0)
+    viewer = SliceViewer(replace(run, files=SeveralRuns((half, half))), sound=tmp_path / "film.wav")
+    track = viewer._sound.track
+    loud = np.flatnonzero(np.abs(track.y) > 0.1) / soundtrack.RATE + track.onset
+    # The second run begins at 60 s, and each run's sound 10 s after it.
+    begins = loud[np.r_[True, np.diff(loud) > 1]]
+    assert begins == pytest.approx([10.0, 70.0], abs=0.01) and track.duration == pytest.approx(65.0)
+
+
+def test_a_scene_takes_no_sound(run, tmp_path):
+    shown = viewable.scene_of_run(run)
+    assert SliceViewer(shown).about["sound"] is False
+    with pytest.raises(DataError, match="a Scene does not know when its sound begins - give SliceViewer the run"):
+        SliceViewer(shown, sound=tmp_path / "film.wav")

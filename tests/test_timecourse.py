@@ -137,7 +137,7 @@ def loud_times(y, rate):
 @pytest.mark.parametrize("kind", list(soundtrack.KINDS))
 def test_compressed_copy_keeps_its_time(clicks, kind, tmp_path):
     track = soundtrack.open_soundtrack([clicks], [-1.0], end=20.0)
-    assert (track.start, track.duration) == (-1.0, 6.0)
+    assert (track.onset, track.duration) == (-1.0, 6.0)
     packed = soundtrack.compressed(track, kind)
     assert len(packed) < clicks.stat().st_size / 2
     (tmp_path / "copy").write_bytes(packed)
@@ -149,7 +149,7 @@ def test_compressed_copy_keeps_its_time(clicks, kind, tmp_path):
 def test_sounds_of_several_runs_lie_on_one_clock(clicks):
     track = soundtrack.open_soundtrack([clicks, clicks], [1.0, 5.0], end=9.0)
     # The first run's sound ends where the second's begins, and the scan ends at 9 s.
-    assert track.start == 1.0
+    assert track.onset == 1.0
     assert track.duration == pytest.approx(8.0)
     assert loud_times(track.y, soundtrack.RATE) == pytest.approx([2.0, 6.0], abs=0.01)
 
