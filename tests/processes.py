@@ -4,7 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -13,8 +13,12 @@ from bold_audio.files import project_root
 
 def below(pid, module):
     """The processes below one that run a module of Python, such as ``bold_audio``, started or forked."""
-    there = psutil.Process(pid).children(recursive=True)
-    return [one for one in there if one.name() == module[:15] or module in one.cmdline()]
+    found = []
+    for one in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):  # it may have ended since
+            if one.name() == module[:15] or module in one.cmdline():
+                found.append(one)
+    return found
 
 
 def free_port():

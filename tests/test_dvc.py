@@ -35,6 +35,7 @@ from release import (
     pattern,
     release_content,
     release_items,
+    scan_begun,
     store,
     traces,
 )
@@ -487,7 +488,7 @@ def test_broken_download_that_stays(fault, get, here, server, items):  # D05, D0
 def test_killed_fetch_is_completed_by_the_next(get, here, server, remote, items, content):  # D07
     server.faults[pattern(items, BOLD)] = ["slow"]
     killed, deadline = child(here, remote, items), time.monotonic() + 60
-    while not (begun := list((here / ".dvc/cache").rglob("*.tmp"))):
+    while not (begun := scan_begun(here, items)):
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
