@@ -3,7 +3,8 @@
     python benchmarks/report.py --quick                     a small notebook, executed and rendered here
     python benchmarks/report.py outputs/sim/sub-sim/report  the pages of a run
 
-Needs Chromium and playwright; axe-playwright-python for the accessibility rules. The last line is JSON.
+Needs Chromium and playwright; axe-playwright-python for the accessibility rules. The last line is JSON; the exit status
+is 1 where a page asks for anything, says an error, breaks a rule or has an empty figure, or where there is no page.
 """
 
 import argparse
@@ -24,6 +25,7 @@ FLAGS += ["--disable-component-update", "--disable-sync", "--host-resolver-rules
 PATIENCE = 180_000  # ms: other work may hold the machine up
 LOCAL = ("file:", "data:", "blob:", "about:")
 SERIOUS = ("serious", "critical")
+NONE_OF = ("report_requests", "report_console_errors", "report_figures_missing", "report_violations")
 DRAWN = """() => [...document.querySelectorAll("figure.plot .plot-area")].map((area) => {
   const plot = area.querySelector(".plot-container");
   const marks = area.querySelectorAll("path.js-line, .points path, .barlayer path, .hm image, .heatmaplayer image, "
@@ -169,6 +171,13 @@ def main():
     for line in found.pop("found"):
         print(line)
     print(json.dumps(found))
+    if missed := failures(found):
+        sys.exit(f"not as asked: {', '.join(missed)}")
+
+
+def failures(found):
+    """Names of counts that a careful report has at 0; a report without a page fails, rules that nobody asked do not."""
+    return [name for name in NONE_OF if found[name]] + ["report_pages"] * (not found["report_pages"])
 
 
 if __name__ == "__main__":
