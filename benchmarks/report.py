@@ -10,8 +10,6 @@ is 1 where a page asks for anything, says an error, breaks a rule or has an empt
 import argparse
 import contextlib
 import json
-import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +17,10 @@ from pathlib import Path
 import nbformat
 
 from bold_audio import execution, report
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from browser import chromium_path, missing
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
@@ -32,23 +34,6 @@ DRAWN = """() => [...document.querySelectorAll("figure.plot .plot-area")].map((a
     + ".scatterlayer path, .shapelayer path, .errorbars path, canvas");
   return Boolean(plot) && marks.length > 0;
 })"""
-
-
-def chromium_path():
-    """Path of Chromium; None where there is none."""
-    named = os.environ.get("BROWSER_PATH")
-    return named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def missing():
-    """Why no browser can be used; empty where one can."""
-    if chromium_path() is None:
-        return "no Chromium - apt-get install chromium"
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "no playwright - pip install playwright"
-    return ""
 
 
 @contextlib.contextmanager

@@ -643,7 +643,7 @@ def test_the_token_is_nowhere_afterwards(command, here, server, content, tmp_pat
     assert hits == []
 
 
-def test_no_message_of_a_fault_holds_the_token(server, remote):  # D10
+def test_the_header_that_was_found_shows_the_token_to_nobody(server, remote):  # D10
     header = access.open_remote(remote, TOKEN, may_lack=True)
     assert header == f"OAuth {TOKEN}"
     assert TOKEN not in repr(access._Authorization(header)) + str(vars(remote))
