@@ -17,6 +17,8 @@ import pandas as pd
 from bold_audio import bids, group_stats, inferred, workflow
 from bold_audio.params import load_params
 
+SOURCES = {"audio": "RE-SYNTHESISED speech (audio)", "annotations": "the word times, no sound (annotations)"}
+
 
 def measure(subject_label, feature_source):
     """Delay curve inside train and scores of the test part for one person."""
@@ -53,25 +55,26 @@ def main():
         sys.exit("alice is not there - set data_dir in params/alice.yaml")
     result = {"people": len(people)}
     for source in options.features:
+        named = SOURCES[source]
         made = zip(*(measure(p, source) for p in people), strict=True)
         curves, tables, inference = (pd.concat(parts) for parts in made)
         curve = curves.pivot_table(index="region", columns="delay", values="skill", sort=False)
-        print(f"\n{source}: skill of the sound on held-out volumes of train by delay (s), mean of {len(people)} people")
+        print(f"\n{named}: skill on held-out volumes of train by delay (s), mean of {len(people)} people")
         print(curve.round(4).to_string())
         one_step = tables[tables["prediction"] == "one_step"]
         r = one_step.pivot_table(index="region", columns="model", values="r_median", sort=False)
         gain = one_step[one_step["model"] == "history_sound"].groupby("region", sort=False)["skill"].mean()
-        print(f"\n{source}: r on the test part, one-step, and the gain of history_sound over history, mean of people")
+        print(f"\n{named}: r on the test part, one-step, and the gain of history_sound over history, mean of people")
         shown = r[["sound", "history", "history_sound"]].assign(gain=gain)
         print(shown.round(4).to_string())
         group = together(inference)
-        print(f"\n{source}: over the whole run, out of fold: gain over the past, its p by sign-flips over people,")
+        print(f"\n{named}: over the whole run, out of fold: gain over the past, its p by sign-flips over people,")
         print("and in how many people the person's own p (surrogates) is at most .05, not corrected for regions")
         print(group.round(4).to_string())
-        print(f"\n{source}: p of the gain among surrogates, person by person")
+        print(f"\n{named}: p of the gain among surrogates, person by person")
         print(inference.pivot_table(index="subject", columns="region", values="p", sort=False).round(3).to_string())
         sure = tables.groupby("subject")["identifiable"].first()
-        print(f"\n{source}: the delay is identifiable in {sure.sum()} of {len(sure)} people")
+        print(f"\n{named}: the delay is identifiable in {sure.sum()} of {len(sure)} people")
         result[source] = {
             "identifiable": int(sure.sum()),
             "lptl_peak_s": float(curve.loc["LPTL"].idxmax()),

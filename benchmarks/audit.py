@@ -5,12 +5,14 @@
 Sounds of SIMULATED films, on seeds that nothing was tuned on, against their blocks alone and against blocks and word
 times. Right ones: in time, and shifted by a planted number of seconds. Wrong ones, made of another film's sound: its
 music and speech in turn for 5 to 60 s at a time; music only; speech only; and a whole film with the same blocks and
-other words. Ends with one line of JSON.
+other words. Ends with one line of JSON; the exit status is 1 where a film in time raises an alarm or no wrong sound
+does.
 """
 
 import argparse
 import io
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -95,6 +97,16 @@ def main():
         result["alarms"][by] = part.groupby("sound", sort=False)["alarm"].mean().round(3).to_dict()
         result["worst_shift_error_s"][by] = round(float(part["error"].abs().max()), 3)
     print(json.dumps(result))
+    if missed := failures(table):
+        sys.exit(f"not as asked: {', '.join(missed)}")
+
+
+def failures(table):
+    """What the audit gets grossly wrong, in words."""
+    in_time = table["sound"] == "in time"
+    alarmed = table[in_time & table["alarm"]]
+    said = [f"film {row.film} is in time and raises an alarm by its {row.by}" for row in alarmed.itertuples()]
+    return said + ["no wrong sound raises an alarm"] * (not table["alarm"][~in_time].any())
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ GIVEN = {
 PROGRAM = Path(sysconfig.get_path("scripts")) / "bold-audio"
 WAYS = ("all", "program", "kernel")
 KERNEL = "ipykernel_launc"  # as the system cuts names
+MISSES = 20  # moments in a row at which nothing was there to be killed
 PATIENCE = 600  # s that a run may take on a busy machine
 HOOK = '''
 """Counts writes below some folders, in this process and the kernels that it starts, and ends both at one of them."""
@@ -181,8 +182,20 @@ class Site:
 
 
 def kill(program, way):
-    """Kill a running program in one of `WAYS`, once it has a kernel where the kernel is to be killed: what goes on."""
-    running, below, kernels = psutil.Process(program.pid), [], []
+    """Kill a running program in one of `WAYS`, once it has a kernel where the kernel is to be killed.
+
+    Returns
+    -------
+    killed : int
+        Processes; 0 where all had ended before.
+    orphans : list of psutil.Process
+        Kernels that go on.
+    """
+    killed, below, kernels = 0, [], []
+    try:
+        running = psutil.Process(program.pid)
+    except psutil.NoSuchProcess:
+        return 0, []
     while program.poll() is None and not kernels:
         with contextlib.suppress(psutil.Error):
             below = running.children(recursive=True)
@@ -193,7 +206,8 @@ def kill(program, way):
     for process in {"all": [running, *below], "program": [running], "kernel": kernels}[way]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    return kernels if way == "program" else []
+            killed += 1
+    return killed, kernels if way == "program" else []
 
 
 # --- what is done -------------------------------------------------------------------------
@@ -210,7 +224,7 @@ def killed_at_moments(site, n, *, rng, say=print):
     """
     reference, _, whole = site.reference(site.steps)
     say(f"reference: {whole:.0f} s")
-    counts = {"kills": 0, "kills_equal": 0, "mlflow_unfinished": 0, "kernel_outlived": 0.0}
+    counts, missed = {"kills": 0, "kills_equal": 0, "mlflow_unfinished": 0, "kernel_outlived": 0.0}, 0
     while counts["kills"] < n:
         moment, way = rng.uniform(0, whole), WAYS[counts["kills"] % len(WAYS)]
         site.put()
@@ -220,9 +234,16 @@ def killed_at_moments(site, n, *, rng, say=print):
             whole = moment  # the machine has less to do than before, and the run had ended: another moment
             continue
         except subprocess.TimeoutExpired:
-            orphans = kill(program, way)
+            killed, orphans = kill(program, way)
         ended = program.wait(PATIENCE)
-        said = [] if ended in (0, 5 if way == "kernel" else -signal.SIGKILL) else [f"status {ended} when killed"]
+        if ended == 0 or not killed:  # it had ended by itself, or had no kernel any more: another moment
+            psutil.wait_procs(orphans, timeout=PATIENCE)
+            missed += 1
+            if missed > MISSES:
+                raise SystemExit(f"{missed} times in a row nothing was there to be killed")
+            continue
+        missed = 0
+        said = [] if ended == (5 if way == "kernel" else -signal.SIGKILL) else [f"status {ended} when killed"]
         wrong, seconds, outlived = site.finish(site.steps, orphans)
         more, unfinished = differences(reference, site.work)
         said += wrong + more
@@ -256,12 +277,14 @@ def killed_at_writes(site, *, choose, say=print):
         equal = 0
         for point in points:
             site.put(before)
-            site.start([step], at=point).wait(PATIENCE)
+            ended = site.start([step], at=point).wait(PATIENCE)
             site.kill_all()
             at = site.counter.with_name("counter.at")
             where = at.read_text() if at.is_file() else "nowhere"
             at.unlink(missing_ok=True)
-            said, *_ = site.finish([step])
+            # A run that nothing killed would be equal, too.
+            said = [] if ended == -signal.SIGKILL and where != "nowhere" else [f"not killed: status {ended}"]
+            said += site.finish([step])[0]
             said += differences(reference, site.work)[0]
             equal += not said
             where = where.replace(f"{site.work}/", "")
@@ -290,9 +313,10 @@ def main():
     def choose(n):
         return sorted(rng.sample(range(1, n + 1), 3)) if options.quick else range(rng.randint(1, every), n + 1, every)
 
+    print("A SIMULATED subject", flush=True)
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
         site = Site(folder, options.steps)
-        made = {"quick": options.quick}
+        made = {"quick": options.quick, "simulated": True}
         try:
             if options.kills:
                 made |= killed_at_moments(site, options.kills, rng=rng)

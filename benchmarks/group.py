@@ -13,7 +13,8 @@ A voxel of the template counts as planted where anybody's planted voxels lie aft
 person's neighbours and the group's). ``found``: repetitions in which both planted sides hold a voxel at family-wise
 p <= .05. ``elsewhere``: repetitions in which any other voxel does.
 
-Rows go to --rows (JSON lines) as they come, and what is there is not measured again. Ends with one line of JSON.
+Rows go to --rows (JSON lines) as they come, and what is there of as many people is not measured again. Ends with one
+line of JSON; the exit status is 1 where no planted repetition has both sides found.
 """
 
 import argparse
@@ -105,7 +106,7 @@ def measure(kind, number, *, folder, n_people):
     planted *= kind == "planted"  # the simulator names the regions of a null person, too; there any voxel is false
     model, stat = MODELS["evidence"]
     found = group_maps.group_map(folder / "outputs/sim", labels, model=model, stat=stat, seed=number)
-    row = {"kind": kind, "number": number} | figures(found, planted)
+    row = {"kind": kind, "number": number, "people": n_people} | figures(found, planted)
     shutil.rmtree(folder)
     return row | {"took": round(time.perf_counter() - started, 1)}
 
@@ -127,9 +128,9 @@ def figures(found, planted):
 
 
 def measure_all(tasks, rows_file, *, n_processes, n_people):
-    """Every (kind, number) that ``rows_file`` does not hold yet: table of all rows."""
+    """Every (kind, number) that ``rows_file`` does not hold yet for so many people: table of the rows asked for."""
     kept = rows_file.read_text().splitlines() if rows_file.is_file() else []
-    rows = [json.loads(line) for line in kept]
+    rows = [row for row in map(json.loads, kept) if row.get("people", row["n_people"]) == n_people]
     done = {(row["kind"], row["number"]) for row in rows}
     os.environ |= {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}
     with (
@@ -175,6 +176,8 @@ def main():
     last = {f"{row.kind}_elsewhere": row.elsewhere for row in table.itertuples()}
     found = {"planted_found": int(table["found"].sum())} if "found" in table else {}
     print(json.dumps({"repetitions": n, "people": n_people} | last | found))
+    if not found.get("planted_found", 1):
+        sys.exit("not as asked: in no planted group were both sides found")
 
 
 if __name__ == "__main__":

@@ -198,12 +198,13 @@ def main():
     options = parser.parse_args()
     if options.simulate:
         return simulate_recording(options.folder / options.simulate / "data", SIZES[options.simulate])
+    print("SIMULATED recordings")
     given, rows = {key: yaml.safe_load(value) for key, value in options.p}, []
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memory-")))
         for name in ["quick"] if options.quick else options.sizes:
             rows += measure(name, folder.resolve(), chosen_steps(options.steps), given)
-    print(json.dumps({"quick": options.quick, "limit_GiB": LIMIT / 2**30, "steps": rows}))
+    print(json.dumps({"quick": options.quick, "simulated": True, "limit_GiB": LIMIT / 2**30, "steps": rows}))
     if any(row["status"] or row["GiB"] * 2**30 > LIMIT or row["of_estimate"] > 1 for row in rows):
         sys.exit("a step failed or took too much: see above")
 

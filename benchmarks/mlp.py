@@ -18,11 +18,13 @@ voxel on either side.
 brain mask, fitted on train and scored once on test, one-step, in voxels planted with r2 of 0.2 or more: gain over own
 history of ridge (`history_sound`), of a network without hidden layers and of the MLP, the two trained alike. Ridge
 chooses a strength voxel by voxel; the networks share what neighbouring voxels show, so it is the network without hidden
-layers that says how much of the difference is the hidden layer's. Ends with one line of JSON.
+layers that says how much of the difference is the hidden layer's. Ends with one line of JSON; the exit status is 1
+where a figure is not a finite number.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -268,6 +270,19 @@ def main():
             print("  each: " + "; ".join(", ".join(f"{v:+.4f}" for v in one[0].values()) for one in made), flush=True)
             result[kind] = gains | {"mlp_over_ridge_mse": mse}
     print(json.dumps(result))
+    if missed := not_finite(result):
+        sys.exit(f"not a finite number: {', '.join(missed)}")
+
+
+def not_finite(result, before=""):
+    """Names of figures that are no finite numbers, those of dictionaries inside with the dictionary's name."""
+    names = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            names += not_finite(value, f"{before}{name} ")
+        elif not np.isfinite(value):
+            names.append(f"{before}{name}")
+    return names
 
 
 if __name__ == "__main__":

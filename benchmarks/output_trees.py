@@ -14,6 +14,7 @@ from bold_audio.locking import lock
 from bold_audio.subjects import KEPT
 
 TIMES = {"started", "finished", "seconds"}
+TIMED = {"seconds", "s per call"}  # columns of tables: how long the program took
 
 
 def without_times(content):
@@ -24,18 +25,42 @@ def without_times(content):
 
 
 def timeless(text):
-    """A text without dates, seconds, random ids, numbers of tables of seconds, and whether a model was there before."""
+    """A text without dates, how long a notebook took, random ids, and whether a model was there before.
+
+    Other seconds are content: delays, intervals, lengths of films.
+    """
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+\d{4}|Z)?", "<date>", text)
-    text = re.sub(r"\b[\d.]+ (ms|s|min)\b", "<seconds>", text).replace("was there already", "was written")
-    text = re.sub(r"\b([0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})\b", "<id>", text)
-    return re.sub(r"\d[\d.e+-]*", "<number>", text) if re.search(r"\bseconds\b|s per call", text) else text
+    text = re.sub(r"<date> UTC, in \d+ s\b", "<date> UTC, in <seconds>", text)
+    text = text.replace("was there already", "was written")
+    return re.sub(r"\b([0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})\b", "<id>", text)
+
+
+def table_content(table):
+    """Rows of an HTML table, without columns that tell how long the program took."""
+    rows = [
+        [timeless(" ".join(cell.get_text(" ").split())) for cell in row.find_all(["th", "td"])]
+        for row in table.find_all("tr")
+    ]
+    timed = {k for row in rows for k, text in enumerate(row) if text in TIMED}
+    return [[text for k, text in enumerate(row) if k not in timed] for row in rows]
+
+
+def output_content(output):
+    """An output of a cell; of a table that tells times, what else is in its HTML."""
+    html = output.get("data", {}).get("text/html", "")
+    if any(f">{name}<" in html for name in TIMED):
+        tables = BeautifulSoup(html, "html.parser").find_all("table")
+        # As plain text it is the same table once more.
+        data = {kind: value for kind, value in output["data"].items() if kind != "text/plain"}
+        output = {**output, "data": data | {"text/html": [table_content(table) for table in tables]}}
+    return timeless(json.dumps(output, sort_keys=True))
 
 
 def notebook_content(path):
     """Cells of an executed notebook: kind, source, number, outputs."""
     made = []
     for cell in nbformat.read(path, as_version=4).cells:
-        outputs = [timeless(json.dumps(output, sort_keys=True)) for output in cell.get("outputs", [])]
+        outputs = [output_content(output) for output in cell.get("outputs", [])]
         made.append([cell.cell_type, cell.source, cell.get("execution_count"), outputs])
     return made
 
@@ -45,7 +70,10 @@ def page_content(path):
     page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
     figures = [timeless(one.text) for one in page.find_all("script")]
     links = [timeless(one.get("src") or one.get("href") or "") for one in page.find_all(["img", "a", "link"])]
-    tables = [timeless(" ".join(one.get_text(" ").split())) for one in page.find_all("table")]
+    tables = [table_content(one) for one in page.find_all("table")]
+    for one in page.select("li > a"):  # an index tells beside each page how long its notebook took
+        if one.next_sibling and re.fullmatch(r"\s*— \d+ s\s*", str(one.next_sibling)):
+            one.next_sibling.extract()
     for one in page.find_all(["script", "table", "style"]):
         one.extract()
     return [timeless(" ".join(page.get_text(" ").split())), tables, figures, links]

@@ -3,14 +3,13 @@
     python benchmarks/report.py --quick                     a small notebook, executed and rendered here
     python benchmarks/report.py outputs/sim/sub-sim/report  the pages of a run
 
-Needs Chromium and playwright; axe-playwright-python for the accessibility rules. The last line is JSON.
+Needs Chromium and playwright; axe-playwright-python for the accessibility rules. The last line is JSON; the exit status
+is 1 where a page asks for anything, says an error, breaks a rule or has an empty figure, or where there is no page.
 """
 
 import argparse
 import contextlib
 import json
-import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,34 +18,22 @@ import nbformat
 
 from bold_audio import execution, report
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from browser import chromium_path, missing
+
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
 PATIENCE = 180_000  # ms: other work may hold the machine up
 LOCAL = ("file:", "data:", "blob:", "about:")
 SERIOUS = ("serious", "critical")
+NONE_OF = ("report_requests", "report_console_errors", "report_figures_missing", "report_violations")
 DRAWN = """() => [...document.querySelectorAll("figure.plot .plot-area")].map((area) => {
   const plot = area.querySelector(".plot-container");
   const marks = area.querySelectorAll("path.js-line, .points path, .barlayer path, .hm image, .heatmaplayer image, "
     + ".scatterlayer path, .shapelayer path, .errorbars path, canvas");
   return Boolean(plot) && marks.length > 0;
 })"""
-
-
-def chromium_path():
-    """Path of Chromium; None where there is none."""
-    named = os.environ.get("BROWSER_PATH")
-    return named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def missing():
-    """Why no browser can be used; empty where one can."""
-    if chromium_path() is None:
-        return "no Chromium - apt-get install chromium"
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "no playwright - pip install playwright"
-    return ""
 
 
 @contextlib.contextmanager
@@ -169,6 +156,13 @@ def main():
     for line in found.pop("found"):
         print(line)
     print(json.dumps(found))
+    if missed := failures(found):
+        sys.exit(f"not as asked: {', '.join(missed)}")
+
+
+def failures(found):
+    """Names of counts that a careful report has at 0; a report without a page fails, rules that nobody asked do not."""
+    return [name for name in NONE_OF if found[name]] + ["report_pages"] * (not found["report_pages"])
 
 
 if __name__ == "__main__":

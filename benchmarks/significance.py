@@ -12,8 +12,9 @@ simulated, white, strongly autocorrelated, drifting, moving, and with a rhythm o
 is a known limit. ``blocks``: two regions follow the blocks and not the sound within them; ``sound``: the film's MFCCs.
 ``oneback``: a REAL scan without any sound, with a film of another seed each time. ``speed``: full size, this machine.
 
-Rows go to --rows (JSON lines) as they come, and what is there is not measured again. ``--write`` puts the summary into
-the package, which reports print. Ends with one line of JSON.
+Rows go to --rows (JSON lines) as they come, and what is there is not measured again; those of ``--quick`` are kept
+apart. ``--write`` puts the summary into the package, which reports print; it takes everybody. Ends with one line of
+JSON.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def measure(kind, seed, *, folder, quick=False):
     caches = [path for path in params.cache_path.glob("*") if path.is_dir() and not path.name.startswith("mfcc-")]
     for path in (*trees, *caches, params.subject_path):
         shutil.rmtree(path, ignore_errors=True)
-    return {"kind": kind, "seed": seed, "took": round(time.perf_counter() - started, 1)} | row
+    return {"kind": kind, "seed": seed, "quick": quick, "took": round(time.perf_counter() - started, 1)} | row
 
 
 def film_of(kind, seed):
@@ -217,9 +218,10 @@ FIGURES = {
 
 
 def measure_all(tasks, rows_file, *, n_processes, quick):
-    """Every (kind, seed) that ``rows_file`` does not hold yet; yields all rows."""
+    """Every (kind, seed) that ``rows_file`` does not hold yet, as quick as asked: table of the rows asked for."""
     kept_rows = rows_file.is_file()
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()] if kept_rows else []
+    rows = [row for row in rows if row.get("quick", False) == quick]  # older full rows do not say it
     done = {(row["kind"], row["seed"]) for row in rows}
     # One core each. The speed is measured alone, by as many cores as there are.
     alone = [task for task in tasks if task[0] == "speed" and task not in done]
@@ -300,6 +302,8 @@ def main():
     parser.add_argument("--seed0", type=int, default=FIRST_SEED, help="seed of the first subject of each kind")
     parser.add_argument("--processes", type=int, default=joblib.cpu_count(), help="subjects measured at once")
     options = parser.parse_args()
+    if options.write and (options.quick or options.only or options.people):
+        parser.error("--write puts everybody's figures into the package: not with --quick, --only or --people")
     people = QUICK if options.quick else PEOPLE
     people = {kind: options.people or n for kind, n in people.items() if not options.only or kind in options.only}
     if "oneback" in people and not load_params("02", "oneback").data_path.is_dir():

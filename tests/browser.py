@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,15 +17,20 @@ from processes import free_port
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-CHROMIUM = Path("/usr/bin/chromium")
 SIZE = {"width": 1280, "height": 1500}
 HARMLESS = ("favicon",)  # a page without an icon is no fault
 
 
+def chromium_path():
+    """Path of Chromium; None where there is none."""
+    named = os.environ.get("BROWSER_PATH")
+    return named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
 def missing():
     """Why no browser can be used; empty where one can."""
-    if not CHROMIUM.exists():
-        return "no chromium - apt-get install chromium"
+    if chromium_path() is None:
+        return "no Chromium - apt-get install chromium"
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:
@@ -149,11 +155,11 @@ class Lab:
 
 @contextlib.contextmanager
 def chromium():
-    """Debian's Chromium, without a screen."""
+    """Chromium, without a screen."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        browser = play.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         try:
             yield browser
         finally:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,28 +89,43 @@ def shared():
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory):
     """Address of a real MLflow server on a free port."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    folder = tmp_path_factory.mktemp("server")
+    for last in (False, False, True):  # somebody else may take the port before the server does
+        process, uri = _start_mlflow(folder)
+        try:
+            if _answers(process, uri):
+                yield uri
+                return
+            assert not last, "the MLflow server did not start: " + (folder / "log").read_text()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _start_mlflow(folder):
+    """Start an MLflow server on a port that is free just now: the process and the address."""
+    port = free_port()
     store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "art")]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *store]
     with (folder / "log").open("w") as said:
         process = subprocess.Popen(
             [*command, "--workers", "1"], stdout=said, stderr=said, cwd=folder, start_new_session=True
         )
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                if requests.get(f"{uri}/health", timeout=2).ok:
-                    break
-            except requests.RequestException:
-                assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.5)
-        else:
-            pytest.fail("the MLflow server did not start: " + (folder / "log").read_text())
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    return process, f"http://127.0.0.1:{port}"
+
+
+def _answers(process, uri):
+    """Whether a server of ours answers; another one may hold its port, and ours then ends."""
+    for _ in range(240):
+        with suppress(requests.RequestException):
+            if requests.get(f"{uri}/health", timeout=2).ok:
+                time.sleep(0.5)  # one that found its port taken needs a moment to end
+                return process.poll() is None
+        if process.poll() is not None:
+            return False
+        time.sleep(0.5)
+    return False
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Other Python processes, for what two of them do to the same files."""
+"""Other Python processes, for what two of them do to the same files; and the memory that this one takes."""
 
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+import tracemalloc
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -13,8 +14,12 @@ from bold_audio.files import project_root
 
 def below(pid, module):
     """The processes below one that run a module of Python, such as ``bold_audio``, started or forked."""
-    there = psutil.Process(pid).children(recursive=True)
-    return [one for one in there if one.name() == module[:15] or module in one.cmdline()]
+    found = []
+    for one in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):  # it may have ended since
+            if one.name() == module[:15] or module in one.cmdline():
+                found.append(one)
+    return found
 
 
 def free_port():
@@ -27,6 +32,18 @@ def free_port():
 def hears_ctrl_c():
     """For ``preexec_fn``: a program that is started in the background would ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def peak():
+    """Function that tells, after the block, the most bytes that Python held inside it; nothing is traced afterwards."""
+    held = []
+    tracemalloc.start()
+    try:
+        yield lambda: held[0]
+        held.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
 
 
 @contextmanager

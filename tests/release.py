@@ -40,6 +40,8 @@ def own_surroundings(monkeypatch, folder):
         monkeypatch.setenv(f"DVC_{name}_DIR", str(folder / "dvc" / name))
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)  # nothing may leave this machine
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
 
@@ -133,6 +135,12 @@ def child(root, remote, items, *, limit=0):
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+
+
+def scan_begun(root, items):
+    """Temporary files of the scan in DVC's cache, which lie where it will lie; a small file's may come first."""
+    (item,) = (item for item in items if item.path == BOLD)
+    return list((root / ".dvc/cache/files/md5" / item.md5[:2]).glob("*.tmp"))
 
 
 def traces(token):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -106,8 +107,8 @@ def test_worker_that_is_killed_costs_time_and_nothing_else(project):
     command = [sys.executable, "-m", "bold_audio", *words]
     program = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     asleep = wait_for(program, lambda: list(project.glob("*.asleep")))
-    one = below(program.pid, "bold_audio")[0]
-    killed, whose = one.parent().parent(), whose_program(project, one.pid)  # the process that forks is between them
+    one, whose = wait_for(program, lambda: program_with_lock(project, program.pid))
+    killed = one.parent().parent()  # the process that forks is between them
     assert killed.pid != program.pid and "spawn_main" in " ".join(killed.cmdline())
     (project / "slow").unlink()
     children = killed.children(recursive=True)
@@ -122,10 +123,14 @@ def test_worker_that_is_killed_costs_time_and_nothing_else(project):
     assert again.returncode == 0 and len(made(project)) == 3, (out, again.stderr)
 
 
-def whose_program(project, pid):
-    """The subject that is locked by a process."""
-    owners = project.glob("outputs/sim/sub-*/.lock.owner")
-    return next(path.parent.name for path in owners if json.loads(path.read_text())["pid"] == pid)
+def program_with_lock(project, pid):
+    """A program that works below a process and the subject that it has locked; None before any has."""
+    programs = {one.pid: one for one in below(pid, "bold_audio")}
+    for path in project.glob("outputs/sim/sub-*/.lock.owner"):
+        with suppress(OSError, ValueError):  # it is written in place, so it may be read while it is empty
+            if found := programs.get(json.loads(path.read_text())["pid"]):
+                return found, path.parent.name
+    return None
 
 
 def wait_for(program, found, timeout=120):

@@ -4,6 +4,7 @@ import random
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 
@@ -47,3 +48,37 @@ def test_what_differs_is_told(crash, site):
     said = "\n".join(crash.differences(reference, site.work)[0])
     for words in ("plotly.min.js is missing", ".part was left", f"{table.name} differs", "status.json differs"):
         assert words in said
+
+
+def page(*, delay="6", difference="2e-07", seconds="0.017", took="19"):
+    """A page with a result in seconds, a table that tells times beside a result, and how long notebooks took."""
+    return f"""<p>best at Δt = {delay} s (95 % interval 4 to 8 s)</p>
+    <table><thead><tr><td></td><th>difference</th><th>seconds</th></tr></thead>
+    <tbody><tr><th>mlp</th><td>{difference}</td><td>{seconds}</td></tr></tbody></table>
+    <ul><li><a href="02.html">02</a> — {took} s</li></ul><p>Executed 2026-11-26T18:59:57 UTC, in {took} s</p>"""
+
+
+def notebook(*, delay="6", difference="2e-07", seconds="0.017", took="19"):
+    """The same of a notebook, whose table stands there as plain text, too."""
+    html = page(delay=delay, difference=difference, seconds=seconds, took=took)
+    output = nbformat.v4.new_output("display_data", {"text/html": html, "text/plain": f"mlp {difference} {seconds}"})
+    told = nbformat.v4.new_output("display_data", {"text/markdown": f"best at **Δt = {delay} s**"})
+    cell = nbformat.v4.new_code_cell("table", outputs=[output, told], id="a")
+    return nbformat.writes(nbformat.v4.new_notebook(cells=[cell]))
+
+
+@pytest.mark.parametrize(("name", "make"), [("index.html", page), ("05.ipynb", notebook)])
+def test_a_changed_result_differs_and_a_changed_duration_does_not(crash, tmp_path, name, make):
+    states = {}
+
+    def differences(**changed):
+        for state, made in (("one", make()), ("other", make(**changed))):
+            states[state] = tmp_path / state
+            states[state].mkdir(exist_ok=True)
+            (states[state] / name).write_text(made)
+        return crash.differences(states["one"], states["other"])[0]
+
+    assert differences(seconds="0.5", took="3") == []
+    for changed in ({"delay": "7"}, {"difference": "3e-07"}):
+        (said,) = differences(**changed)
+        assert f"{name} differs" in said

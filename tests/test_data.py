@@ -5,13 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
-import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from processes import peak
 from refusals import refused
 
 from bold_audio import data, images
@@ -337,11 +337,9 @@ def test_a_header_that_cannot_be_is_refused_before_its_size_is_asked_for(tree, c
     if ending == ".nii":
         (made.func / f"{NAME}.nii").write_bytes(gzip.decompress(made.bold.read_bytes()))
         made.bold.unlink()
-    tracemalloc.start()
-    with refused(match):
+    with peak() as most, refused(match):
         made.load()
-    assert tracemalloc.get_traced_memory()[1] < 50e6
-    tracemalloc.stop()
+    assert most() < 50e6
 
 
 def test_a_small_file_that_unpacks_without_end_is_left_alone(tree):
@@ -350,11 +348,9 @@ def test_a_small_file_that_unpacks_without_end_is_left_alone(tree):
     with made.bold.open("ab") as handle:
         for _ in range(60):  # a gigabyte in a megabyte
             handle.write(zeros)
-    tracemalloc.start()
-    with refused("scan holds more volumes than its header says"):
+    with peak() as most, refused("scan holds more volumes than its header says"):
         made.load()
-    assert tracemalloc.get_traced_memory()[1] < 50e6
-    tracemalloc.stop()
+    assert most() < 50e6
 
 
 def test_what_nibabel_mends_in_a_header_is_told_in_the_report_and_not_on_stderr(tree, caplog):
@@ -531,18 +527,15 @@ def integers_with_slope(made):
     return made
 
 
-def peak(made, **given):
+def peak_of(made, **given):
     """Most memory that reading took, in float32 copies of the whole scan."""
     import nilearn.image  # noqa: F401 - its import is not counted
 
     params = made.params(**given)
     files = locate_runs(params)
-    tracemalloc.start()
-    try:
+    with peak() as most:
         load_run(files, params, train=np.arange(5, 40))
-        return tracemalloc.get_traced_memory()[1] / (4 * files.n_volumes * np.prod(files.grid))
-    finally:
-        tracemalloc.stop()
+    return most() / (4 * files.n_volumes * np.prod(files.grid))
 
 
 @pytest.fixture
@@ -556,12 +549,12 @@ def bigger():
     ids=str,
 )
 def test_reading_never_makes_a_float64_copy(tree, bigger, given, most):
-    assert peak(tree(bigger), **given) < most
+    assert peak_of(tree(bigger), **given) < most
 
 
 @pytest.mark.slow
 def test_reading_scaled_integers_never_makes_a_float64_copy(tree, bigger):
-    assert peak(integers_with_slope(tree(bigger))) < 4
+    assert peak_of(integers_with_slope(tree(bigger))) < 4
 
 
 @pytest.mark.slow
@@ -578,10 +571,9 @@ def test_a_scan_larger_than_memory_is_read_slab_by_slab(tree, monkeypatch, given
     monkeypatch.setattr(images, "SLAB", 2**18)  # 16 volumes
     params = made.params(**given, outputs_dir=str(made.root.parent / "again"))
     files = locate_runs(params)
-    tracemalloc.start()
-    slabs = load_run(files, params, train=np.arange(5, 200))
-    assert tracemalloc.get_traced_memory()[1] < 0.7 * volumes.nbytes  # a third of a float32 copy
-    tracemalloc.stop()
+    with peak() as most:
+        slabs = load_run(files, params, train=np.arange(5, 200))
+    assert most() < 0.7 * volumes.nbytes  # a third of a float32 copy
     np.testing.assert_array_equal(slabs.volumes, whole.volumes)
     np.testing.assert_array_equal(slabs.mean_image, whole.mean_image)
     assert slabs.value_range == whole.value_range

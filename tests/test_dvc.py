@@ -35,6 +35,7 @@ from release import (
     pattern,
     release_content,
     release_items,
+    scan_begun,
     store,
     traces,
 )
@@ -487,7 +488,7 @@ def test_broken_download_that_stays(fault, get, here, server, items):  # D05, D0
 def test_killed_fetch_is_completed_by_the_next(get, here, server, remote, items, content):  # D07
     server.faults[pattern(items, BOLD)] = ["slow"]
     killed, deadline = child(here, remote, items), time.monotonic() + 60
-    while not (begun := list((here / ".dvc/cache").rglob("*.tmp"))):
+    while not (begun := scan_begun(here, items)):
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
@@ -642,7 +643,7 @@ def test_the_token_is_nowhere_afterwards(command, here, server, content, tmp_pat
     assert hits == []
 
 
-def test_no_message_of_a_fault_holds_the_token(server, remote):  # D10
+def test_the_header_that_was_found_shows_the_token_to_nobody(server, remote):  # D10
     header = access.open_remote(remote, TOKEN, may_lack=True)
     assert header == f"OAuth {TOKEN}"
     assert TOKEN not in repr(access._Authorization(header)) + str(vars(remote))

@@ -18,6 +18,7 @@ from release import (
     pattern,
     release_content,
     release_items,
+    scan_begun,
     store,
 )
 from webdav import WebDav, play_openneuro
@@ -178,7 +179,7 @@ def test_broken_download_that_stays(place, row):
 def test_killed_fetch_is_completed_by_the_next(place, row):
     place.spoil(["slow"])
     killed, deadline = child(place.root, place.remote, place.items), time.monotonic() + 60
-    while not list((place.root / ".dvc/cache").rglob("*.tmp")):
+    while not scan_begun(place.root, place.items):
         assert killed.poll() is None and time.monotonic() < deadline
     killed.send_signal(signal.SIGKILL)
     killed.wait()

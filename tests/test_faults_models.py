@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import onnx
 import pytest
@@ -178,21 +179,26 @@ def test_runtimes_that_disagree_publish_nothing(site, row, monkeypatch):
 def test_version_appears_whole(site, row):
     """Whoever looks all the time, as a polling server does, never sees a version without all its files."""
     whole = {path.name for path in (site.models / NAME / "1").iterdir()}
-    seen, stop = [], threading.Event()
+    seen, begun, stop = [], threading.Event(), threading.Event()
 
     def look():
-        while not stop.is_set():
+        while not stop.is_set() or not seen:
+            begun.set()
             if (site.models / NAME / "2").is_dir():
                 seen.append({path.name for path in (site.models / NAME / "2").iterdir()})
+            elif stop.is_set():
+                raise AssertionError("there is no version 2")
 
-    looking = threading.Thread(target=look)
-    looking.start()
-    try:
-        workflow.ensure_export(site.open(model_version=2))
-    finally:
-        stop.set()
-        looking.join()
-    assert all(names == whole for names in seen)
+    subject = site.open(model_version=2)
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        assert begun.wait(60)  # it looks before there is anything to see
+        try:
+            workflow.ensure_export(subject)
+        finally:
+            stop.set()
+        looking.result()
+    assert seen and all(names == whole for names in seen)
     assert {path.name for path in (site.models / NAME / "2").iterdir()} == whole
 
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tracemalloc
 import warnings
 
 import librosa
@@ -14,6 +13,7 @@ import pytest
 import scipy.fft
 import scipy.signal
 import soundfile
+from processes import peak
 from refusals import refused
 
 from bold_audio import features
@@ -293,11 +293,9 @@ def test_a_header_that_speaks_of_more_samples_than_there_are_costs_no_memory(tmp
     content = bytearray(path.read_bytes())
     content[21] |= 0x0F  # the highest bits of the number of samples: 64 thousand million
     path.write_bytes(content)
-    tracemalloc.start()
-    with refused("sound stops at|damaged"):
+    with peak() as most, refused("sound stops at|damaged"):
         open_sound(path)
-    assert tracemalloc.get_traced_memory()[1] < 1e9
-    tracemalloc.stop()
+    assert most() < 1e9
 
 
 @pytest.mark.parametrize("place", [16, 40])  # the lengths of the format and of the samples
@@ -307,11 +305,9 @@ def test_a_part_of_a_wav_that_claims_gigabytes_costs_no_memory(tmp_path, place, 
     content = bytearray(path.read_bytes())
     content[place : place + 4] = length.to_bytes(4, "little")
     path.write_bytes(content)
-    tracemalloc.start()
-    with contextlib.suppress(DataError):  # 0 and 2³² − 1 samples are what a recorder writes before it knows
+    with peak() as most, contextlib.suppress(DataError):  # 0 and 2³² − 1 samples: a recorder that does not know yet
         open_sound(path)
-    assert tracemalloc.get_traced_memory()[1] < 1e9
-    tracemalloc.stop()
+    assert most() < 1e9
 
 
 @pytest.mark.parametrize("rate", [1, 7, 2**31 - 1])
@@ -638,14 +634,12 @@ def test_the_spectra_of_a_long_sound_are_made_in_pieces(tmp_path, monkeypatch, n
     settings = SMALL | {"n_fft": n_fft}
 
     def made():
-        tracemalloc.start()
-        found = (
-            mfcc_features(path, **settings),
-            features.rms_features(path, sample_rate=RATE, n_fft=n_fft, hop_length=256),
-        )
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found, peak
+        with peak() as largest:
+            found = (
+                mfcc_features(path, **settings),
+                features.rms_features(path, sample_rate=RATE, n_fft=n_fft, hop_length=256),
+            )
+        return found, largest()
 
     (whole, most), _ = made(), monkeypatch.setattr(features, "FRAMES_AT_ONCE", 50)
     pieces, least = made()

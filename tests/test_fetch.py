@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,11 +259,9 @@ def test_busy_server_is_asked_again_after_growing_waits(status, get, server, tmp
 
 def test_two_at_once_fetch_each_file_once(get, server, tmp_path, content):
     server.delay = 0.1
-    both = [threading.Thread(target=get) for _ in range(2)]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(get) for _ in range(2)]:
+            one.result()
     assert sorted(request.path for request in server.requests) == sorted(content)
     assert (tmp_path / BOLD).read_bytes() == content[BOLD]
 

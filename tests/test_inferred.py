@@ -66,7 +66,7 @@ def test_regions_answer_both_questions(subject, monkeypatch):
 
 
 def test_another_sound_in_its_place_is_not_followed(subject):
-    """The planted regions follow this film, not one with other notes and words in the same blocks."""
+    """The planted regions follow this film, not its frames in any order, without its words and blocks."""
     rng = np.random.default_rng(0)
     frames = subject.designs["sound"].frames
     other = replace(subject.designs["sound"], frames=frames[rng.permutation(len(frames))])

@@ -1,9 +1,8 @@
 """Scores against SciPy, scikit-learn and hand-made numbers."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
+from processes import peak
 from scipy import stats
 from sklearn.metrics import r2_score
 
@@ -24,17 +23,15 @@ def test_scores_go_over_voxels_in_slabs(pair, monkeypatch):
     made = {}
     for width in (10**6, 1000):
         monkeypatch.setattr(scores, "CHUNK", width)
-        tracemalloc.start()
-        made[width] = [
-            scores.pearson_r(Y, predicted),
-            scores.voxel_mse(Y, predicted, value_range=(0, 2000)),
-            scores.voxel_r2(Y, predicted),
-            scores.partial_r(Y, predicted, 1.1 * predicted),
-            scores.score_row(Y, predicted, np.ones(12_000), np.arange(12_000) > 5, value_range=(0, 2000)),
-        ]
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 2 * Y.nbytes
+        with peak() as most:
+            made[width] = [
+                scores.pearson_r(Y, predicted),
+                scores.voxel_mse(Y, predicted, value_range=(0, 2000)),
+                scores.voxel_r2(Y, predicted),
+                scores.partial_r(Y, predicted, 1.1 * predicted),
+                scores.score_row(Y, predicted, np.ones(12_000), np.arange(12_000) > 5, value_range=(0, 2000)),
+            ]
+    assert most() < 2 * Y.nbytes
     for first, second in zip(*made.values(), strict=True):
         np.testing.assert_array_equal(first, second)
 

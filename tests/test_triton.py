@@ -245,9 +245,10 @@ def test_clients_of_a_killed_server_end_right_or_say_so(repository):
     stop, seen = threading.Event(), []
 
     def client(protocol):
-        predictor = ask(running, repository, protocol=protocol, timeout=5.0)
+        predictor = None
         while not stop.is_set():
             try:
+                predictor = predictor or ask(running, repository, protocol=protocol, timeout=5.0)
                 made = predictor(X)
                 seen.append("right" if np.allclose(made, expected, rtol=1e-4, atol=1e-4) else "WRONG")
             except (AccessError, ModelError) as error:

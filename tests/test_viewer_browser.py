@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -95,8 +94,8 @@ def arrays(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lab(arrays):
     """JupyterLab, and a page in which the notebook has run."""
-    os.environ["PYTHONPATH"] = str(ROOT)
     with ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("PYTHONPATH", str(ROOT))
         server = stack.enter_context(browser.Lab(arrays["folder"]).start())
         server.write("viewer.ipynb", RUN, SHOW, UNKNOWN, MAPS)
         chromium = stack.enter_context(browser.chromium())

@@ -2,8 +2,8 @@
 
 import re
 import threading
-import time
 from pathlib import Path
+from time import sleep  # by its own name: tests replace time.sleep, and "slow" must stay slow
 
 from cheroot import wsgi
 from wsgidav.wsgidav_app import WsgiDAVApp
@@ -77,7 +77,7 @@ def _sent(body, fault):
     end = len(body) // 2 if fault.startswith("cut") else len(body)
     for k in range(0, end, 200_000):
         yield body[k : min(k + 200_000, end)]
-        time.sleep(0.2 if fault == "slow" else 0)
+        sleep(0.2 if fault == "slow" else 0)
     if fault == "cut":
         raise ConnectionError("the test breaks the connection")
 
