@@ -233,10 +233,10 @@ def test_scans_of_whom_nothing_is_done_are_not_read_to_know_it(project, monkeypa
 
 @pytest.mark.slow
 def test_workers_are_as_many_as_fit_into_memory(project, capfd, monkeypatch):
-    monkeypatch.setattr(machine, "free_memory", lambda: 2.5e9)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2.9e9)
     monkeypatch.setattr(cohort, "follow", lambda tasks, *_, **__: iter([cohort.Ended("a", 0, "", 1.0)]))
     _, out, _ = call(capfd, "--subjects", "all", "--workers", "4")
-    assert out.splitlines()[0] == "2 workers instead of 4: a subject takes up to 1.1 GB"
+    assert out.splitlines()[0] == "2 workers instead of 4: a subject takes up to 1.3 GB"
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_the_viewer_of_a_subject_has_its_sound_and_says_simulated(subject, kept)
     assert "SIMULATED" in shown.about["title"] + shown.about["note"]
     assert shown.about["models"] == list(NAMES)
     track = shown._sound.track
-    assert (track.start, track.duration) == (subject.run.files.onset, pytest.approx(389.7, abs=0.1))
+    assert (track.onset, track.duration) == (subject.run.files.onset, pytest.approx(389.7, abs=0.1))
     assert shown.scene.null.keys() == kept["null"].keys()
 
 
