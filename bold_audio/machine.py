@@ -17,10 +17,10 @@ THREADS = (
 )  # fmt: skip
 # Bytes that program, kernel and the process that forks them take before anything is read; float64 copies of a slab of
 # voxels where models are fitted; and what grows with the run, in float32 copies of the whole grid, of which a mask
-# keeps about a third. Measured by benchmarks/memory.py and estimated, GB: 641 volumes of 40 x 64 x 64, all notebooks, 2.02
-# and 2.41; 1,200 of 91 x 109 x 91 with 300,000 voxels, notebooks 00 to 05, 6.42 and 7.29. Of 5,000 of 40 x 64 x 64 with
-# 41,000 only parts were measured (reading, training, surrogates of 3,072 voxels), in one process, 0.6 for the programs
-# added: 4.35 and 6.07.
+# keeps about a third. Measured by benchmarks/memory.py and estimated, GB: 641 volumes of 40 x 64 x 64, all notebooks,
+# 2.02 and 2.41; 1,200 of 91 x 109 x 91 with 300,000 voxels, notebooks 00 to 05, 6.42 and 7.29. Of 5,000 of 40 x 64 x 64
+# with 41,000 only parts were measured (reading, training, surrogates of 3,072 voxels), in one process, 0.6 for the
+# programs added: 4.35 and 6.07.
 PROGRAM, SLAB_COPIES, COPIES = 1.3e9, 15, 1.15
 COARSER = (2, 3, 4)  # values of downsample that are worth a run
 SLAB_VOXELS, SLAB_NUMBERS = 8192, 2**23  # of params/common.yaml, and of ridge.py
