@@ -102,6 +102,7 @@ def test_a_scan_in_template_space_is_taken_as_it_lies(make_run, shifted):
     assert not anatomy.transform_path(run, params).exists()
 
 
+@pytest.mark.slow
 def test_registered_once_and_the_transform_is_written(make_run, shifted):
     run, params = make_run()
     first, again = anatomy.find_anatomy(run, params), anatomy.find_anatomy(run, params)

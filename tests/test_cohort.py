@@ -254,6 +254,7 @@ def test_program_ends_with_the_one_that_started_it():
         assert psutil.wait_procs([child], timeout=10)[1] == []
 
 
+@pytest.mark.slow
 def test_table_in_a_terminal_lists_who_is_under_way_who_failed_and_who_ended_last(project, monkeypatch):
     monkeypatch.setattr(cohort_table, "SHOWN", 4)
     tasks = [cohort.make_task(load_params(one, "sim"), "00", {}) for one in "abcdefgh"]

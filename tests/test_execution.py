@@ -284,6 +284,7 @@ def test_fault_that_nobody_foresaw_has_failed_with_its_name(project, monkeypatch
     assert status(params)["state"] == "failed" and status(params)["error"] == "OSError: no space left on device"
 
 
+@pytest.mark.slow
 def test_stop_that_comes_while_the_kernel_is_started_ends_the_kernel(tmp_path, monkeypatch):
     """Nobody has its number yet; without a word it would work to the notebook's end."""
     really, started = warm.start, []

@@ -115,6 +115,7 @@ def test_the_commit_tells_when_the_work_tree_differs(tmp_path):
     assert git_commit(tmp_path) == commit + "+changes"
 
 
+@pytest.mark.slow
 def test_threads_read_code_at_the_same_time():
     """A garbage collection that calls Python code lets them take turns in the middle of a tree."""
     here, limits = Path(provenance.__file__), gc.get_threshold()

@@ -301,6 +301,7 @@ def test_row_of_what_is_not_there_is_none():
     assert sentences.row_of(table(), "mlp", REGION, "open_loop")["skill"] == -7.0
 
 
+@pytest.mark.slow
 def test_simulated_data_are_called_that_whatever_the_dataset_is_named(sim_dir):
     params = load_params("sim", "ds003688", data_dir=str(sim_dir))
     sound = SoundFeatures(np.zeros((2, 1)), np.arange(2.0), ("mfcc0",), 2.0, "sound file film.wav")

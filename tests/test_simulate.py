@@ -243,6 +243,7 @@ def test_motion_is_slow_starts_at_rest_and_reaches_its_size():
 # ---- how it looks
 
 
+@pytest.mark.slow
 def test_events_and_sidecar_are_those_of_the_real_dataset(full, shared):
     real = shared / "ds003688/sub-09/ses-mri3t/func/sub-09_ses-mri3t_task-film_run-1_bold.nii.gz"
     events, sidecar = (full.with_name(full.name.replace("bold.nii.gz", end)) for end in ("events.tsv", "bold.json"))
@@ -257,6 +258,7 @@ def test_events_and_sidecar_are_those_of_the_real_dataset(full, shared):
     assert all("SIMULATED" in made[k] for k in set(made) - same)
 
 
+@pytest.mark.slow
 def test_header_is_that_of_a_scan_in_scanner_space(full):
     image = nib.load(full)
     assert image.shape == (18, 22, 22, 641)
@@ -270,6 +272,7 @@ def test_header_is_that_of_a_scan_in_scanner_space(full):
     assert all(np.array_equal(m.affine, image.affine) and m.shape == image.shape[:3] for m in maps.values())
 
 
+@pytest.mark.slow
 def test_left_is_left(full):
     _, maps, _ = truth_of(full)
     regions = np.asarray(maps["regions"].dataobj)
@@ -280,6 +283,7 @@ def test_left_is_left(full):
     assert right[0] > 10
 
 
+@pytest.mark.slow
 def test_intensities_are_those_of_a_raw_scan(full):
     scan, (_, maps, _) = volumes_of(full), truth_of(full)
     brain = np.asarray(maps["brain"].dataobj) > 0
@@ -318,6 +322,7 @@ def test_blocks_alternate_and_end_with_the_film():
         assert min(length for _, length, _ in blocks) > 1
 
 
+@pytest.mark.slow
 def test_film_sounds_like_music_and_speech_in_turn(sim_dir):
     y, rate = soundfile.read(sim_dir / "stimuli/film.wav", dtype="float32")
     info = soundfile.info(sim_dir / "stimuli/film.wav")
@@ -495,6 +500,7 @@ def bytes_of(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["smooth_noise", "film_sound", "scan"])
 def test_a_simulation_that_was_stopped_is_made_whole_by_the_next_who_asks(asked, tmp_path, monkeypatch, at):
     """Stopped while it computes, before anything of the subject is there, and while it writes the scan."""
@@ -520,6 +526,7 @@ def test_a_simulation_that_was_stopped_is_made_whole_by_the_next_who_asks(asked,
     assert bytes_of(asked.data_path) == bytes_of(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_who_asks_for_a_simulation_under_way_waits_for_it(asked, monkeypatch):
     begun, go_on, made = threading.Event(), threading.Event(), []
 
