@@ -6,7 +6,7 @@ import numpy as np
 
 from bold_audio import features, pairing
 from bold_audio.files import DataError
-from bold_audio.prepare import annotation_paths
+from bold_audio.prepare import annotation_paths, check_number
 
 FIR_SPAN = 12.0  # s of sound before a volume that the windows of fir cover
 
@@ -114,23 +114,17 @@ def _made(subject, name, make, reason=""):
 
 def _envelopes(subject):
     params = subject.params
-    _check_number(params.audio_files, "sound files", subject.run.files)
+    check_number(params.audio_files, subject.run.files, parameter="audio_path")
     settings = {name: getattr(params, name) for name in ("sample_rate", "n_fft", "hop_length")}
     return [features.rms_features(path, **settings) for path in params.audio_files]
 
 
 def _annotations(subject):
     files, sources = subject.run.files, annotation_paths(subject.params)
-    _check_number(sources, "lists of annotation_tables", files)
+    check_number(sources, files, parameter="annotation_tables")
     heard = [part.heard for part in files.parts]
     lengths = heard if len(sources) == len(heard) else [max(heard)]
     return [features.annotation_features(paths, duration=span) for paths, span in zip(sources, lengths, strict=True)]
-
-
-def _check_number(sources, what, files):
-    """As `prepare.read_features`: one for each run, or one for all."""
-    if len(sources) not in (1, len(files.parts)):
-        raise DataError(f"{len(sources)} {what} for {len(files.parts)} runs - give one for each run, or one for all")
 
 
 def covered(sets, n_volumes):

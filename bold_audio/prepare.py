@@ -276,11 +276,7 @@ def read_features(params, files):
     sources = annotation_paths(params) if annotated else params.audio_files
     if not sources:
         raise DataError(f"dataset {params.dataset} names no sound file - set audio_path, or feature_source annotations")
-    if len(sources) not in (1, len(files.parts)):
-        what = "annotation_tables" if annotated else "audio_path"
-        raise DataError(
-            f"{len(sources)} sounds for {len(files.parts)} runs - give {what} one for each run, or one for all"
-        )
+    check_number(sources, files, parameter="annotation_tables" if annotated else "audio_path")
     parts, made = files.parts, []
     for k, part in enumerate(parts):
         source = sources[k % len(sources)]
@@ -290,6 +286,26 @@ def read_features(params, files):
             made.append(_mfcc(params, part, source, words=adopt.word_table(params, k, len(parts))))
     told = [_told([getattr(one, kind) for one in made], parts) for kind in ("warnings", "alarms")]
     return [replace(one, warnings=warnings, alarms=alarms) for one, warnings, alarms in zip(made, *told, strict=True)]
+
+
+def check_number(sources, files, *, parameter):
+    """Refuse sounds, or lists of annotation tables, that are neither as many as the runs nor one for all.
+
+    Parameters
+    ----------
+    sources : list
+    files : runs.RunFiles or runs.SeveralRuns
+    parameter : str
+        Which parameter names them.
+
+    Raises
+    ------
+    DataError
+    """
+    if len(sources) not in (1, len(files.parts)):
+        raise DataError(
+            f"{parameter} has {len(sources)} for {len(files.parts)} runs - give one for each run, or one for all"
+        )
 
 
 def _told(texts, parts):

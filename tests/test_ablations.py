@@ -155,8 +155,8 @@ def test_annotations_of_another_number_of_runs_are_a_reason(loud, n_runs):
     files = type(params)(**vars(subject.run.files) | {"parts": subject.run.files.parts * n_runs})
     run = type(params)(**vars(subject.run) | {"files": files})
     found = {one.name: one for one in feature_sets.ablation_sets(replace(subject, params=params, run=run))}
-    assert found["envelope (RMS)"].reason == f"2 sound files for {n_runs} runs"
-    assert found["annotations (not the sound)"].reason == f"2 lists of annotation_tables for {n_runs} runs"
+    assert found["envelope (RMS)"].reason == f"audio_path has 2 for {n_runs} runs"
+    assert found["annotations (not the sound)"].reason == f"annotation_tables has 2 for {n_runs} runs"
 
 
 def test_annotations_are_never_called_the_sound(loud):

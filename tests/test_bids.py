@@ -333,7 +333,7 @@ def test_shift_that_brings_one_run_onto_another_is_no_surrogate():
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"audio_path": ["stimuli/film.wav"] * 3}, "3 sounds for 2 runs - give audio_path one for each run"),
+        ({"audio_path": ["stimuli/film.wav"] * 3}, "audio_path has 3 for 2 runs - give one for each run"),
         ({"run": 1, "split_by": "run", "audio_path": SOUNDS[0]}, "split_by run needs several runs"),
         ({"audio_path": [SOUNDS[0], "stimuli/none.wav"]}, "sound file not found: .*none.wav"),
     ],
