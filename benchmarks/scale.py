@@ -1,6 +1,7 @@
 """Many people: how fast, how much memory, disk and network, is anybody lost or done twice, and where does it break?
 
     python benchmarks/scale.py [--quick] [--only throughput,people,engine,whole,group] [--folder FOLDER]
+                               [--earlier FILE]
 
 Everybody is SIMULATED. Five parts, each of which can be run alone:
 
@@ -21,8 +22,9 @@ Everybody is SIMULATED. Five parts, each of which can be run alone:
   person's map in the template, and again: the second is what a limit is set on.
 
 From these a table for 30, 1,000 and 10,000 people of full size is computed. ``--quick`` does each part in miniature
-(two people, 6, 200 tasks, 50 folders). ``--folder`` keeps what was made and takes what is there. Linux alone. Ends
-with one line of JSON; exit status 1 where somebody is lost or doubled, results differ, or a limit is passed.
+(two people, 6, 200 tasks, 50 folders). ``--folder`` keeps what was made and takes what is there. ``--earlier`` takes
+parts that are not run now from the last lines of earlier runs. Linux alone. Ends with one line of JSON; exit status 1
+where somebody is lost or doubled, results differ, or a limit is passed.
 """
 
 import argparse
@@ -456,8 +458,12 @@ def main():
     parser.add_argument("--quick", action="store_true", help="each part in miniature (4 min)")
     parser.add_argument("--only", type=parts_of, default=list(PARTS), metavar="PARTS")
     parser.add_argument("--folder", type=Path, help="keep what is made there (default: a temporary folder)")
+    parser.add_argument("--earlier", type=Path, metavar="FILE", help="last lines of earlier runs, one below the other")
     options = parser.parse_args()
-    quick, parts, found = options.quick, options.only, {"quick": options.quick, "simulated": True}
+    quick, parts, found = options.quick, options.only, {}
+    for line in options.earlier.read_text().splitlines() if options.earlier else ():
+        found |= json.loads(line)
+    found |= {"quick": quick, "simulated": True}
     print("Everybody is SIMULATED", flush=True)
     with contextlib.ExitStack() as stack:
         folder = options.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="scale-"))
@@ -475,7 +481,7 @@ def main():
             cut = {"n": 6, "size": EIGHTH, "given": {}, "steps": "00-06"}
             cut |= small | {"n": 2, "steps": "00,02"} if quick else {}
             found |= throughput(root / "throughput", **cut)
-    if {"whole", "engine", "people"} <= set(parts):
+    if {"whole_s", "engine", "overhead_s_per_task"} <= set(found):
         print(on_paper(found).to_string(index=False))
     print(json.dumps(found | {"load": round(os.getloadavg()[0], 1)}))
     if missed := failures(found):

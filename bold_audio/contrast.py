@@ -83,12 +83,13 @@ def contrast_map(Y, boxcar, *, rows, t_r, order, period=DRIFT_PERIOD, chunk_voxe
 
     Notes
     -----
-    Ordinary least squares of the filtered volumes on the filtered boxcar and drift. With x the filtered boxcar and y
-    the filtered voxel, both without the filtered drift, t₀ = xᵀy / √(xᵀx · RSS / dof). No single filter whitens every
-    voxel: t = t₀ / √((1 + ρ) / (1 − ρ)) with ρ the residual's own lag-1 correlation, the factor by which first-order
-    autocorrelation widens the error of anything slow. Without it the tails are heavier: a real one-back scan of 47,000
-    voxels and 40 waves that nobody was shown (periods of 40 to 90 s) give 4.1 voxels over the threshold per wave, with
-    it 0.5, and at least one in 38 % of the waves (asked: 5 %, had that person seen nothing at all).
+    Ordinary least squares of the filtered volumes on the filtered boxcar and drift. With x the filtered boxcar and
+    y the filtered voxel, both without the filtered drift, t₀ = xᵀy / √(xᵀx · RSS / dof). No single filter whitens
+    every voxel: t = t₀ / √((1 + ρ) / (1 − ρ)) with ρ the residual's own lag-1 correlation, the factor by which
+    first-order autocorrelation widens the error of anything slow. Without it the tails are heavier. With it, 40
+    square waves that nobody was shown (periods of 40 to 90 s) still give 0.5 voxels over the threshold per wave in
+    a real one-back scan of 47,085 voxels, and at least one in 32 % of them (``benchmarks/contrast.py``; asked: 5 %,
+    had that person seen nothing).
     """
     boxcar = np.asarray(boxcar, dtype=np.float64).reshape(len(Y), 1)
     rows = np.asarray(rows)

@@ -123,7 +123,7 @@ def about_baselines(table, region):
     return (
         f"Copying the previous volume removes {copy['skill']:.1%} of the train mean's squared error in `{region}` "
         f"(r = {copy['r_median']:.2f} in the median voxel), each voxel's own history {history['skill']:.1%} "
-        f"(r = {history['r_median']:.2f}). Neither heard anything: a model with sound must add to these."
+        f"(r = {history['r_median']:.2f}). Neither knows what was heard: a model that does must add to these."
     )
 
 
