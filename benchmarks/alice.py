@@ -39,7 +39,7 @@ def together(inference):
 
     2 to the power of the number of people are all sign flips there are; the p is exact.
     """
-    group = group_stats.region_table(inference[inference["model"] == "history_sound"], "gain").set_index("region")
+    group = group_stats.region_table(inference[inference["model"] == "past_sound"], "gain").set_index("region")
     alone = inference.groupby("region")["p"].agg(people_p_05=lambda p: int((p <= 0.05).sum()), smallest_p="min")
     return group[["mean", "p"]].set_axis(["gain", "p_sign_flip"], axis="columns").join(alone)
 

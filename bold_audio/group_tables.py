@@ -21,7 +21,7 @@ from bold_audio.subjects import STATUS
 OWN = {"subject", "session", "run", "bids_entities", "audio_onset", "t_r_source", "allow_short"}
 NOT_COMPARED = OWN | NOT_RESULTS | MLP_ONLY | {"mlp_delays"}
 STEPS = ("inference_regions", "out_of_fold", "dt_sweep")  # in provenance.json: what made the three tables
-GAINS = {"gain": "history_sound", "gain_within": "history_blocks_sound"}
+GAINS = {"gain": "past_sound", "gain_within": "past_blocks_sound"}
 VALUES = ["r", "gain", "p", "gain_within", "p_within", "delay", "low", "high"]
 COLUMNS = ["subject", "region", *VALUES, "identifiable", "n_voxels"]
 PERSON = ["subject", "age", "language_side", "language_certain", "mean_fd"]
@@ -157,9 +157,7 @@ def _region_rows(path, label):
     by_model = {model: {row["region"]: row for row in gains if row["model"] == model} for model in GAINS.values()}
     rows = []
     for region, n_voxels in {row["region"]: row["n_voxels"] for row in gains}.items():
-        past, within, delay = (
-            known.get(region, {}) for known in (by_model["history_sound"], by_model["history_blocks_sound"], delays)
-        )
+        past, within, delay = (known.get(region, {}) for known in (*by_model.values(), delays))
         rows.append(
             {
                 "subject": label,

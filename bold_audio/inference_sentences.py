@@ -6,7 +6,7 @@ import pandas as pd
 from bold_audio.sentences import heard, lowered
 from bold_audio.significance import LEVEL
 
-WITHIN, OVER_PAST = "history_blocks_sound", "history_sound"
+WITHIN, OVER_PAST = "past_blocks_sound", "past_sound"
 RATES = {  # kind in calibration.tsv → what it is called
     "null": "noise as simulated",
     "white": "white noise",
@@ -81,12 +81,22 @@ def _verdict(rows, row, name, may_claim):
 def _delays(row, region, intervals):
     if row["p"] > LEVEL or row["gain"] <= 0:
         return ""
-    known = None if intervals is None else intervals.set_index("region")
-    if known is not None and region in known.index and bool(known.loc[region, "identifiable"]):
-        low, high = known.loc[region, ["low", "high"]]
-        if np.isfinite(low):
-            return f" The delay is {low:.1f} to {high:.1f} s (95 % interval, inside train)."
+    spans = _spans(intervals)
+    left, right = (spans.get(f"{region}_{side}") for side in ("left", "right"))
+    if left and right and max(left[0], right[0]) > min(left[1], right[1]):  # one number for both would be neither's
+        return (
+            f" The delay is {left[0]:.1f} to {left[1]:.1f} s on the left and {right[0]:.1f} to {right[1]:.1f} s on the "
+            "right (95 % intervals, inside train)."
+        )
+    if region in spans:
+        return " The delay is {:.1f} to {:.1f} s (95 % interval, inside train).".format(*spans[region])
     return f" The outer folds chose delays of {row['first_delay']:.1f} to {row['last_delay']:.1f} s."
+
+
+def _spans(intervals):
+    """The 95 % intervals of the regions whose delay is known: region → (low, high), in seconds."""
+    rows = [] if intervals is None else intervals[["region", "low", "high", "identifiable"]].itertuples(index=False)
+    return {row.region: (row.low, row.high) for row in rows if row.identifiable and np.isfinite(row.low)}
 
 
 def about_other_regions(table, region):

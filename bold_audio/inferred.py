@@ -10,7 +10,9 @@ from bold_audio.files import write_arrays, write_table
 from bold_audio.pairing import scale_on
 from bold_audio.prepare import MLP_ONLY
 
-QUESTIONS = {"history_sound": "the past", "history_blocks_sound": "the past and the film's blocks"}
+# Not named as the linear rows are: this past is one filter for the brain, `history` is each voxel's own.
+QUESTIONS = {"past_sound": "the past", "past_blocks_sound": "the past and the film's blocks"}
+BRAIN_VOXELS = 2000  # evenly spaced ones, of which the filter of the regions' inference is estimated
 PICKED = "speech_music"  # found by the film's blocks, which the sound tells: over the past alone its p is a circle
 BLOCK_STEP = 2.0  # s: the blocks are in the past at delays of the window at most so far apart
 COLUMNS = ["region", "model", "over", "gain", "partial_r", "p", "n_surrogates", "delay", "first_delay", "last_delay"]
@@ -65,10 +67,9 @@ def ensure_regions(subject):
     -------
     DataFrame
         ``region, model, over, gain, partial_r, p, n_surrogates, delay, first_delay, last_delay, n_voxels`` (used, of
-        the region's ``n_region``): ``model``
-        is history_sound or, where the film has blocks, history_blocks_sound too; delays (s) are those of the outer
-        folds; ``null_low, null_high`` hold the middle 95 % of the surrogates' gains. p is missing for `PICKED` over the
-        past alone.
+        the region's ``n_region``): ``model`` is past_sound or, where the film has blocks, past_blocks_sound too; delays
+        (s) are those of the outer folds; ``null_low, null_high`` hold the middle 95 % of the surrogates' gains. p is
+        missing for `PICKED` over the past alone.
     """
     import bold_audio.inferred as this
 
@@ -161,9 +162,12 @@ def _fold(subject, members, design, grid, fit, held, with_blocks):
     """One outer block: everything filtered, centred and scaled by what the fit says."""
     params, rows = subject.params, subject.whole_run
     volumes = np.arange(rows[0] - params.history_order, rows[-1] + 1)
+    until = slice(None, rows[-1] + 1)
+    # Of the brain: what a region gains must not depend on which others are asked about.
+    brain = nested.evenly_spaced(np.arange(subject.Y.shape[1]), BRAIN_VOXELS)
+    taps = _taps(np.asarray(subject.Y[until, brain]), volumes, fit, params)
     everything = np.unique(np.concatenate(list(members.values())))
-    Y = np.asarray(subject.Y[: rows[-1] + 1, everything], dtype=np.float64)
-    taps = _taps(Y, volumes, fit, params)
+    Y = np.asarray(subject.Y[until, everything], dtype=np.float64)
     Y = Y - Y[fit].mean(axis=0)
     white = gram.filtered(Y, taps, rows)
     where = np.searchsorted(rows, fit)

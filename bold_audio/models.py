@@ -317,7 +317,7 @@ def score_rows(subject, rows, volumes, regions, *, fitted_on, predictions=("one_
                 partial = scores.median_of(found["partial_r"][roi]) if "partial_r" in found else np.nan
                 lines.append(
                     {"model": name, "prediction": prediction, "region": region}
-                    | {k: line[k] for k in ("mse", "r_median", "r_best", "r2", "skill")}
+                    | {k: line[k] for k in ("mse", "r_median", "n_with_r", "r_best", "r2", "skill")}
                     | {"reference": reference, "n_volumes": line["n_volumes"], "n_voxels": line["n_voxels"]}
                     | {"partial_r_median": partial}
                 )

@@ -187,6 +187,7 @@ def score_table(tallies, masks, *, value_range):
             lines.append(
                 {"model": name, "prediction": "one_step", "region": region}
                 | {"mse": known["sse"].sum() / scale if scale else np.nan, "r_median": scores.median_of(r)}
+                | {"n_with_r": int(np.isfinite(r).sum())}
                 | {"r_best": float(np.nanmax(r)) if np.isfinite(r).any() else np.nan}
                 | {"r2": scores.median_of(1 - known["sse"][varies] / known["yy"][varies])}
                 | dict(zip(("skill", "fold_spread"), fold_skill(tally, against, inside), strict=True))

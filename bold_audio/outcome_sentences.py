@@ -44,7 +44,8 @@ def about_out_of_fold(table, region, *, feature_source="audio"):
     first = _row(table, region=region)
     lines.append(
         f"Out of fold over the whole run: {first['n_volumes']} volumes, {_voxels(first)}, one-step; delay, "
-        "voxels and strengths were chosen inside each fold. No significance is claimed: that takes surrogates."
+        "voxels and strengths were chosen inside each fold. No significance is claimed: that takes surrogates. The "
+        "gain that has a p value is another model's, whose past is one filter for the brain, and another number."
     )
     return " ".join(lines)
 

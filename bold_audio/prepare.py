@@ -278,10 +278,13 @@ def read_features(params, files):
         raise DataError(f"dataset {params.dataset} names no sound file - set audio_path, or feature_source annotations")
     check_number(sources, files, parameter="annotation_tables" if annotated else "audio_path")
     parts, made = files.parts, []
+    blocks = [_blocks(part) for part in parts] if annotated else []
+    blocks = blocks if all(one is not None for one in blocks) else []  # all runs have the same features
     for k, part in enumerate(parts):
         source = sources[k % len(sources)]
         if annotated:
-            made.append(_annotations(part, source))
+            one = features.annotation_features(source, duration=part.heard)
+            made.append(features.join_features(one, blocks[k]) if blocks else one)
         else:
             made.append(_mfcc(params, part, source, words=adopt.word_table(params, k, len(parts))))
     told = [_told([getattr(one, kind) for one in made], parts) for kind in ("warnings", "alarms")]
@@ -317,11 +320,6 @@ def _told(texts, parts):
         name = part.entities if run is None else f"run-{run}"
         named.append(tuple(text if text in shared else f"{name}: {text}" for text in said))
     return named
-
-
-def _annotations(part, paths):
-    made, boxcar = features.annotation_features(paths, duration=part.heard), _blocks(part)
-    return made if boxcar is None else features.join_features(made, boxcar)
 
 
 def _blocks(part):

@@ -6,13 +6,16 @@ empirical Bayes over the region's voxels. The held-out block is predicted once, 
 
     gain = 1 − Σ ‖y − past − sound‖² / Σ ‖y − past‖²
 
-over all blocks and voxels. The past is one filter for all voxels of the regions asked about, and every voxel may have
-the sound; `out_of_fold` gives each voxel a history of its own. The past may have the film's blocks in it, at delays
+over all blocks and voxels; NaN for a region that never varies. The past is one filter for all voxels of the brain,
+whatever regions are asked about, and every voxel may have the sound; `out_of_fold` gives each voxel a history of its
+own. The past may have the film's blocks in it, at delays
 every two seconds, so that what a boxcar of any delay explains is not called the sound.
 
 **The same for every surrogate**: circular shifts of the sound a whole window of delays apart (neighbouring shifts score
 nearly alike: hundreds of them are worth a few dozen, and a p value that counts them all is too small), and versions of
-it with other phases. Each surrogate chooses its delay in a window of its own.
+it with other phases. Each surrogate chooses its delay in a window of its own. Later delays are the designs of the first
+repetition time rolled by whole volumes, for the sound in its place as for its surrogates, so the first few volumes of a
+run get its end: all of them lose a little of the gain.
 """
 
 from dataclasses import dataclass
@@ -121,7 +124,7 @@ def infer_regions(folds, grid, *, shifts, n_randomised=N_RANDOMISED, alphas=ALPH
     ValueError
         If there is nothing to compare with.
     """
-    shifts = apart(shifts, grid.n_volumes)
+    shifts = apart(shifts, grid.alike)
     if len(shifts) + n_randomised == 0:
         raise ValueError("no admissible shift and no randomised version: there is nothing to compare with.")
     tasks = [(k, shift, None) for k in range(len(folds)) for shift in (0, *shifts)]
@@ -208,7 +211,8 @@ def _weights(y, X, alphas):
 
 def _summary(name, by_shift, by_version, grid):
     def gain(parts):
-        return 1 - sum(one[name].error for one in parts) / max(sum(one[name].null for one in parts), 1e-300)
+        null = sum(one[name].null for one in parts)
+        return 1 - sum(one[name].error for one in parts) / null if null > 0 else np.nan
 
     of_shift = [gain(parts) for parts in zip(*by_shift, strict=True)]
     surrogates = np.array([*of_shift[1:], *(gain(parts) for parts in zip(*by_version, strict=True))])

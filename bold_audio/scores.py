@@ -164,7 +164,8 @@ def score_row(Y, predicted, reference_mse, roi, *, value_range):
     Returns
     -------
     dict
-        ``mse, r_median, r_best, r2, skill, n_volumes, n_voxels``; r2 is the median over voxels.
+        ``mse, r_median, n_with_r, r_best, r2, skill, n_volumes, n_voxels``. Medians are over voxels: of r over the
+        ``n_with_r`` of them whose prediction varies, or they would have none.
     """
     at, found = np.flatnonzero(roi), []
     for slab in column_slabs(len(at)):
@@ -174,6 +175,7 @@ def score_row(Y, predicted, reference_mse, roi, *, value_range):
     return {
         "mse": float(mse.mean()),
         "r_median": median_of(r),
+        "n_with_r": int(np.isfinite(r).sum()),
         "r_best": float(np.nanmax(r)) if np.isfinite(r).any() else float("nan"),
         "r2": median_of(r2),
         "skill": skill(mse, reference_mse[roi]),

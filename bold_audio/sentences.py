@@ -47,8 +47,8 @@ def about_delay(found, *, block_length=None, truth=None, feature_source="audio")
     curve = found.table[found.table["region"] == found.region].set_index("delay")
     here = curve.loc[found.delay]
     sure = f"p = {row['p']:.2g} among {row['n_surrogates']:.0f} surrogates of {again}"
-    if row["n_shifts"]:
-        sure += f", {row['p_shifts']:.2g} among the {row['n_shifts']:.0f} circular shifts of them"
+    if row["alike"] > 1:
+        sure += f", of which {row['alike']:.0f} neighbouring shifts count as one"
     span = f" (95 % interval {row['low']:g} to {row['high']:g} s)" if np.isfinite(row["low"]) else ""
     if row["identifiable"]:
         text = f"Inside train, the volumes of `{found.region}` follow {heard(feature_source)} best at "
@@ -161,7 +161,8 @@ def about_expectations(table, region, *, feature_source="audio"):
         tail += " vanished in every voxel, so it has no r to compare."
     else:
         tail = (
-            f"{name} alone reaches r = {r:.3f} in the median voxel of `{region}` and {top:.3f} in the best one; "
+            f"{name} alone reaches r = {r:.3f} in the median {_voxel_with_r(sound)} of `{region}` and {top:.3f} in the "
+            "best one; "
             f"it expected {EXPECTED_R[0]}–{EXPECTED_R[1]} on average and {EXPECTED_BEST_R[0]}–{EXPECTED_BEST_R[1]} in "
             f"the best voxels of auditory cortex{'' if region == 'auditory' else ', which is not the same region'}."
         )
@@ -196,13 +197,21 @@ def lowered(feature_source, gain, over):
     return f"{heard(feature_source)} {change} the squared error that {over} {leave} by {abs(gain):.2%}"
 
 
+def _voxel_with_r(row):
+    """What a median of r is of: where the sound vanished there is no r, and a reader must know in how many voxels."""
+    some = row["n_with_r"] < row["n_voxels"]
+    return f"voxel of the {row['n_with_r']:,} (of {row['n_voxels']:,}) in which it did not vanish" if some else "voxel"
+
+
 def headline(table, region, delay, *, feature_source="audio"):
     """The sentence at the top of a subject's report; annotations are never called the sound."""
     name = "history_blocks_sound" if row_of(table, "history_blocks_sound", region) is not None else "history_sound"
     row, alone = row_of(table, name, region), row_of(table, "sound", region)
-    alone_r = f"r = {alone['r_median']:.2f}" if np.isfinite(alone["r_median"]) else "no r (its strength vanished)"
+    alone_r = "no r (its strength vanished)"
+    if np.isfinite(alone["r_median"]):
+        alone_r = f"r = {alone['r_median']:.2f} in the median {_voxel_with_r(alone)}"
     change = "lowers" if row["skill"] >= 0 else "raises"
     return (
-        f"In `{region}` {heard(feature_source)} alone reaches {alone_r} in the median voxel at Δt = {delay:g} s; added "
+        f"In `{region}` {heard(feature_source)} alone reaches {alone_r} at Δt = {delay:g} s; added "
         f"to `{row['reference']}`, it {change} the one-step squared error by {abs(row['skill']):.2%}."
     )

@@ -9,6 +9,8 @@ Shift and delay compose, so a part of n volumes has only n designs delayed by wh
 once and serves every shift and every delay.
 """
 
+import math
+
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
@@ -29,7 +31,8 @@ def admissible_shifts(n_rows, t_r, *, longest_delay, block_length=None, starts=(
     longest_delay : float
         Longest delay that a shift is scored at, in seconds.
     block_length : float, optional
-        Length of the film's alternating blocks, in seconds.
+        Length of the film's alternating blocks, in seconds. It is the shift that keeps away from turns of the blocks;
+        at one of its delays a shift may still lie near one, which makes surrogates better and p larger.
     starts : sequence of int
         Rows where a run, or what is used of it, begins. Runs may play the same sound: a shift that brings one onto
         another is no surrogate.
@@ -134,6 +137,30 @@ def p_value(observed, surrogates, *, alike=1):
     Returns
     -------
     array of shape (…)
-        1 where there are no surrogates.
+        1 where there are no surrogates; NaN where nothing was observed.
     """
-    return (alike + np.sum(surrogates >= observed, axis=0)) / (alike + len(surrogates))
+    p = (alike + np.sum(surrogates >= observed, axis=0)) / (alike + len(surrogates))
+    return np.where(np.isnan(observed), np.nan, p)
+
+
+def threshold_of(surrogates, *, alike=1, level=LEVEL):
+    """What must be passed for a p of at most ``level``: the value of one of the surrogates; infinite with too few.
+
+    Examples
+    --------
+    >>> threshold_of(np.arange(100.0)), threshold_of(np.arange(100.0), alike=5), threshold_of(np.arange(9.0))
+    (95.0, 99.0, inf)
+    """
+    n_above = math.floor(level * (alike + len(surrogates)) - alike + 1e-9)
+    return math.inf if n_above < 0 else float(np.sort(surrogates)[::-1][n_above])
+
+
+def versions_needed(n_rows, alike, *, p):
+    """Phase-randomised versions, each at all its shifts, that let a p value fall to ``p``; at least one.
+
+    Examples
+    --------
+    >>> versions_needed(624, 14, p=0.025), versions_needed(80, 14, p=0.025)
+    (1, 7)
+    """
+    return max(1, math.ceil(alike * (1 / p - 1) / n_rows - 1e-9))

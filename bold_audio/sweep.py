@@ -17,7 +17,7 @@ from bold_audio.files import ParameterError
 from bold_audio.pairing import scale_on
 
 RESPONSIVE_SHARE = evidence.SHARE  # "the few per cent of voxels" that follow the sound best
-N_RANDOMISED = 3  # phase-randomised versions of the sound, each scored at all its shifts
+SMALLEST_P = 0.01  # that as many phase-randomised versions of the sound, each scored at all its shifts, allow
 SLAB = 512  # voxels worked on at once: what follows the products stays in the processor's cache
 
 
@@ -33,8 +33,8 @@ class DelaySweep:
         over folds), ``evidence`` (T of the region).
     regions : DataFrame
         One row per region: ``delay`` (best supported, s), its 95 % interval ``low`` … ``high`` (s), ``tau``, ``p`` of
-        its evidence among all ``n_surrogates`` and ``p_shifts`` among the ``n_shifts`` circular shifts alone,
-        ``threshold`` (evidence that 95 % of the surrogates stay below), ``identifiable``, ``n_voxels``.
+        its evidence among ``n_surrogates``, of which ``alike`` neighbouring shifts count as one, ``threshold``
+        (evidence that must be passed for p ≤ .05), ``identifiable`` (p ≤ .05), ``n_voxels``.
     voxels : DataFrame
         One row per voxel: ``delay``, ``low``, ``high`` (s), ``p``, ``skill`` (of the best delay and strength tried).
     delay : float
@@ -171,8 +171,9 @@ def sweep_delays(
         len(rows), t_r, longest_delay=delays[-1], block_length=block_length, starts=(0, *breaks)
     )
     rng = np.random.default_rng(seed)
-    played = [X[0], *(significance.phase_randomised(X[0], rng) for _ in range(N_RANDOMISED))]
     window = 1 + int((delays[-1] - delays[0]) / t_r + 1e-9)
+    n_versions = significance.versions_needed(len(rows), window, p=SMALLEST_P)
+    played = [X[0], *(significance.phase_randomised(X[0], rng) for _ in range(n_versions))]
     seen = _see_evidence(slabs, X, played, window=window, shifts=shifts, delays=delays, alphas=alphas, regions=regions)
     best = voxelwise.best_per_voxel(slabs, X, inside, alphas)
     voxels = seen.voxels.assign(skill=best.skill)
@@ -195,7 +196,7 @@ def sweep_delays(
     taus = _temper(slabs, X, seen.pooled, regions, delays=delays, alphas=alphas)
     summary = pd.DataFrame(
         {"region": name, "n_voxels": int(roi.sum())}
-        | _summary(seen.pooled[pooled[name]], seen.ranked[pooled[name]], delays, taus[pooled[name]])
+        | _summary(seen.pooled[pooled[name]], seen.ranked[pooled[name]], delays, taus[pooled[name]], window)
         for name, roi in members.items()
     )
     # Six regions in place of voxels have no "few per cent": the whole chooses then.
@@ -249,21 +250,16 @@ def features_of(A, taps, rows):
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Best evidence over the delays: of the sound in its place, of its circular shifts, of randomised sound."""
+    """Best evidence over the delays: of the sound in its place, and of its surrogates."""
 
     observed: np.ndarray
-    shifted: np.ndarray
-    randomised: np.ndarray
-
-    @property
-    def surrogates(self):
-        return np.concatenate([self.shifted, self.randomised])
+    surrogates: np.ndarray
 
 
 def _rank(values, n_played, window, shifts):
     """Best evidence over the delays from that of every circular design of every sound played."""
     best = [significance.best_in_window(part, window) for part in np.split(values, n_played)]
-    return _Ranked(best[0][0], best[0][shifts], np.concatenate(best[1:]))
+    return _Ranked(best[0][0], np.concatenate([best[0][shifts], *best[1:]]))
 
 
 @dataclass(frozen=True)
@@ -288,7 +284,7 @@ def _see_evidence(slabs, X, played, *, window, shifts, delays, alphas, regions):
         weight = evidence.posterior(log_b, delays)
         low, high = evidence.interval(weight, delays) if len(delays) > 2 else (np.nan, np.nan)
         known = {"delay": evidence.median(weight, delays), "low": low, "high": high}
-        voxels = pd.DataFrame(known | {"p": significance.p_value(ranked.observed, ranked.surrogates)})
+        voxels = pd.DataFrame(known | {"p": significance.p_value(ranked.observed, ranked.surrogates, alike=window)})
         return evidence.mixture(log_b) @ member, evidence.mixture(log_elsewhere) @ member, voxels, log_b.max(axis=0)
 
     sums, elsewhere_sums, voxels, scores = zip(*slabs.map(see), strict=True)
@@ -380,14 +376,14 @@ def _temper(slabs, X, pooled, regions, *, delays, alphas):
     return {name: evidence.temper(pooled[name], delays, slope[name], k) for name, k in at.items()}
 
 
-def _summary(T, ranked, delays, tau):
+def _summary(T, ranked, delays, tau, window):
     """What a region's evidence says: best delay, interval, and whether the sound's place matters."""
     low = high = np.nan
     if np.isfinite(tau):
         low, high = evidence.interval(evidence.posterior(T / tau, delays), delays)
     elif len(delays) > 2:
         low, high = delays[0], delays[-1]
-    p = float(significance.p_value(ranked.observed, ranked.surrogates))
+    p = float(significance.p_value(ranked.observed, ranked.surrogates, alike=window))
     return {
         "delay": delays[T.argmax()],
         "low": float(low),
@@ -395,8 +391,7 @@ def _summary(T, ranked, delays, tau):
         "tau": tau,
         "p": p,
         "n_surrogates": len(ranked.surrogates),
-        "p_shifts": float(significance.p_value(ranked.observed, ranked.shifted)),
-        "n_shifts": len(ranked.shifted),
-        "threshold": np.quantile(ranked.surrogates, 1 - significance.LEVEL),
+        "alike": window,
+        "threshold": significance.threshold_of(ranked.surrogates, alike=window),
         "identifiable": p <= significance.LEVEL,
     }

@@ -31,54 +31,66 @@ from bold_audio.gram import filtered, on_all_cores
 
 ALPHAS = (32.0, 128.0, 512.0, 2048.0)  # strengths averaged over, for features of variance 1
 LONGEST_STEP = 1.0  # s between neighbouring delays, at most
-N_RANDOMISED = 1  # versions of the sound with other phases, each at every shift
+SMALLEST_P = 0.025  # family-wise, that the versions of the sound with other phases, each at every shift, allow
 BINS = np.linspace(-10, 60, 7001)  # of scaled surrogates: counts in place of 20 million numbers
 
 
 @dataclass(frozen=True)
 class DelayGrid:
-    """Delays of a window, in steps that divide the repetition time.
+    """Delays of a window: some offsets, and these again one repetition time later, and so on.
 
     Parameters
     ----------
     first : float
         Shortest delay, in seconds.
-    t_r : float
-        Repetition time, in seconds.
+    step : float
+        Between neighbouring delays, in seconds.
     n_steps : int
-        Delays in one repetition time.
+        Offsets: designs that are made. All later delays are those rolled by whole volumes.
     n_volumes : int
-        Whole repetition times in the window, both ends counted.
+        How many times they are used; of more than one, ``n_steps`` steps are one repetition time.
+    alike : int
+        Neighbouring shifts whose windows overlap, which count as one surrogate.
     """
 
     first: float
-    t_r: float
+    step: float
     n_steps: int
     n_volumes: int
+    alike: int
 
     @property
     def offsets(self):
-        """The delays of the first repetition time, array of shape (n_steps,), in seconds."""
-        return self.first + self.t_r / self.n_steps * np.arange(self.n_steps)
+        """The delays that designs are made for, array of shape (n_steps,), in seconds."""
+        return self.first + self.step * np.arange(self.n_steps)
 
     @property
     def delays(self):
         """All delays, array of shape (n_volumes · n_steps,), in seconds, increasing."""
-        return self.first + self.t_r / self.n_steps * np.arange(self.n_volumes * self.n_steps)
+        return self.first + self.step * np.arange(self.n_volumes * self.n_steps)
 
 
 def delay_grid(delays, t_r):
-    """The window that ``delays`` span, in steps of at most a second that divide the repetition time.
+    """The window that ``delays`` span, in steps of at most a second.
+
+    The steps divide the repetition time, so that designs can be rolled; in a window of less than two repetition times
+    they divide the window.
 
     Examples
     --------
     >>> delay_grid([2.0, 10.0], 2.0).delays
     array([2., 3., 4., 5., 6., 7., 8., 9.])
+    >>> delay_grid([2.0, 10.0], 6.0).delays
+    array([ 2.,  3.,  4.,  5.,  6.,  7.,  8.,  9., 10.])
     """
-    span = delays[-1] - delays[0]
-    n_steps = int(np.ceil(t_r / LONGEST_STEP - 1e-9)) if span >= 2 * t_r else 1
+    first, span, t_r = float(delays[0]), float(delays[-1] - delays[0]), float(t_r)
+    if span < 2 * t_r:
+        n_steps = 1 + int(np.ceil(span / LONGEST_STEP - 1e-9))
+        return DelayGrid(first, span / max(n_steps - 1, 1), n_steps, 1, 1 + int(span / t_r + 1e-9))
+    n_steps = int(np.ceil(t_r / LONGEST_STEP - 1e-9))
     between = t_r * (n_steps - 1) / n_steps  # the last whole repetition time must fit, too
-    return DelayGrid(float(delays[0]), float(t_r), n_steps, 1 + int((span - between) / t_r + 1e-9))
+    n_volumes = 1 + int((span - between) / t_r + 1e-9)
+    return DelayGrid(first, t_r / n_steps, n_steps, n_volumes, n_volumes)
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ class VoxelInference:
     n_randomised: int
 
 
-def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=N_RANDOMISED, alphas=ALPHAS, seed=0):
+def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=None, alphas=ALPHAS, seed=0):
     """Rank every voxel's evidence among its surrogates.
 
     Parameters
@@ -116,8 +128,8 @@ def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=N_RANDOMISED,
         Taken off volumes and features alike, such as `drift_of`; the mean is taken off anyway.
     shifts : array of int
         From `significance.admissible_shifts`.
-    n_randomised : int
-        Phase-randomised versions of the sound.
+    n_randomised : int, optional
+        Phase-randomised versions of the sound; without it as many as let ``p_fwe`` fall to `SMALLEST_P`.
     alphas : sequence of float
         Finite ridge strengths.
     seed : int
@@ -133,6 +145,8 @@ def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=N_RANDOMISED,
         If there is no surrogate at all.
     """
     n_rows = X.shape[1]
+    if n_randomised is None:
+        n_randomised = significance.versions_needed(n_rows, grid.alike, p=SMALLEST_P)
     if len(shifts) == 0 and n_randomised == 0:
         raise ValueError("no admissible shift and no randomised version: there is nothing to compare with.")
     Q = orthonormal(nuisance, n_rows)
@@ -149,7 +163,7 @@ def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=N_RANDOMISED,
     p = pooled_p(z, counts)
     voxels.insert(1, "p", p)
     voxels.insert(2, "q", false_discovery_control(p))
-    voxels.insert(3, "p_fwe", significance.p_value(z, largest[:, None], alike=grid.n_volumes))
+    voxels.insert(3, "p_fwe", significance.p_value(z, largest[:, None], alike=grid.alike))
     return VoxelInference(voxels, largest, len(shifts), n_randomised * n_rows)
 
 

@@ -13,7 +13,7 @@ from bold_audio import brain_figures, delay_figures, workflow
 from bold_audio.files import project_root, read_json
 from bold_audio.params import load_params
 
-ROUND = {"mse": "{:.3g}", "r_median": "{:.3f}", "r_best": "{:.3f}", "skill": "{:+.4f}"}
+ROUND = {"mse": "{:.3g}", "r_median": "{:.3f}", "n_with_r": "{:.0f}", "r_best": "{:.3f}", "skill": "{:+.4f}"}
 
 
 def markdown(table):

@@ -14,7 +14,7 @@ PARAMETERS = {"dataset": "sim", "sweep_fwhm": 8.0, "delays": [2.0, 4.0, 6.0], "d
 def write_person(folder, label, gains, *, r=0.2, delay=5.0, mean_fd=0.1, within=True, **parameters):
     """Write a finished subject into ``folder``; ``gains``: region → gain over the past. Gives its folder."""
     path = folder / f"sub-{label}"
-    models = ["history_sound", *(["history_blocks_sound"] if within else [])]
+    models = ["past_sound", *(["past_blocks_sound"] if within else [])]
     line = {"over": "the past", "partial_r": 0.1, "p": 0.01, "n_surrogates": 99, "n_voxels": 20, "n_region": 20}
     lines = [line | {"region": name, "model": model, "gain": g} for model in models for name, g in gains.items()]
     write_table(path / "inference_regions.tsv", pd.DataFrame(lines))

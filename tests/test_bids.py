@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import soundfile
 
 from bold_audio import adopt, bids, models, pairing, workflow
-from bold_audio.files import DataError, ParameterError
+from bold_audio.files import DataError, ParameterError, write_table
 from bold_audio.params import load_params
 from bold_audio.run import main
 from bold_audio.runs import locate_runs
@@ -382,6 +383,18 @@ def test_what_is_wrong_with_the_sound_of_a_later_run_is_told_with_its_name(heard
     short = changed(lambda y, rate: y[: -20 * rate])
     (warning,) = hear(audio_path=[SOUNDS[0], short], allow_short=True).warnings
     assert re.fullmatch(r"run-2: sound stops at 162\.4 s, the scan needs 182\.4 s of it: the last .*", warning)
+
+
+def test_annotations_of_all_runs_are_the_same_where_one_run_has_no_blocks(two_runs, tmp_path):
+    write_table(tmp_path / "words.tsv", pd.DataFrame({"onset": np.arange(0, 170, 0.5), "duration": 0.25}))
+    folders = {"data_dir": str(two_runs), "outputs_dir": str(tmp_path)}
+    given = {"run": "all", "feature_source": "annotations", "annotation_tables": [str(tmp_path / "words.tsv")]}
+    params = load_params("sim", **folders | QUICK | given)
+    files = workflow.ensure_scan(params)
+    assert all("speech_block" in one.names for one in workflow.read_features(params, files))
+    without = replace(files.parts[1], events=files.parts[1].events.query("trial_type != 'speech'"))
+    made = workflow.read_features(params, replace(files, parts=(files.parts[0], without)))
+    assert made[0].names == made[1].names and "speech_block" not in made[0].names
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,9 @@ FAULTS = {
     "binary table": (lambda p: (p / "dt_regions.tsv").write_bytes(b"\xff\xfe\x00"), "damaged", "decode"),
     "no table": (lambda p: (p / "inference_regions.tsv").unlink(), "damaged", "inference_regions.tsv"),
     "text for a number": (lambda p: (p / "inference_regions.tsv").write_text(
-        "region\tmodel\tgain\tp\tn_voxels\nauditory\thistory_sound\tlots\t0.1\t3\n"), "damaged", "lots"),
+        "region\tmodel\tgain\tp\tn_voxels\nauditory\tpast_sound\tlots\t0.1\t3\n"), "damaged", "lots"),
     "infinite": (lambda p: (p / "inference_regions.tsv").write_text(
-        "region\tmodel\tgain\tp\tn_voxels\nauditory\thistory_sound\tinf\t0.1\t3\n"), "damaged", "inf"),
+        "region\tmodel\tgain\tp\tn_voxels\nauditory\tpast_sound\tinf\t0.1\t3\n"), "damaged", "inf"),
     "no column": (lambda p: (p / "out_of_fold.tsv").write_text("model\tregion\n"), "damaged", "no column prediction"),
     "broken JSON": (lambda p: (p / "provenance.json").write_text('{"dt_sweep": '), "damaged", "not readable JSON"),
     "other JSON": (lambda p: (p / "status.json").write_text("[1]"), "damaged", "AttributeError"),

@@ -98,6 +98,16 @@ def test_interval_of_the_sweep_is_told_where_it_is_known():
     assert "outer folds chose" in inference_sentences.about_region(regions(), "auditory", intervals=known)
 
 
+def test_sides_that_differ_have_a_delay_each():
+    known = pd.DataFrame({"region": ["auditory", "auditory_left", "auditory_right"], "low": [4.9, 4.5, 5.7],
+                          "high": [5.5, 5.1, 6.5], "identifiable": True})  # fmt: skip
+    told = inference_sentences.about_region(regions(), "auditory", intervals=known)
+    assert "4.5 to 5.1 s on the left and 5.7 to 6.5 s on the right (95 % intervals" in told and "4.9" not in told
+    for change in ({"low": [4.9, 4.5, 5.0]}, {"identifiable": [True, True, False]}, {"low": [4.9, 4.5, np.nan]}):
+        told = inference_sentences.about_region(regions(), "auditory", intervals=known.assign(**change))
+        assert "4.9 to 5.5 s (95 % interval" in told and "left" not in told
+
+
 def test_primary_region_is_named_before():
     assert inference_sentences.primary_region(regions(names=("a", "auditory"))) == "auditory"
     assert inference_sentences.primary_region(regions(names=("LATL", "LPTL"))) is None

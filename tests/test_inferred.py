@@ -59,8 +59,8 @@ def test_regions_answer_both_questions(subject, monkeypatch):
         assert at.loc[("silent", model), "p"] > 0.05
         assert abs(at.loc[("silent", model), "gain"]) < 0.002
     assert subject.run.whole not in set(table["region"])
-    assert at.loc[("silent", "history_sound"), "n_region"] == subject.run.regions["silent"].sum()
-    assert at.loc[("silent", "history_sound"), "n_voxels"] == region_inference.MOST_VOXELS
+    assert at.loc[("silent", "past_sound"), "n_region"] == subject.run.regions["silent"].sum()
+    assert at.loc[("silent", "past_sound"), "n_voxels"] == region_inference.MOST_VOXELS
     monkeypatch.setattr(inferred, "infer_subject_regions", lambda *_: pytest.fail("made twice"))
     pd.testing.assert_frame_equal(inferred.ensure_regions(subject), table, rtol=1e-6)
 
@@ -71,8 +71,16 @@ def test_another_sound_in_its_place_is_not_followed(subject):
     frames = subject.designs["sound"].frames
     other = replace(subject.designs["sound"], frames=frames[rng.permutation(len(frames))])
     regions = {"right": subject.run.regions["planted_auditory_right"]}
-    table = inferred.infer_subject_regions(subject, regions, design=other, questions=["history_sound"], n_randomised=39)
+    table = inferred.infer_subject_regions(subject, regions, design=other, questions=["past_sound"], n_randomised=39)
     assert table["p"].iloc[0] > 0.05
+
+
+def test_the_gain_of_a_region_does_not_depend_on_which_others_are_asked_about(subject):
+    regions = {name: subject.run.regions[name] for name in ("planted_auditory_right", "silent")}
+    how = {"questions": ["past_sound"], "n_randomised": 3}
+    alone = inferred.infer_subject_regions(subject, {"silent": regions["silent"]}, **how)
+    beside = inferred.infer_subject_regions(subject, regions, **how)
+    assert alone["gain"].item() == pytest.approx(beside.set_index("region").loc["silent", "gain"], rel=1e-6)
 
 
 def test_a_large_region_is_thinned_evenly():

@@ -10,7 +10,7 @@ from bold_audio import evidence, region_inference
 from bold_audio.region_inference import ALPHAS, PSEUDO_VOXELS, Fold, apart, infer_regions
 from bold_audio.voxel_inference import DelayGrid
 
-GRID = DelayGrid(2.0, 1.0, 1, 5)
+GRID = DelayGrid(2.0, 1.0, 1, 5, 5)
 
 
 def folds_of(y, X, free=None, n_folds=3, gap=8):
@@ -158,3 +158,11 @@ def test_a_region_of_one_voxel_is_not_sure_of_itself():
         for s in range(12)
     ]
     assert min(gains) > -0.03
+
+
+def test_a_region_that_never_varies_has_no_gain():
+    rng = np.random.default_rng(20)
+    y = {"dead": np.zeros((150, 4)), "live": rng.standard_normal((150, 4))}
+    found = infer(y, slow(rng, 150, 2)[None], n_randomised=9)
+    assert np.isnan([found["dead"].gain, found["dead"].p, found["dead"].partial_r]).all()
+    assert np.isfinite([found["live"].gain, found["live"].p]).all()

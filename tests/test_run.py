@@ -35,6 +35,7 @@ COLUMNS = [
     "region",
     "mse",
     "r_median",
+    "n_with_r",
     "r_best",
     "r2",
     "skill",

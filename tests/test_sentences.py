@@ -36,7 +36,8 @@ def table(*, without=(), partial=0.123, **changes):
     for name, values in ROWS.items():
         if name in without:
             continue
-        line = dict(zip(("mse", "r_median", "r_best", "skill"), values, strict=True)) | changes.get(name, {})
+        line = dict(zip(("mse", "r_median", "r_best", "skill"), values, strict=True)) | {"n_with_r": 420}
+        line |= changes.get(name, {})
         line = {"model": name, "region": REGION, "reference": REFERENCES.get(name, "constant")} | line
         line |= {"n_volumes": 166, "n_voxels": 420, "partial_r_median": partial if name in REFERENCES else np.nan}
         # Rows that no sentence about this region may read.
@@ -54,8 +55,7 @@ def sweep(skill, *, spread=0.01, delays=(4.0, 5.0, 6.0, 7.0, 8.0), delay=None, v
         "high": 6.8,
         "p": 0.01,
         "n_surrogates": 1300,
-        "p_shifts": 0.02,
-        "n_shifts": 130,
+        "alike": 14,
         "identifiable": True,
     } | region
     regions = pd.DataFrame([row | {"region": "responsive"}, row | {"region": "brain", "low": 0.1, "p": 0.777}])
@@ -118,7 +118,7 @@ def test_split_in_volumes_and_seconds():
 def test_delay_sentence_holds_the_numbers_of_the_region_that_chose():
     text = sentences.about_delay(sweep(PEAK))
     assert "the volumes of `responsive` follow the sound best at **Δt = 6 s** (95 % interval 5.4 to 6.8 s)" in text
-    assert "p = 0.01 among 1300 surrogates of the sound, 0.02 among the 130 circular shifts" in text
+    assert "p = 0.01 among 1300 surrogates of the sound, of which 14 neighbouring shifts count as one. " in text
     assert "skill on held-out volumes is 0.1110 ± 0.0100" in text
     for other in ("edge", "planted", "30 s", "Not identifiable", "0.777"):
         assert other not in text
@@ -128,8 +128,8 @@ def test_delay_no_better_than_its_shifts_is_not_called_one():
     text = sentences.about_delay(sweep(PEAK, p=0.4, identifiable=False))
     assert text.startswith("**Not identifiable:**") and "p = 0.4 among 1300" in text and "what chance gives" in text
     assert "follow the sound best" not in text
-    none = sentences.about_delay(sweep(PEAK, p=0.1, p_shifts=1.0, n_shifts=0, identifiable=False))
-    assert "p = 0.1 among 1300 surrogates of the sound)" in none and "circular" not in none
+    none = sentences.about_delay(sweep(PEAK, p=0.1, alike=1, identifiable=False))
+    assert "p = 0.1 among 1300 surrogates of the sound)" in none and "count as one" not in none
 
 
 def test_skill_that_prefers_another_delay_is_shown_beside():
@@ -151,6 +151,13 @@ def test_voxels_own_delays_are_counted_beside_chance():
     assert "6 of them have a known delay" in text and "between 5.0 and 6.5 s (median 5.0 s)" in text
     nobody = sentences.about_voxel_delays(sweep(PEAK, voxels=voxels.assign(p=0.5)))
     assert "0 of 100" in nobody and "known delay" not in nobody
+
+
+def test_voxels_in_which_the_sound_vanished_are_not_hidden():
+    some = table(sound={"n_with_r": 300})
+    for text in (sentences.headline(some, REGION, 5.0), sentences.about_expectations(some, REGION)):
+        assert "in the median voxel of the 300 (of 420) in which it did not vanish" in text
+    assert "of the 420" not in sentences.headline(table(), REGION, 5.0)
 
 
 def test_annotations_are_never_called_the_sound_in_words_of_delays_settings_and_expectations():

@@ -119,3 +119,25 @@ def test_mean_in_window_keeps_small_values_beside_a_large_one():
     made = significance.mean_in_window(values, 4)
     np.testing.assert_allclose(made[10:30], 0, atol=1e-5)
     np.testing.assert_allclose(made[:4], 600 - np.log(4), rtol=1e-5)
+
+
+def test_nothing_observed_has_no_p():
+    assert np.isnan(significance.p_value(np.nan, np.zeros(99)))
+    assert np.isnan(significance.p_value(np.array([np.nan, 1]), np.zeros((99, 1)))).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("alike", [1, 4, 14, 40])
+@pytest.mark.parametrize("n", [9, 60, 1277])
+def test_threshold_is_where_p_passes_the_level(n, alike):
+    surrogates = np.random.default_rng(n).normal(size=n)
+    threshold = significance.threshold_of(surrogates, alike=alike)
+    seen = np.sort(np.r_[surrogates, surrogates + 1e-6, 9.0])
+    p = significance.p_value(seen, surrogates[:, None], alike=alike)
+    assert np.array_equal(seen > threshold, p <= 0.05)
+
+
+@pytest.mark.parametrize("n_rows", [30, 80, 431, 5000])
+def test_as_many_versions_as_the_smallest_p_needs(n_rows):
+    n = significance.versions_needed(n_rows, 14, p=0.01)
+    assert 14 / (14 + n * n_rows) <= 0.01
+    assert n == 1 or 14 / (14 + (n - 1) * n_rows) > 0.01

@@ -15,7 +15,7 @@ from bold_audio.voxel_inference import (
     pooled_p,
 )
 
-GRID = DelayGrid(2.0, 1.0, 1, 5)
+GRID = DelayGrid(2.0, 1.0, 1, 5, 5)
 
 
 def slow(rng, n, p):
@@ -81,7 +81,7 @@ def test_delays_between_volumes():
     fine = slow(rng, 400, 2)
     X = np.stack([fine[1::2], fine[0::2]])  # heard 0 and half a repetition time of 1 s later
     y = rng.standard_normal((200, 40))
-    grid = DelayGrid(2.0, 1.0, 2, 5)
+    grid = DelayGrid(2.0, 0.5, 2, 5, 5)
     assert np.array_equal(grid.delays, np.arange(2, 7, 0.5))
     y[:, 0] = rng.standard_normal(200) + 3 * np.roll(X[0], 2, axis=0)[:, 0]
     y[:, 1] = rng.standard_normal(200) + 3 * np.roll(X[1], 2, axis=0)[:, 0]
@@ -181,3 +181,27 @@ def test_one_delay_has_no_interval():
     assert (grid.n_steps, grid.n_volumes, list(grid.delays)) == (1, 1, [5.0])
     found = infer(rng.standard_normal((90, 4)), slow(rng, 90, 1)[None], grid=grid).voxels
     assert found["low"].isna().all() and (found["delay"] == 5).all()
+
+
+@pytest.mark.parametrize("t_r", [0.608, 1.0, 1.44, 2.0, 3.0, 4.0, 4.05, 5.0, 6.0, 8.5, 10.0, 30.0])
+def test_delays_cover_the_window_in_steps_of_a_second(t_r):
+    grid = delay_grid([2.0, 5.0, 10.0], t_r)
+    assert grid.delays[0] == 2 and 10 - max(t_r, 1) < grid.delays[-1] <= 10 + 1e-9
+    assert grid.delays[-1] > 8.9 and np.diff(grid.delays).max() <= 1 + 1e-9
+    assert len(grid.offsets) == grid.n_steps and np.allclose(grid.offsets, grid.delays[: grid.n_steps])
+    if grid.n_volumes > 1:  # later delays are rolled by whole volumes
+        assert grid.n_steps * grid.step == pytest.approx(t_r) and grid.alike == grid.n_volumes
+    assert (grid.alike - 1) * t_r <= 8 + 1e-9 and grid.alike * t_r > 7.9 - t_r
+
+
+def test_a_delay_between_two_long_repetition_times_is_found():
+    """Volumes 6 s apart and a response after 5 s: 2 and 8 s alone would miss it."""
+    rng = np.random.default_rng(12)
+    fine = slow(rng, 6 * 240, 1)
+    grid = delay_grid([2.0, 10.0], 6.0)
+    heard = [np.roll(fine, int(delay), axis=0)[::6] for delay in grid.offsets]
+    y = rng.standard_normal((240, 40))
+    y[:, :10] += 1.5 * heard[3] / heard[3].std()
+    found = infer(y, np.stack(heard), grid=grid, shifts=np.arange(6, 234)).voxels
+    assert (found["q"][:10] <= 0.05).all() and (found["q"][10:] <= 0.05).sum() <= 1
+    assert np.median(found["delay"][:10]) == 5
