@@ -386,7 +386,9 @@ def test_what_is_wrong_with_the_sound_of_a_later_run_is_told_with_its_name(heard
 
 
 def test_annotations_of_all_runs_are_the_same_where_one_run_has_no_blocks(two_runs, tmp_path):
-    write_table(tmp_path / "words.tsv", pd.DataFrame({"onset": np.arange(0, 170, 0.5), "duration": 0.25}))
+    write_table(
+        tmp_path / "words.tsv", pd.DataFrame({"onset": np.arange(0, 170, 0.5), "offset": np.arange(0.25, 170, 0.5)})
+    )
     folders = {"data_dir": str(two_runs), "outputs_dir": str(tmp_path)}
     given = {"run": "all", "feature_source": "annotations", "annotation_tables": [str(tmp_path / "words.tsv")]}
     params = load_params("sim", **folders | QUICK | given)
