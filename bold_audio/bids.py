@@ -1,6 +1,8 @@
 """Which files of a BIDS tree belong to a subject's run: entities, sessions, runs, inheritance, what lies beside."""
 
-from bold_audio.files import DataError
+import difflib
+
+from bold_audio.files import DataError, ParameterError
 from bold_audio.registry import RELEASE, check_fmri_subject, files_of
 from bold_audio.schema import DEFAULT_DATASET, SIMULATED, meaning_of
 
@@ -24,7 +26,7 @@ def entities_of(path):
 def run_name(params):
     """File name of the first run asked for without extension, from its BIDS entities."""
     runs = params.run if isinstance(params.run, list) else [params.run]
-    parts = [("sub", params.subject), ("ses", params.session), ("task", params.task)]
+    parts = [("sub", params.subject), ("ses", params.session), ("task", params.task), *params.bids_entities.items()]
     parts += [("run", None if runs[0] == "all" else runs[0]), ("space", params.space)]
     parts += [("desc", params.desc if params.derivatives else None)]
     return "_".join(f"{key}-{value}" for key, value in parts if value is not None) + "_bold"
@@ -33,6 +35,28 @@ def run_name(params):
 def known_subjects(params):
     """Labels of the subjects in the dataset's tree."""
     return sorted(p.name[4:] for p in params.data_path.glob("sub-*") if p.is_dir())
+
+
+def check_subject(params):
+    """Refuse a subject whom the dataset does not have, before anything is written for it.
+
+    Raises
+    ------
+    ParameterError
+        Names the nearest one, and those that there are.
+    """
+    if params.dataset == DEFAULT_DATASET:
+        check_fmri_subject(params.subject)
+    there = known_subjects(params)
+    if params.dataset in (DEFAULT_DATASET, SIMULATED) or not there or params.subject in there:
+        return
+    close = difflib.get_close_matches(params.subject.lower(), [one.lower() for one in there], n=1, cutoff=0.5)
+    meant = next((f"did you mean {one}? " for one in there if one.lower() in close), "")
+    raise ParameterError(f"unknown subject {params.subject!r} - {meant}subjects of {params.dataset}: {_listed(there)}")
+
+
+def _listed(names, most=12):
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "") if names else "none"
 
 
 def compared_subjects(params):
@@ -100,7 +124,10 @@ def _functional_folders(params):
     root = params.data_path if params.derivatives is None else params.derivatives_path
     subject = root / f"sub-{params.subject}"
     if params.session is not None:
-        return [subject / f"ses-{params.session}" / "func"]
+        named = subject / f"ses-{params.session}"
+        # What reads parameters may take 01 for the number 1.
+        alike = [path for path in sorted(subject.glob("ses-*")) if _same(path.name[4:], params.session)]
+        return [(named if named.is_dir() or len(alike) != 1 else alike[0]) / "func"]
     sessions = sorted(path for path in subject.glob("ses-*/func") if path.is_dir())
     return [subject / "func"] if (subject / "func").is_dir() or not sessions else sessions
 
@@ -162,10 +189,9 @@ def check_release_file(params, path, *, md5=None):
 
 
 def _missing_run(params, wanted, run=None):
-    there = [one for one in known_subjects(params) if one != params.subject]
-    if params.dataset == DEFAULT_DATASET:
-        check_fmri_subject(params.subject)
-    ways = "check the spelling, session, task and run, or set data_dir"
+    check_subject(params)
+    where = "data_dir" if params.derivatives is None else "derivatives"
+    ways = f"check session, task, run, space and bids_entities, or set {where}"
     if params.dataset == DEFAULT_DATASET:
         ways = (
             f"get it with 'bold-audio fetch --subject {params.subject}'; for the sound, set audio_path to your copy of "
@@ -173,8 +199,10 @@ def _missing_run(params, wanted, run=None):
         )
     elif params.dataset == SIMULATED:
         ways = "make it with 'bold-audio simulate'"
-    listed = ", ".join(there[:12]) + (", …" if len(there) > 12 else "") if there else "none"
     which = "" if run is None else f" run {run}"
-    return DataError(
-        f"sub-{params.subject}{which} is not there: {wanted} is missing (other subjects there: {listed}) - {ways}"
-    )
+    root = params.data_path if params.derivatives is None else params.derivatives_path
+    scans = sorted(path.name for path in (root / f"sub-{params.subject}").rglob("*_bold.nii*"))
+    others = f"scans of this subject: {_listed(scans, 4)}"
+    if not scans:
+        others = f"other subjects there: {_listed([one for one in known_subjects(params) if one != params.subject])}"
+    return DataError(f"sub-{params.subject}{which} is not there: {wanted} is missing ({others}) - {ways}")

@@ -194,6 +194,8 @@ def serve(options):
 
 def run(options):
     """Run the notebooks subject by subject; one that fails does not stop the others."""
+    from bold_audio import bids
+
     steps, given = chosen_steps(options.steps), parse_given(options.given)
     on_workers = options.workers is not None or options.scheduler or options.slurm
     for name, counts, where in (
@@ -214,6 +216,7 @@ def run(options):
     for params in all_params:
         options.current, started, status, said = params.subject, time.perf_counter(), 0, ""
         try:
+            bids.check_subject(params)
             with lock(params.subject_path / ".lock", doing=f"sub-{params.subject} of {params.label}", told=True):
                 index = run_subject(params, steps, given | _whose(params), say=say, force=options.force)
             seconds = time.perf_counter() - started

@@ -174,7 +174,8 @@ def _open(params, steps, force):
         machine.check_memory(files, params.downsample)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notebooks show them
-            prepare.open_subject(params)
+            subject = prepare.open_subject(params)
+        subject.check_folds([step[:2] for step in todo])
     return made_from, todo
 
 

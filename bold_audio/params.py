@@ -12,6 +12,8 @@ from bold_audio.files import ParameterError, project_root, without_credentials
 from bold_audio.plain_yaml import read_yaml
 from bold_audio.schema import DEFAULT_DATASET, LABEL, RESERVED, SIMULATED, Params
 
+# Labels of BIDS, whose zeros count: YAML takes 011 for the octal number 9, and on for True.
+LABELS = ("session", "task", "run", "space", "desc")
 LONGEST_VALUE = 100_000  # characters of a value on the command line, which YAML takes its time to read
 
 
@@ -63,6 +65,10 @@ def read_parameter_file(path):
         # YAML reads 011 as the octal number 9.
         raise ParameterError(
             f'{path}: YAML may read {bare[1]} as another number - write the subject in quotes: "{bare[1]}"'
+        )
+    if bare := re.search(rf"^\s*({'|'.join(LABELS)}):\s*(0+[1-7][0-7]+)\s*(?:#.*)?$", text, flags=re.MULTILINE):
+        raise ParameterError(
+            f'{path}: YAML reads {bare[2]} as another number - write the {bare[1]} in quotes: "{bare[2]}"'
         )
     return content
 
@@ -124,7 +130,7 @@ def load_params(subject, dataset=None, **given):
 
 
 def parse_given(pairs):
-    """``-p NAME VALUE`` pairs as a dictionary; values are read as YAML.
+    """``-p NAME VALUE`` pairs as a dictionary; values are read as YAML, labels of BIDS as they stand.
 
     Raises
     ------
@@ -137,6 +143,9 @@ def parse_given(pairs):
             raise ParameterError(f"-p {name} has an option of its own - use --{name} {value}")
         if len(value) > LONGEST_VALUE:
             raise ParameterError(f"-p {name}: {len(value)} characters are too many - give at most {LONGEST_VALUE}")
+        if name in LABELS and re.fullmatch("[A-Za-z0-9]+", value) and value != "null":
+            given[name] = value
+            continue
         try:
             given[name] = read_yaml(value)
         except yaml.YAMLError:

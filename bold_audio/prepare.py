@@ -123,6 +123,18 @@ class Subject:
         """Blocked folds inside the volumes fitted on, for choices nested in an outer fold."""
         return pairing.blocked_folds(fit, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
 
+    def check_folds(self, steps):
+        """Refuse a run that is too short for the nested folds of some steps (their numbers), before the first begins.
+
+        Raises
+        ------
+        ParameterError
+        """
+        nested = [self.folds[-1][0]] if {"02", "04"} & set(steps) else []
+        nested += [fit for fit, _ in self.outer_folds()] if "06" in steps else []
+        for fit in nested:
+            self.inner_folds(fit)
+
     def paths(self, volumes, fitted_on):
         """Cut volumes into stretches without a break, each with the way to it from what was fitted on.
 

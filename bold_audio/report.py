@@ -243,7 +243,7 @@ def write_subject_index(params, pages, *, status=None, card=None):
         folder / "report",
         title=f"sub-{params.subject} · {params.label}",
         note=summary.get("about", params.data_note or ""),
-        alarms=summary.get("alarms", []),
+        alarms=[*summary.get("alarms", []), *_mixed(folder)],
         sentences=summary.get("sentences", ["Not all notebooks have run yet."]),
         tables=_score_tables(folder, summary.get("region")),
         pages=pages,
@@ -259,6 +259,26 @@ def write_subject_index(params, pages, *, status=None, card=None):
         ],
     )
     return folder / "report" / INDEX
+
+
+def _mixed(folder):
+    """A sentence for each notebook that was run with other parameters than the last one: its page does not say so."""
+    try:
+        made = {
+            step: (entry["finished"], entry["made_from"]["parameters"])
+            for step, entry in read_json(folder / "done.json", default={}).items()
+            if "made_from" in entry
+        }
+        last = max(made, key=lambda step: made[step][0], default=None)
+        now = {} if last is None else made[last][1]
+        changed = {step: sorted(k for k in now if k in old and old[k] != now[k]) for step, (_, old) in made.items()}
+    except (DataError, KeyError, TypeError, AttributeError):  # damaged: every step will be made again
+        return []
+    return [
+        f"{step} was run with other parameters than {last} ({', '.join(names)}): run it again, or read it apart."
+        for step, names in changed.items()
+        if names
+    ]
 
 
 def _score_tables(folder, region):

@@ -170,18 +170,25 @@ def _read_run(path, params):
     events = None if events_path is None else _read_events(events_path, needed=params.audio_onset is None)
     t_r = _repetition_time(image.header, sidecar, params.t_r_source, path.name)
     given = {} if params.derivatives is None else bids.files_beside(path)
+    start, n_volumes = _first_start(sidecar, t_r, path.name), image.shape[3]
+    onset = _sound_onset(params.audio_onset, events, events_path.name if events_path else f"{expected}_events.tsv")
+    if onset >= start + n_volumes * t_r:
+        raise DataError(
+            f"{path.name}: the sound begins at {onset:g} s, the scan ends at {start + n_volumes * t_r:.1f} s - mend "
+            "the events (times in s), or set audio_onset"
+        )
     return RunFiles(
         bold=path,
-        n_volumes=image.shape[3],
+        n_volumes=n_volumes,
         grid=image.shape[:3],
         affine=image.affine,
         t_r=t_r,
-        onset=_sound_onset(params.audio_onset, events, events_path.name if events_path else f"{expected}_events.tsv"),
+        onset=onset,
         events=events,
         sidecar=sidecar,
         form_codes=(int(image.header["sform_code"]), int(image.header["qform_code"])),
         warnings=(*orientation_warnings(image.header), *header_warnings(image, path)),
-        start=_first_start(sidecar, t_r, path.name),
+        start=start,
         beside=(*sidecars, *([events_path] if events_path else [])),
         **given,
     )
@@ -246,7 +253,8 @@ def _sound_onset(given, events, name):
     kinds = () if events is None else events["trial_type"].astype(str)
     heard = [k for k, kind in enumerate(kinds) if kind in (*BLOCK_TYPES, *SPEECH_TYPES)]
     if not heard:
-        raise DataError(f"no music, speech or story event in {name} - set audio_onset, the onset of the sound in s")
+        what = f"there is no {name}" if events is None else f"no music, speech or story event in {name}"
+        raise DataError(f"{what} - set audio_onset, the onset of the sound in s")
     return _checked_onset(float(read_times(events.iloc[heard], "onset", name).min()), name)
 
 

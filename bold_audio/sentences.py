@@ -41,6 +41,19 @@ def about_split(split, t_r):
     return ", ".join(f"{name} {len(part)} volumes ({spans(part)})" for name, part in parts if len(part)) + "."
 
 
+def about_left_out(n_volumes, n_used, params):
+    """Why some volumes are in no part of the split; nothing where all are."""
+    left = n_volumes - n_used
+    if not left:
+        return ""
+    delays = [*params.delays, *params.mlp_delays]
+    return (
+        f"{left} of {n_volumes} volumes are in no part: they lie in the first {params.skip_initial:g} s, or not all of "
+        f"the sound that reaches them at some delay of {min(delays):g} to {max(delays):g} s is there (a response lasts "
+        "half a minute; all delays are compared on the same volumes)."
+    )
+
+
 def about_delay(found, *, block_length=None, truth=None, feature_source="audio"):
     """The chosen delay, how sure it is, and what it cannot tell; annotations are never called the sound."""
     row, again = found.chosen, _named_again(feature_source)
@@ -203,8 +216,9 @@ def _voxel_with_r(row):
     return f"voxel of the {row['n_with_r']:,} (of {row['n_voxels']:,}) in which it did not vanish" if some else "voxel"
 
 
-def headline(table, region, delay, *, feature_source="audio"):
+def headline(table, region, delay, *, feature_source="audio", identifiable=True):
     """The sentence at the top of a subject's report; annotations are never called the sound."""
+    at = f"Δt = {delay:g} s" + ("" if identifiable else " (not identifiable: no delay is shown)")
     name = "history_blocks_sound" if row_of(table, "history_blocks_sound", region) is not None else "history_sound"
     row, alone = row_of(table, name, region), row_of(table, "sound", region)
     alone_r = "no r (its strength vanished)"
@@ -212,6 +226,6 @@ def headline(table, region, delay, *, feature_source="audio"):
         alone_r = f"r = {alone['r_median']:.2f} in the median {_voxel_with_r(alone)}"
     change = "lowers" if row["skill"] >= 0 else "raises"
     return (
-        f"In `{region}` {heard(feature_source)} alone reaches {alone_r} at Δt = {delay:g} s; added "
+        f"In `{region}` {heard(feature_source)} alone reaches {alone_r} at {at}; added "
         f"to `{row['reference']}`, it {change} the one-step squared error by {abs(row['skill']):.2%}."
     )

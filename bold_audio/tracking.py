@@ -15,7 +15,7 @@ KEY = "bold_audio.key"  # tag by which a training that is already there is known
 FINISHED, RUNNING = "FINISHED", "RUNNING"
 
 
-def require_server(uri):
+def require_server(uri, *, instead="set mlflow_required false"):
     """Refuse to begin where runs must go to a server and it does not answer.
 
     Raises
@@ -23,9 +23,7 @@ def require_server(uri):
     AccessError
     """
     if uri and not _answers(uri):
-        raise AccessError(
-            f"MLflow does not answer at {without_credentials(uri)} - start it, or set mlflow_required false"
-        )
+        raise AccessError(f"MLflow does not answer at {without_credentials(uri)} - start it, or {instead}")
 
 
 def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, local_folder):
@@ -99,7 +97,7 @@ def send_runs(local_folder, uri):
         If the server does not answer, or fails; runs that it has then are not sent again.
     """
     _calm()
-    require_server(uri)
+    require_server(uri, instead="give another mlflow_uri")
     counts = [0, 0]
     for client, experiment, run in _finished_runs(Path(local_folder) / "mlflow.db"):
         with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from bold_audio import adopt, bids, models, pairing, workflow
+from bold_audio.audit import film_blocks
 from bold_audio.files import DataError, ParameterError, write_table
 from bold_audio.params import load_params
 from bold_audio.run import main
@@ -76,6 +77,8 @@ def located(tmp_path):
         ("sub-01/func/sub-01_task-nap_acq-mb8_dir-AP_bold.nii.gz", {"task": "nap"}),
         ("sub-01/func/sub-01_task-nap_acq-mb8_dir-AP_bold.nii.gz", {"task": "nap", "bids_entities": {"acq": "mb8"}}),
         ("sub-01/func/sub-01_task-film_space-T1w_bold.nii.gz", {"space": "T1w"}),
+        ("sub-01/ses-01/func/sub-01_ses-01_task-film_bold.nii.gz", {"session": "01"}),
+        ("sub-01/ses-01/func/sub-01_ses-01_task-film_bold.nii.gz", {"session": 1}),  # as YAML reads 01
     ],
 )
 def test_the_only_run_that_fits_is_found(tree, located, name, given):
@@ -97,7 +100,12 @@ def test_the_only_run_that_fits_is_found(tree, located, name, given):
         (["task-film_run-1"], {"run": 2}, "sub-01 run 2 is not there: .*run-2_bold.nii.gz is missing"),
         (["task-film_run-1"], {"run": ["1", "3"]}, "sub-01 run 3 is not there"),
         (["task-film_run-1"], {"task": "nap"}, "sub-01 is not there: .*task-nap"),
-        (["task-film_acq-a"], {"bids_entities": {"acq": "b"}}, "sub-01 is not there"),
+        (
+            ["task-film_acq-a"],
+            {"bids_entities": {"acq": "b"}},
+            "acq-b_bold.nii.gz is missing .scans of this subject: sub-01_task-film_acq-a_bold.nii.gz. - .*entities",
+        ),
+        (["task-film_acq-a"], {"derivatives": "no"}, "other subjects there: none. - .* or set derivatives"),
         (["task-film_space-T1w"], {}, "sub-01 is not there"),
         (["task-film_desc-clean"], {}, "sub-01 is not there"),
         (["task-film"], {"session": "x"}, "sub-01 is not there: .*ses-x"),
@@ -108,6 +116,20 @@ def test_what_is_not_one_file_is_refused_with_what_is_there(tree, located, names
     with pytest.raises(DataError, match=match) as error:
         located(audio_onset=0, **given)
     assert "\n" not in str(error.value) and " - " in str(error.value)
+
+
+def test_the_session_that_is_named_goes_before_one_that_means_the_same(tree, located):
+    tree(*(f"sub-01/ses-{s}/func/sub-01_ses-{s}_task-film_bold.nii.gz" for s in ("1", "01")))
+    for session in ("1", "01"):
+        assert f"ses-{session}_" in located(audio_onset=0, session=session).bold.name
+
+
+def test_events_without_an_end_are_taken_but_for_the_audit(tree, located):
+    root = tree("sub-01/func/sub-01_task-film_bold.nii.gz")
+    write_table(root / "sub-01/func/sub-01_task-film_events.tsv", pd.DataFrame(
+        {"onset": [2.0], "duration": ["n/a"], "trial_type": ["story"]}))  # fmt: skip
+    found = located()
+    assert found.onset == 2 and film_blocks(found.events) == []
 
 
 def test_runs_of_two_sessions_are_told_apart_by_name(tree, located):

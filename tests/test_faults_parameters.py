@@ -63,6 +63,16 @@ def test_subject_that_is_none_of_ds003688(site, row, monkeypatch):
     assert ("did you mean 09?" in line) == (row == "P02-99")
 
 
+@rows("P02-own dataset", "P02-own dataset, case", "P02-own dataset, far")
+def test_subject_that_a_dataset_of_ones_own_does_not_have(site, nothing_made, row):
+    meant = {"P02-own dataset": "sin", "P02-own dataset, case": "SIM"}
+    subject = meant.get(row, "Q9")
+    line = site.refuse_run(
+        2, [f"unknown subject '{subject}'", "subjects of tiny: b, sim"], subject=subject, dataset="tiny"
+    )
+    assert ("did you mean sim?" in line) == (row in meant)
+
+
 @rows("P02-empty", "P02-list", "P14-subject", "P14-subject/", "P14-subject NUL", "P14-300 characters")
 def test_subject_that_cannot_be_one(site, nothing_made, row):
     kinds = {"empty": "", "list": "[9]", "subject": "../../etc", "subject/": "a/b", "subject NUL": "a\0b"}
@@ -98,12 +108,13 @@ def test_name_that_cannot_be_one(site, nothing_made, row, name):
 # --- files --------------------------------------------------------------------------------
 
 
-@rows("P04", "P11", "P04-empty", "P11-broken")
+@rows("P04", "P04-session", "P11", "P04-empty", "P11-broken")
 def test_parameter_file_that_cannot_be_right(site, nothing_made, row, project, monkeypatch):
     monkeypatch.setenv("BOLD_AUDIO_ROOT", str(project))
     canary = site.root / "canary"
     text, says = {
         "P04": ("lr: 0.01\nsubject: 011\n", 'write the subject in quotes: "011"'),
+        "P04-session": ("session: 011\n", 'write the session in quotes: "011"'),
         "P04-empty": ("- 1\n- 2\n", "must hold 'name: value' lines, got a list"),
         "P11": (f"lr: 0.01\nseed: 1\nmask: !!python/object/apply:os.mkdir ['{canary}']\n", ", line 3"),
         "P11-broken": ("lr: 0.01\nmask: [brain\n", ", line 3"),
@@ -144,6 +155,7 @@ PARTS = {
     "P08-skip": ({"skip_initial": 60}, ["are left for train", "skip_initial 60 s", "at least 8 are needed"]),
     "P08-all train": ({"train_fraction": 1}, ["train_fraction"]),
     "P08-no train": ({"train_fraction": 0}, ["train_fraction"]),
+    "P08-folds": ({"n_folds": 4, "gap": 7, "steps": "00-02"}, ["volumes are left to fit on beside a held-out block"]),
     "P08-lag": ({"response": "fir", "sound_lags": 60, "delays": "[100]"}, ["of 130 volumes of 0.608 s are left"]),
 }
 

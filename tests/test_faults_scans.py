@@ -147,6 +147,26 @@ def test_events_of_another_run(site, row):
     site.refuse_run(3, [f"events end at {last + 10:.1f} s, the scan at {N_VOLUMES * T_R:.1f} s"])
 
 
+@rows("S19-after the scan", "S19-milliseconds", "S19-audio_onset")
+def test_sound_that_begins_after_the_scan(site, row):
+    if row != "S19-audio_onset":
+        onset = 5000 if row == "S19-milliseconds" else 100
+        site.replace(site.events, f"onset\tduration\ttrial_type\n{onset}\t10\tmusic\n".encode())
+    given = {"audio_onset": 100} if row == "S19-audio_onset" else {}
+    ways = "mend the events (times in s), or set audio_onset"
+    site.refuse_run(3, ["the sound begins at", f"the scan ends at {N_VOLUMES * T_R:.1f} s", ways], **given)
+
+
+@rows("S19-no table", "S19-no types")
+def test_events_that_do_not_say_when_the_sound_begins(site, row):
+    if row == "S19-no table":
+        site.events.unlink()
+    else:
+        site.replace(site.events, b"onset\tduration\ttrial_type\n0\t10\tpress\n")
+    says = {"S19-no table": f"there is no {site.events.name}", "S19-no types": "no music, speech or story event in"}
+    site.refuse_run(3, [says[row], "set audio_onset"])
+
+
 @rows("S16-NaN", "S16-0", "S16-Inf")
 def test_slope_that_scales_nothing(site, row):
     before = np.array(site.open().Y)

@@ -137,6 +137,19 @@ def test_subject_index_shows_the_region_it_speaks_of_one_step_and_open_loop_apar
     assert all(text in html for text in said)
 
 
+def test_pages_of_other_parameters_than_the_last_are_named(params):
+    def entry(finished, **parameters):
+        return {"made_from": {"parameters": parameters}, "finished": finished}
+
+    done = {"00_a": entry("T1", gap=16, confounds=["csf"]), "06_b": entry("T2", gap=16, confounds=None, lr=1)}
+    write_json(params.subject_path / "done.json", done)
+    html = write_subject_index(params, []).read_text()
+    assert "00_a was run with other parameters than 06_b (confounds): run it again, or read it apart." in html
+    for other in ({"00_a": done["06_b"], "06_b": done["06_b"]}, {"00_a": {"before": {}}}, {"00_a": 5}, [], {}):
+        write_json(params.subject_path / "done.json", other)
+        assert "other parameters" not in write_subject_index(params, []).read_text()
+
+
 def test_alarms_stand_in_red_above_the_headline(params):  # A13
     alarm, path = "sound does not follow <the> film's 30 s blocks", params.subject_path / "summary.json"
     write_json(path, {"about": "a", "alarms": [alarm], "sentences": ["The answer."]})

@@ -724,3 +724,12 @@ def test_annotations_and_sound_of_a_subject_share_no_folder_and_no_name(shared, 
         assert list(rows["model"]) == [*no_blocks, "mlp"]
     assert table["region"].iloc[0] == "volume"
     assert np.load(folder / "y_test_full.npy").shape[1] == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [("session", "01", "01"), ("session", "011", "011"), ("task", "on", "on"), ("run", "010", "010"),
+     ("run", "[1, 2]", [1, 2]), ("session", "null", None), ("session", "'01'", "01"), ("space", "MNI152", "MNI152")],
+)  # fmt: skip
+def test_labels_are_taken_as_they_stand(name, value, kept):
+    assert parse_given([(name, value)]) == {name: kept}

@@ -313,3 +313,15 @@ def test_simulated_data_are_called_that_whatever_the_dataset_is_named(sim_dir):
     params = load_params("sim", "ds003688", data_dir=str(sim_dir))
     sound = SoundFeatures(np.zeros((2, 1)), np.arange(2.0), ("mfcc0",), 2.0, "sound file film.wav")
     assert "SIMULATED" in sentences.about_data(params, sound)
+
+
+def test_volumes_in_no_part_are_explained():
+    params = SimpleNamespace(skip_initial=10.0, delays=[2.0, 10.0], mlp_delays=[4.0, 12.0])
+    assert sentences.about_left_out(240, 240, params) == ""
+    told = sentences.about_left_out(240, 170, params)
+    assert told.startswith("70 of 240 volumes are in no part") and "first 10 s" in told and "2 to 12 s" in told
+
+
+def test_a_delay_that_is_not_identifiable_is_called_so_in_the_headline():
+    assert "not identifiable" in sentences.headline(table(), REGION, 10.0, identifiable=False)
+    assert "not identifiable" not in sentences.headline(table(), REGION, 10.0)
