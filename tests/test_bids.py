@@ -168,7 +168,7 @@ def test_sidecars_and_events_are_inherited_key_by_key_the_nearest_wins(tree, loc
 
 def test_events_of_another_run_are_not_taken(tree, located):
     tree("sub-01/func/sub-01_task-film_run-1_bold.nii.gz", ("sub-01/func/sub-01_task-film_run-2_events.tsv", EVENTS))
-    with pytest.raises(DataError, match="in sub-01_task-film_run-1_events.tsv - set audio_onset"):
+    with pytest.raises(DataError, match="there is no sub-01_task-film_run-1_events.tsv - set audio_onset"):
         located()
 
 

@@ -205,7 +205,7 @@ def test_what_the_runs_own_sidecar_lacks_is_inherited(tree):
     [
         ("0\t30\tmusic\n30\t30\tspeech\n", None, 0.0),
         ("-20.000\t744.000\tstory\n", None, -20.0),
-        ("0\t5\tfixation\n12.5\t30\tspeech\n42.5\t30\tmusic\n", None, 12.5),
+        ("0\t5\tfixation\n8.5\t30\tspeech\n38.5\t30\tmusic\n", None, 8.5),
         ("-20.000\t744.000\tstory\n", 3.25, 3.25),
         ("12.5\t30\tspeech\n", 0, 0.0),
         ("1\t1\tface\n", -4, -4.0),
@@ -217,9 +217,15 @@ def test_the_sound_begins_where_the_events_or_the_caller_say(tree, rows, given, 
     assert len(files.events) == rows.count("\n")
 
 
-@pytest.mark.parametrize("events", [None, "onset\tduration\ttrial_type\n1\t1\tface\n2\t1\tn/a\n"])
-def test_without_a_sound_event_the_onset_is_never_guessed(tree, events):
-    with refused("no music, speech or story event in sub-01_.*_events.tsv - set audio_onset"):
+@pytest.mark.parametrize(
+    ("events", "what"),
+    [
+        (None, "there is no"),
+        ("onset\tduration\ttrial_type\n1\t1\tface\n2\t1\tn/a\n", "no music, speech or story event in"),
+    ],
+)
+def test_without_a_sound_event_the_onset_is_never_guessed(tree, events, what):
+    with refused(f"^{what} sub-01_.*_events.tsv - set audio_onset"):
         tree(events=events).locate()
 
 
@@ -260,7 +266,7 @@ def test_a_missing_subject_of_another_dataset_lists_who_is_there(tree):  # S06
         (made.root / f"sub-{k:02d}").mkdir()
     (made.root / "sub-00.txt").touch()
     everyone = ", ".join(f"{k:02d}" for k in range(1, 13))
-    with refused(rf"sub-77 is not there.*\(other subjects there: {everyone}, …\) - .*data_dir") as caught:
+    with refused(f"unknown subject '77' - did you mean 07. subjects of tiny: {everyone}, …", ParameterError) as caught:
         locate_runs(load_params("77", "tiny", data_dir=str(made.root)))
     assert "fetch" not in str(caught.value)
 
@@ -271,7 +277,7 @@ def test_a_missing_simulated_subject_tells_how_to_make_it(tmp_path):
 
 
 def test_a_run_of_another_task_is_missing(tree):
-    with refused("sub-01 is not there: .*task-rest.* check the spelling, session, task and run"):
+    with refused("sub-01 is not there: .*task-rest.* - check session, task, run, space and bids_entities"):
         tree().locate(task="rest")
 
 
