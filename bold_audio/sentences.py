@@ -212,8 +212,8 @@ def lowered(feature_source, gain, over):
 
 def _voxel_with_r(row):
     """What a median of r is of: where the sound vanished there is no r, and a reader must know in how many voxels."""
-    some = row["n_with_r"] < row["n_voxels"]
-    return f"voxel of the {row['n_with_r']:,} (of {row['n_voxels']:,}) in which it did not vanish" if some else "voxel"
+    n, of = row["n_with_r"], row["n_voxels"]
+    return f"of {n:,} of {of:,} voxels (it vanished in the others)" if n < of else "voxel"
 
 
 def headline(table, region, delay, *, feature_source="audio", identifiable=True):

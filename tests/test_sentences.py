@@ -156,8 +156,8 @@ def test_voxels_own_delays_are_counted_beside_chance():
 def test_voxels_in_which_the_sound_vanished_are_not_hidden():
     some = table(sound={"n_with_r": 300})
     for text in (sentences.headline(some, REGION, 5.0), sentences.about_expectations(some, REGION)):
-        assert "in the median voxel of the 300 (of 420) in which it did not vanish" in text
-    assert "of the 420" not in sentences.headline(table(), REGION, 5.0)
+        assert "in the median of 300 of 420 voxels (it vanished in the others)" in text
+    assert "of 420" not in sentences.headline(table(), REGION, 5.0)
 
 
 def test_annotations_are_never_called_the_sound_in_words_of_delays_settings_and_expectations():
