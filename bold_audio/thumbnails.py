@@ -12,7 +12,8 @@ from bold_audio import style
 from bold_audio.files import read_json
 
 N_SLICES = 6
-AROUND_ZERO = ("r", "partialr", "gain", "skill", "z", "r2")  # these have a sign; other maps begin at their smallest
+AROUND_ZERO = ("r", "partialr", "gain", "skill", "z", "t", "r2")  # have a sign; other maps begin at their smallest
+NO_VALUE, OUTSIDE = 184, 224  # greys, both darker than a map's zero
 LEFT_OUT = ("p", "q", "pfwe", "delaylow", "delayhigh")  # beside another map of the same analysis
 
 
@@ -32,8 +33,19 @@ def subject_thumbnails(folder):
     """
     found = [(path, *_entities(path)) for path in sorted(folder.glob("*_statmap.nii.gz"))]
     found = [one for one in found if one[2] not in LEFT_OUT]
-    made = [map_thumbnail(*one) for one in sorted(found, key=lambda one: (one[1] == "sweep", one[1], one[2]))]
+    brains = {}  # all maps of a grid are shown in one frame, and where a map has no value the brain is still seen
+    for path, *_ in found:
+        has = np.isfinite(_values(path)[0])
+        brains[has.shape] = has | brains.get(has.shape, False)
+    ordered = sorted(found, key=lambda one: (one[1] == "sweep", one[1], one[2]))
+    made = [map_thumbnail(*one, brains=brains) for one in ordered]
     return [one for one in made if one is not None]
+
+
+def _values(path):
+    """Values of a map in canonical order, and its affine."""
+    image = nib.as_closest_canonical(nib.load(path))
+    return np.asarray(image.dataobj, dtype=float), image.affine
 
 
 def _entities(path):
@@ -42,19 +54,23 @@ def _entities(path):
     return named.get("desc", ""), named.get("stat", "")
 
 
-def map_thumbnail(path, model, stat):
-    """One map as a picture with its words; None for a map that is a list of regions or has no finite value."""
-    image = nib.as_closest_canonical(nib.load(path))
-    values = np.asarray(image.dataobj, dtype=float)
+def map_thumbnail(path, model, stat, *, brains):
+    """One map as a picture with its words; None for a map that is a list of regions or has no finite value.
+
+    ``brains`` holds, by shape of the grid, where any map of it has a value.
+    """
+    values, affine = _values(path)
     if sorted(values.shape)[1] == 1 or not np.isfinite(values).any():
         return None
     low, high = map(float, style.limits(values, symmetric=stat in AROUND_ZERO))
     scale = style.DIVERGING if stat in AROUND_ZERO else style.OVERLAY
-    pixels = _colours(_montage(values), low, high, scale)
+    brain = brains[values.shape]
+    pixels = _colours(_montage(values, brain, np.nan), low, high, scale)
+    pixels[~_montage(brain, brain, False)] = OUTSIDE
     about = (read_json(path.with_name(path.name.replace(".nii.gz", ".json")), default={}) or {}).get("Description", "")
     finite = values[np.isfinite(values)]
     top = np.unravel_index(np.nanargmax(values), values.shape)
-    where = ", ".join(f"{c:.0f}" for c in nib.affines.apply_affine(image.affine, top))
+    where = ", ".join(f"{c:.0f}" for c in nib.affines.apply_affine(affine, top))
     ends = ("blue", "red") if stat in AROUND_ZERO else ("violet", "yellow")
     return {
         "model": model,
@@ -67,14 +83,14 @@ def map_thumbnail(path, model, stat):
     }
 
 
-def _montage(values):
-    """Evenly spaced axial slices of the part of the grid that has values, in two rows, front up."""
-    box = tuple(slice(*_ends(np.isfinite(values).any(axis=tuple({0, 1, 2} - {n})))) for n in range(3))
+def _montage(values, brain, nothing):
+    """Evenly spaced axial slices of the part of the grid that the brain takes, in two rows, front up."""
+    box = tuple(slice(*_ends(brain.any(axis=tuple({0, 1, 2} - {n})))) for n in range(3))
     inside = values[box]
     n = min(N_SLICES, inside.shape[2])
     picks = np.unique(np.linspace(0, inside.shape[2] - 1, n + 2).round().astype(int)[1:-1])
-    slices = [np.pad(np.rot90(inside[:, :, k]), 1, constant_values=np.nan) for k in picks]
-    slices += [np.full_like(slices[0], np.nan)] * (len(slices) % 2)
+    slices = [np.pad(np.rot90(inside[:, :, k]), 1, constant_values=nothing) for k in picks]
+    slices += [np.full_like(slices[0], nothing)] * (len(slices) % 2)
     half = len(slices) // 2
     return np.concatenate([np.concatenate(row, axis=1) for row in (slices[:half], slices[half:])])
 
@@ -85,12 +101,12 @@ def _ends(used):
 
 
 def _colours(values, low, high, scale):
-    """Values as RGB, uint8; NaN is a light grey."""
+    """Values as RGB, uint8; NaN is grey."""
     table = np.array([unlabel_rgb(c) for c in sample_colorscale(scale, np.linspace(0, 1, 256).tolist())])
     with np.errstate(invalid="ignore"):
         at = np.clip((values - low) / ((high - low) or 1) * 255, 0, 255)
     pixels = table[np.nan_to_num(at).astype(int)].round().astype(np.uint8)
-    pixels[~np.isfinite(values)] = 228
+    pixels[~np.isfinite(values)] = NO_VALUE
     return pixels
 
 

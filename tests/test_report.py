@@ -215,6 +215,20 @@ def test_thumbnail_has_left_on_the_left_front_up_and_its_words(tmp_path, sign):
     assert "what it <is>" in made["caption"] and (made["model"], made["stat"]) == ("sound", "r")
 
 
+def test_a_map_of_few_voxels_is_shown_in_the_frame_of_the_whole_brain(tmp_path):
+    whole = np.full((8, 8, 8), np.nan)
+    whole[1:7, 1:7, 1:7] = 0.2
+    few = np.full((8, 8, 8), np.nan)
+    few[3, 3, 4] = 0.4
+    for name, values in (("sound_stat-r", whole), ("historySound_stat-partialr", few)):
+        write_map(tmp_path, name, values, np.eye(4))
+    pictures = [decode_png(one["src"]) for one in thumbnails.subject_thumbnails(tmp_path)]
+    assert len(pictures) == 2 and pictures[0].shape == pictures[1].shape
+    (sparse,) = (one for one in pictures if (one == thumbnails.NO_VALUE).all(axis=2).sum() > 100)
+    edges = [(one == thumbnails.OUTSIDE).all(axis=2) for one in pictures]
+    assert np.array_equal(*edges) and edges[0].any() and not (sparse[~edges[0]] == thumbnails.OUTSIDE).all(axis=1).any()
+
+
 def test_lists_of_regions_empty_maps_and_ends_of_intervals_have_no_thumbnail(tmp_path):
     write_map(tmp_path, "sound_stat-r", np.ones((6, 1, 1)), np.eye(4))
     write_map(tmp_path, "sound_stat-gain", np.full((4, 4, 4), np.nan), np.eye(4))
