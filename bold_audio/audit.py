@@ -131,7 +131,7 @@ def audit_sound(path, cache_dir, events, *, onset, words=None, made=None):
 def film_blocks(events):
     """Return (onset, duration, kind) of music (0) and speech or story (1) in events, in seconds, in order.
 
-    None where a duration is n/a, as BIDS allows: what is not known to end is not held against the sound.
+    Empty where a duration is n/a, as BIDS allows: what is not known to end is not held against the sound.
     """
     kinds = events["trial_type"].astype(str)
     film = events[kinds.isin({*BLOCK_TYPES, *SPEECH_TYPES})]

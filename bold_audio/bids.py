@@ -1,9 +1,7 @@
 """Which files of a BIDS tree belong to a subject's run: entities, sessions, runs, inheritance, what lies beside."""
 
-import difflib
-
 from bold_audio.files import DataError, ParameterError
-from bold_audio.registry import RELEASE, check_fmri_subject, files_of
+from bold_audio.registry import RELEASE, check_fmri_subject, files_of, meant_by
 from bold_audio.schema import DEFAULT_DATASET, SIMULATED, meaning_of
 
 MADE_ENTITIES = {"space", "res", "den", "desc", "label"}  # of preprocessing, not of the measurement
@@ -50,8 +48,9 @@ def check_subject(params):
     there = known_subjects(params)
     if params.dataset in (DEFAULT_DATASET, SIMULATED) or not there or params.subject in there:
         return
-    close = difflib.get_close_matches(params.subject.lower(), [one.lower() for one in there], n=1, cutoff=0.5)
-    meant = next((f"did you mean {one}? " for one in there if one.lower() in close), "")
+    if params.derivatives is not None and (params.derivatives_path / f"sub-{params.subject}").is_dir():
+        return  # of whom the raw scan is not kept beside the others'
+    meant = meant_by(params.subject, there)
     raise ParameterError(f"unknown subject {params.subject!r} - {meant}subjects of {params.dataset}: {_listed(there)}")
 
 

@@ -88,8 +88,8 @@ def contrast_map(Y, boxcar, *, rows, t_r, order, period=DRIFT_PERIOD, chunk_voxe
     every voxel: t = t₀ / √((1 + ρ) / (1 − ρ)) with ρ the residual's own lag-1 correlation, the factor by which
     first-order autocorrelation widens the error of anything slow. Without it the tails are heavier. With it, 40
     square waves that nobody was shown (periods of 40 to 90 s) still give 0.5 voxels over the threshold per wave in
-    a real one-back scan of 47,085 voxels, and at least one in 32 % of them (``benchmarks/contrast.py``; asked: 5 %,
-    had that person seen nothing).
+    a real one-back scan of 47,085 voxels, and at least one in 13 of them (``benchmarks/contrast.py``; asked: 2, had
+    that person seen nothing).
     """
     boxcar = np.asarray(boxcar, dtype=np.float64).reshape(len(Y), 1)
     rows = np.asarray(rows)

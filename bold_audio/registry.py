@@ -52,10 +52,20 @@ def check_fmri_subject(subject, registry=None):
         listed = f"fMRI subjects: {' '.join(known)}"
         if subject in [f"{number:02}" for number in range(1, 64)]:  # 63 people, those without fMRI have iEEG
             raise ParameterError(f"sub-{subject} has no fMRI (iEEG only) - {listed}")
-        alike = {one: difflib.SequenceMatcher(None, str(subject), one).ratio() for one in known}
-        close = max(known, key=alike.get)
-        meant = f"did you mean {close}? " if alike[close] >= 0.5 else ""
-        raise ParameterError(f"unknown subject {subject!r} - {meant}{listed}")
+        raise ParameterError(f"unknown subject {subject!r} - {meant_by(str(subject), known)}{listed}")
+
+
+def meant_by(label, known):
+    """A question after the most similar of the known labels, in either case; nothing where none is alike.
+
+    Examples
+    --------
+    >>> meant_by("abc1", ["ABC01", "x"]), meant_by("q", ["ABC01", "x"])
+    ('did you mean ABC01? ', '')
+    """
+    alike = {one: difflib.SequenceMatcher(None, label.lower(), one.lower()).ratio() for one in known}
+    close = max(known, key=alike.get)
+    return f"did you mean {close}? " if alike[close] >= 0.5 else ""
 
 
 def files_of(subjects, registry=None):

@@ -118,6 +118,14 @@ def test_what_is_not_one_file_is_refused_with_what_is_there(tree, located, names
     assert "\n" not in str(error.value) and " - " in str(error.value)
 
 
+def test_who_is_only_among_the_preprocessed_is_not_unknown(tree):
+    root = tree("sub-02/func/sub-02_task-film_bold.nii.gz", "derivatives/p/sub-01/func/sub-01_task-film_bold.nii.gz")
+    given = {"data_dir": str(root), "outputs_dir": str(root.parent / "outputs")}
+    bids.check_subject(load_params("01", "tiny", **given, derivatives="derivatives/p"))
+    with pytest.raises(ParameterError, match="unknown subject '01' - did you mean 02. subjects of tiny: 02"):
+        bids.check_subject(load_params("01", "tiny", **given))
+
+
 def test_the_session_that_is_named_goes_before_one_that_means_the_same(tree, located):
     tree(*(f"sub-01/ses-{s}/func/sub-01_ses-{s}_task-film_bold.nii.gz" for s in ("1", "01")))
     for session in ("1", "01"):
