@@ -163,7 +163,10 @@ PARTS = {
 @rows(*PARTS)
 def test_parts_that_do_not_fit_the_run(site, row):
     given, says = PARTS[row]
+    executed = site.folder / "00_data_download.ipynb"
+    before = executed.read_bytes()
     site.refuse_run(2, says, **given)
+    assert executed.read_bytes() == before  # refused before the first notebook
 
 
 @rows("P09")

@@ -130,7 +130,8 @@ def test_a_region_of_each_fold_is_summed_over_its_own_voxels(chosen, tallies):
     there = masks.any(axis=0)
     yp, yy, pp = (summed("sound", name) for name in ("yp", "yy", "pp"))
     r = [yp[v] / np.sqrt(yy[v] * pp[v]) for v in np.flatnonzero(pp)]  # the others' strength vanished
-    assert row["r_median"] == pytest.approx(np.median(r)) and row["n_voxels"] == there.sum() > len(r) > 10
+    assert row["r_median"] == pytest.approx(np.median(r)) and row["n_with_r"] == len(r)
+    assert row["n_voxels"] == there.sum() > len(r) > 10
 
 
 def test_the_voxels_that_are_asked_choose_the_order_of_the_history():

@@ -229,6 +229,13 @@ def test_a_map_of_few_voxels_is_shown_in_the_frame_of_the_whole_brain(tmp_path):
     assert np.array_equal(*edges) and edges[0].any() and not (sparse[~edges[0]] == thumbnails.OUTSIDE).all(axis=1).any()
 
 
+@pytest.mark.parametrize(("stat", "ends"), [("t", ("blue", "red")), ("delay", ("violet", "yellow"))])
+def test_colours_of_a_map_with_a_sign_are_those_around_zero(tmp_path, stat, ends):
+    values = np.random.default_rng(0).normal(size=(4, 4, 4))
+    (made,) = thumbnails.subject_thumbnails(write_map(tmp_path, f"speechMusic_stat-{stat}", values, np.eye(4)).parent)
+    assert all(f"({end})" in made["caption"] for end in ends)
+
+
 def test_lists_of_regions_empty_maps_and_ends_of_intervals_have_no_thumbnail(tmp_path):
     write_map(tmp_path, "sound_stat-r", np.ones((6, 1, 1)), np.eye(4))
     write_map(tmp_path, "sound_stat-gain", np.full((4, 4, 4), np.nan), np.eye(4))

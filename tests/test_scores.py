@@ -97,3 +97,10 @@ def test_row_leaves_out_other_voxels(pair):
     assert row == scores.score_row(Y, spoilt, reference, roi, value_range=(0, 1))
     assert row["n_voxels"] == 10 and row["n_volumes"] == 80
     assert row["skill"] == pytest.approx(1 - row["mse"] / reference[roi].mean())
+
+
+def test_voxels_whose_prediction_does_not_vary_are_not_counted_among_those_with_an_r():
+    Y = np.random.default_rng(3).normal(size=(50, 6))
+    predicted = np.where(np.arange(6) < 2, 0.0, Y)
+    row = scores.score_row(Y, predicted, np.ones(6), np.arange(6) > 0, value_range=(0, 1))
+    assert (row["n_with_r"], row["n_voxels"], round(row["r_median"], 6)) == (4, 5, 1.0)

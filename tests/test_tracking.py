@@ -185,7 +185,7 @@ def test_sending_to_a_server_that_fails_half_way_is_one_line(log, tmp_path, monk
         with pytest.raises(AccessError, match="MLflow failed .* after 0 runs - try later, it goes on from there"):
             tracking.send_runs(tmp_path / "mlflow", f"http://127.0.0.1:{broken.server_port}")
         broken.shutdown()
-    with pytest.raises(AccessError, match="MLflow does not answer at http://127.0.0.1:9 - start it"):
+    with pytest.raises(AccessError, match="not answer at http://127.0.0.1:9 - start it, or give another mlflow_uri"):
         tracking.send_runs(tmp_path / "mlflow", "http://me:secret@127.0.0.1:9")
 
 

@@ -205,3 +205,12 @@ def test_a_delay_between_two_long_repetition_times_is_found():
     found = infer(y, np.stack(heard), grid=grid, shifts=np.arange(6, 234)).voxels
     assert (found["q"][:10] <= 0.05).all() and (found["q"][10:] <= 0.05).sum() <= 1
     assert np.median(found["delay"][:10]) == 5
+
+
+def test_a_short_run_has_as_many_versions_as_a_small_family_wise_p_needs():
+    rng = np.random.default_rng(13)
+    X = slow(rng, 80, 1)[None]
+    y = rng.standard_normal((80, 5))
+    y[:, 0] += 20 * np.roll(X[0], 2, axis=0)[:, 0]
+    found = infer(y, X)
+    assert found.n_randomised == 3 * 80 and found.voxels["p_fwe"].min() <= 0.025
