@@ -155,7 +155,7 @@ PARTS = {
     "P08-skip": ({"skip_initial": 60}, ["are left for train", "skip_initial 60 s", "at least 8 are needed"]),
     "P08-all train": ({"train_fraction": 1}, ["train_fraction"]),
     "P08-no train": ({"train_fraction": 0}, ["train_fraction"]),
-    "P08-folds": ({"n_folds": 4, "gap": 7, "steps": "00-02"}, ["volumes are left to fit on beside a held-out block"]),
+    "P08-folds": ({"n_folds": 5, "gap": 5, "steps": "00-02"}, ["volumes are left to fit on beside a held-out block"]),
     "P08-lag": ({"response": "fir", "sound_lags": 60, "delays": "[100]"}, ["of 130 volumes of 0.608 s are left"]),
 }
 
