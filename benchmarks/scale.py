@@ -387,6 +387,7 @@ def copy_person(source, folder, label):
     steps = known["steps"]
     for entry in steps.values():
         entry["parameters"]["subject"] = label
+        entry["input_md5"] = {name: f"{label} of {name}" for name in entry["input_md5"]}  # else they are one person
     (made / "provenance.json").write_text(json.dumps(steps, indent=1))
     for name, column in NUMBERS.items():
         table = known[name].copy()

@@ -257,7 +257,7 @@ def read_people(params, *, labels=None):
     """
     reference = runs.locate_runs(params)
     labels = dict.fromkeys([params.subject, *(bids.compared_subjects(params) if labels is None else labels)])
-    people, kept, left_out = {}, [], {}
+    people, kept, left_out, owner = {}, [], {}, {}
     for label in labels:
         try:
             theirs = params_of(params, label)
@@ -266,9 +266,14 @@ def read_people(params, *, labels=None):
                 left_out[label] = other_clock
                 continue
             one = prepare.open_subject(theirs)
+            scans = prepare.scans_in(one.input_md5)
         except BoldAudioError as error:
             left_out[label] = str(error)
             continue
+        if known := scans & owner.keys():  # a person who predicts the own scan is no ceiling
+            left_out[label] = f"its scan is that of sub-{owner[min(known)]}"
+            continue
+        owner |= dict.fromkeys(scans, label)
         kept.append(set(map(int, one.whole_run)))
         people[label] = _course_table(one)
     rows = np.array(sorted(set.intersection(*kept)) if kept else [], int)

@@ -14,7 +14,7 @@ import pandas as pd
 from bold_audio import hemispheres
 from bold_audio.features import as_numbers
 from bold_audio.files import DataError, fingerprint, read_json
-from bold_audio.prepare import MLP_ONLY, NOT_RESULTS
+from bold_audio.prepare import MLP_ONLY, NOT_RESULTS, scans_in
 from bold_audio.subjects import STATUS
 
 # Parameters in which people may differ and still be asked the same: whose scan it is, where it begins, the network's.
@@ -43,7 +43,8 @@ class Group:
         One row per person: ``subject``, ``age``, ``language_side``, ``language_certain``, ``mean_fd`` (mean framewise
         displacement, mm).
     left_out : DataFrame
-        ``subject``, ``state`` (``failed``, ``not finished``, ``damaged`` or ``other parameters``) and ``reason``.
+        ``subject``, ``state`` (``failed``, ``not finished``, ``damaged``, ``other parameters`` or ``same scan``) and
+        ``reason``.
     settings : dict
         Parameters that all of them share, by name.
     """
@@ -71,18 +72,19 @@ def read_group(folder, *, data_path=None):
     Returns
     -------
     Group
-        People whose parameters are those of most. A failed, unfinished or damaged person stops nobody.
+        People whose parameters are those of most. A failed, unfinished or damaged person stops nobody. A scan that two
+        labels share is one person's: sign flips take people for independent, so that it is counted once.
 
     Raises
     ------
     DataError
         If participants.tsv is there and cannot be read.
     """
-    found, left_out, settings = {}, [], {}
+    found, left_out, settings, scans = {}, [], {}, {}
     for path in sorted(path for path in Path(folder).glob("sub-*") if path.is_dir()):
         label = path.name.removeprefix("sub-")
         try:
-            own = _finished(path)
+            own, scans[label] = _finished(path)
             key = fingerprint(own)
             found[label] = key, _region_rows(path, label), mean_displacement(path)
             settings.setdefault(key, own)
@@ -96,6 +98,9 @@ def read_group(folder, *, data_path=None):
         if settings[key] != shared:
             left_out.append((label, "other parameters", _difference(settings[key], shared)))
     counted = {label: rest for label, (key, *rest) in found.items() if settings[key] == shared}
+    for label, twin in _same_scans({label: scans[label] for label in counted}):
+        left_out.append((label, "same scan", f"its scan is that of sub-{twin}, who is counted"))
+        del counted[label]
     rows = [row for rows, _ in counted.values() for row in rows]
     return Group(
         pd.DataFrame(rows, columns=COLUMNS).astype({name: float for name in VALUES}),
@@ -106,7 +111,7 @@ def read_group(folder, *, data_path=None):
 
 
 def _finished(path):
-    """The parameters that matter of a subject whose inference is done.
+    """Of a subject whose inference is done: the parameters that matter, and the MD5 of its scans.
 
     Raises
     ------
@@ -127,7 +132,18 @@ def _finished(path):
             raise _LeftOutError("other parameters", why)
         if step in done and done[step]["input_md5"] != done[STEPS[0]]["input_md5"]:
             raise _LeftOutError("other parameters", f"{step} and {STEPS[0]} were made from other files; run it again")
-    return own
+    return own, scans_in(done[STEPS[0]]["input_md5"])
+
+
+def _same_scans(scans):
+    """People one of whose scans (MD5) somebody before them has, with that person: list of (label, label)."""
+    owner, twins = {}, []
+    for label, own in scans.items():
+        if known := own & owner.keys():
+            twins.append((label, owner[min(known)]))
+        else:
+            owner |= dict.fromkeys(own, label)
+    return twins
 
 
 def _settings(entry):

@@ -221,6 +221,11 @@ def input_md5(params, files, *, others=()):
     return {path.name if names.count(path.name) == 1 else str(path): file_md5(path) for path in dict.fromkeys(paths)}
 
 
+def scans_in(inputs):
+    """The MD5s of the scans among a result's inputs (from `input_md5`): by them a scan under another name is known."""
+    return {md5 for name, md5 in inputs.items() if name.endswith(("_bold.nii.gz", "_bold.nii"))}
+
+
 def annotation_paths(params):
     """Paths of the annotation tables: a list for each run, or one that serves all.
 

@@ -26,7 +26,8 @@ def write_person(folder, label, gains, *, r=0.2, delay=5.0, mean_fd=0.1, within=
     write_table(path / "dt_regions.tsv", pd.DataFrame({"region": list(gains)} | known))
     moved = pd.DataFrame({"time": [0.0, 1.0, 2.0], "framewise_displacement": [None, mean_fd, mean_fd]})
     write_table(path / f"sub-{label}_task-film_desc-quality_timeseries.tsv", moved)
-    made = {"parameters": PARAMETERS | {"subject": label} | parameters, "input_md5": {f"{label}_bold.nii.gz": "0"}}
+    made = {"parameters": PARAMETERS | {"subject": label} | parameters}
+    made["input_md5"] = {f"sub-{label}_bold.nii.gz": label, "film.wav": "0"}
     made["finished"] = time_of_day()
     write_json(path / "provenance.json", dict.fromkeys(("inference_regions", "out_of_fold", "dt_sweep"), made))
     write_json(path / "status.json", {"state": "done"})

@@ -1,5 +1,6 @@
 """The inter-subject ceiling against brute force, planted shared signals, independent noise, and twelve real people."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -142,13 +143,17 @@ def test_another_clock_is_named(other, said):
 
 @pytest.fixture(scope="module")
 def three_people(tmp_path_factory):
-    """Two SIMULATED people of one film, a third with a shorter run, and the empty folder of a fourth."""
+    """Two SIMULATED people of one film, a shorter run, an empty folder, and the second person once more."""
     root = tmp_path_factory.mktemp("people") / "sim"
     for label, seed in (("01", 1), ("02", 2)):
         simulate_subject(root, subject=label, seed=seed, shape=(12, 14, 14), n_volumes=300, strength=0.8)
     simulate_subject(root.parent / "short", subject="03", shape=(12, 14, 14), n_volumes=200)
     (root.parent / "short" / "sub-03").rename(root / "sub-03")
     (root / "sub-04").mkdir()
+    for path in (root / "sub-02").rglob("*.*"):
+        again = root / str(path.relative_to(root)).replace("sub-02", "sub-05")
+        again.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, again)
     return root
 
 
@@ -156,7 +161,8 @@ def three_people(tmp_path_factory):
 def test_people_of_a_dataset_are_read_and_those_who_do_not_fit_are_named(three_people, tmp_path):
     params = load_params("01", "sim", data_dir=f"{three_people}", outputs_dir=f"{tmp_path}", n_mfcc=5, n_folds=2)
     people = ceiling.read_people(params)
-    assert list(people.courses) == ["01", "02"] and set(people.left_out) == {"03", "04"}
+    assert list(people.courses) == ["01", "02"] and set(people.left_out) == {"03", "04", "05"}
+    assert people.left_out["05"] == "its scan is that of sub-02"
     assert people.left_out["03"] == "200 volumes in place of 300" and "is missing" in people.left_out["04"]
     assert ceiling.params_of(params, "02").n_mfcc == 5 and ceiling.params_of(params, "02").subject == "02"
     found = ceiling.intersubject_ceiling(people).set_index("region")

@@ -52,6 +52,13 @@ def _other_scan(path):
     write_json(path / "provenance.json", done)
 
 
+def _rescan(path, md5, name="sub-00_bold.nii.gz"):
+    done = json.loads((path / "provenance.json").read_text())
+    for entry in done.values():
+        entry["input_md5"] = {name: md5, "film.wav": "0"}
+    write_json(path / "provenance.json", done)
+
+
 FAULTS = {
     "failed": (lambda p: write_json(p / "status.json", {"state": "failed", "step": "04_train", "error": "no disk"}),
                "failed", "04_train: no disk"),
@@ -99,6 +106,27 @@ def test_people_with_other_parameters_are_listed_apart_and_those_of_their_own_ar
     assert set(found.left_out["state"]) == {"other parameters"}
 
 
+@pytest.mark.parametrize("name", ["sub-04_bold.nii.gz", "sub-04_run-2_bold.nii"])
+def test_a_scan_under_two_labels_is_one_person_not_two(tmp_path, name):
+    for label in ("01", "02", "03", "04"):
+        write_person(tmp_path, label, GAINS)
+    for label in ("02", "04"):
+        _rescan(tmp_path / f"sub-{label}", "same", name)
+    found = group_tables.read_group(tmp_path)
+    assert list(found.people["subject"]) == ["01", "02", "03"] == sorted(set(found.regions["subject"]))
+    assert found.left_out.to_dict("records") == [
+        {"subject": "04", "state": "same scan", "reason": "its scan is that of sub-02, who is counted"}
+    ]
+
+
+def test_who_is_left_out_anyway_takes_nobody_along(tmp_path):
+    for label in ("01", "02", "03"):
+        write_person(tmp_path, label, GAINS, **({"sweep_fwhm": 6.0} if label == "01" else {}))
+    for label in ("01", "02"):
+        _rescan(tmp_path / f"sub-{label}", "same")
+    assert list(group_tables.read_group(tmp_path).people["subject"]) == ["02", "03"]
+
+
 def test_tables_of_one_person_made_with_different_parameters_are_not_mixed(tmp_path):
     path = write_person(tmp_path, "01", GAINS)
     done = json.loads((path / "provenance.json").read_text())
@@ -133,6 +161,7 @@ def test_hundreds_of_folders_are_read_whole(tmp_path):
     first = write_person(tmp_path, "00000", {"auditory": 0.123})
     for k in range(1, 300):
         path = shutil.copytree(first, tmp_path / f"sub-{k:05}")
+        _rescan(path, f"{k:05}")
         table = path / "inference_regions.tsv"
         table.write_text(table.read_text().replace("0.123", str(k / 1000)))
     found = group_tables.read_group(tmp_path)
