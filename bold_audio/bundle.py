@@ -9,6 +9,7 @@ with the sum over the past only where measured previous volumes are an input. A 
 few dozen numbers by whoever has the bundle.
 """
 
+import itertools
 import json
 import math
 import re
@@ -26,6 +27,7 @@ FACTS |= dict.fromkeys(("n_inputs", "n_previous", "n_voxels", "model_version"), 
 FACTS |= {"delay": float, "mask_shape": list}
 ARRAYS = {"basis", "level", "mask", "probe_features", "probe_coordinates", "mean_volume"}
 ARRAYS_FILE = "bundle.npz"
+VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -107,28 +109,74 @@ def version_folder(models_dir, name, version):
     """
     if not NAME.fullmatch(name):
         raise ParameterError(f"model_name must be letters, digits, '.', '_' and '-', got {str(name)[:60]!r}")
-    if not re.fullmatch(r"[1-9][0-9]{0,17}", str(version)):
+    if not VERSION.fullmatch(str(version)):
         raise ParameterError(f"model_version must be a whole number from 1 on, got {str(version)[:60]!r}")
     return Path(models_dir) / name / str(version)
 
 
 def next_version(models_dir, name):
     """The first version number above all that exist."""
+    return max(versions_in(Path(models_dir) / name), default=0) + 1
+
+
+def versions_in(folder):
+    """Version numbers of a model, in their order; a folder such as ``1.bak`` is none."""
+    return sorted(int(path.name) for path in Path(folder).glob("*") if VERSION.fullmatch(path.name))
+
+
+def find_same_model(models_dir, name, source, *, version=None):
+    """The version that was exported from this very source, ``version`` before others; None where there is none."""
     folder = Path(models_dir) / name
-    taken = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()]
-    return max(taken, default=0) + 1
-
-
-def find_same_model(models_dir, name, source):
-    """The version that was exported from this very source; None where there is none."""
-    for path in (Path(models_dir) / name).glob("[0-9]*/bundle.json"):
+    for number in sorted(versions_in(folder), key=lambda one: one != version):
         try:
-            same = _read_facts(path).get("source") == source
+            facts = _read_facts(folder / str(number) / "bundle.json")
         except ModelError:
             continue  # a damaged old version is not this model, and stops nobody from exporting
-        if same:
-            return int(path.parent.name)
+        if facts is not None and facts.get("source") == source:
+            return number
     return None
+
+
+def fitting_name(models_dir, name, widths, n_voxels, *, replaced=None):
+    """The name itself, or the first of ``name_2, name_3, …``, under which all versions have these inputs and voxels.
+
+    A server has one config for all versions of a name, so that models of other shapes need names of their own.
+
+    Parameters
+    ----------
+    models_dir : path
+    name : str
+    widths : dict of str to int
+        From `input_widths`.
+    n_voxels : int
+    replaced : int, optional
+        A version that is about to be replaced, and does not count.
+    """
+    for k in itertools.count(1):
+        made = name if k == 1 else f"{name}_{k}"
+        theirs = shapes_in(Path(models_dir) / made)
+        if all(one == (widths, n_voxels) for version, one in theirs.items() if version != replaced):
+            return made
+
+
+def shapes_in(folder):
+    """By version: widths of the inputs and number of voxels; damaged versions, which serve nobody, are left out."""
+    found = {}
+    for number in versions_in(folder):
+        try:
+            facts = _read_facts(Path(folder) / str(number) / "bundle.json")
+        except ModelError:
+            continue
+        if facts is not None:
+            found[number] = input_widths(facts, facts["n_voxels"]), facts["n_voxels"]
+    return found
+
+
+def folders_of(models_dir, name):
+    """Folders of a name and of its numbered twins (see `fitting_name`)."""
+    models_dir = Path(models_dir)
+    twins = (path for path in sorted(models_dir.glob(f"{name}_*")) if re.fullmatch(r"_[0-9]+", path.name[len(name) :]))
+    return [models_dir / name, *twins]
 
 
 def open_bundle(models_dir, name, version=None):
@@ -162,13 +210,13 @@ def open_bundle(models_dir, name, version=None):
     if (facts["model_name"], str(facts["model_version"])) != (name, str(version)):
         own = f"{facts['model_name']} version {facts['model_version']}"
         raise ModelError(f"{folder} holds a copy of {own} - a server knows it by that name; export it under this one")
+    if facts_hash(facts) != facts["bundle_hash"]:
+        raise ModelError(f"{folder / 'bundle.json'} was changed after the export - export the model again")
     _check_delay(folder / "best_dt.txt", facts["delay"])
     for file, key in (("model.onnx", "onnx_md5"), (ARRAYS_FILE, "arrays_md5")):
         if not (folder / file).is_file() or file_md5(folder / file) != facts[key]:
             raise ModelError(f"{folder / file} is not the file that bundle.json describes - export it again")
     arrays = _read_arrays(folder / ARRAYS_FILE, facts)
-    if facts_hash(facts) != facts["bundle_hash"]:
-        raise ModelError(f"{folder / 'bundle.json'} was changed after the export - export the model again")
     return Bundle(folder, facts, arrays)
 
 

@@ -15,6 +15,12 @@ from bold_audio.pairing import stretches
 from bold_audio.provenance import git_commit
 
 HISTORY = "mlp_history.tsv"
+LOGGED = "Logged to MLflow."
+SOUND = ("sample_rate", "n_mfcc", "n_fft", "hop_length")  # how MFCCs are made
+# What else decides what a model is given: features at all, and how the scan was prepared.
+GIVEN = (
+    "feature_source", "response", "sound_lags", "realign", "detrend", "smoothing_fwhm", "downsample", "confounds",
+)  # fmt: skip
 
 
 def _this():
@@ -175,9 +181,8 @@ def model_facts(subject, delay):
     """What inference needs besides the weights of the subject's MLP; plain values only."""
     params, run = subject.params, subject.run
     _, mean, scale = subject.scaled("sound", delay)
-    settings = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "feature_source", "response", "sound_lags", "target")
     return {
-        **{name: getattr(params, name) for name in settings},
+        **{name: getattr(params, name) for name in (*SOUND, *GIVEN, "target")},
         "kind": "mlp",
         "delay": float(delay),
         "t_r": run.files.t_r,
@@ -197,10 +202,12 @@ def model_facts(subject, delay):
         "n_runs": len(run.files.parts),
         "input_md5": subject.input_md5,
         "sound": subject.sound.source,
+        "n_bands": subject.sound.n_bands,
+        "onsets": [part.onset for part in run.files.parts],
     }
 
 
-def ensure_mlp(subject, candidates, *, progress=None):
+def ensure_mlp(subject, candidates, *, progress=None, log=False):
     """Train the MLP at every candidate delay and keep the best, unless ``best.ckpt`` is this very training.
 
     Two processes that want the same subject's model are safe: the second waits for the first. One that was killed
@@ -213,6 +220,8 @@ def ensure_mlp(subject, candidates, *, progress=None):
         Delays, in seconds.
     progress : bool, optional
         Whether to draw progress bars; without it, where somebody watches.
+    log : bool
+        Whether runs of a training that is there already are sent to the server that is named now.
 
     Returns
     -------
@@ -222,7 +231,13 @@ def ensure_mlp(subject, candidates, *, progress=None):
         With ``delay``, the model's own.
     losses : DataFrame
         ``run, delay, epoch, train_MSE``, and every few epochs ``val_MSE, val_Pearson, val_evidence, …``.
-    warnings : list of str
+    notes : list of str
+        Where the runs were logged, or why they were not.
+
+    Raises
+    ------
+    AccessError
+        If ``mlflow_required`` and the server does not take what is logged.
     """
     mlp, _ = networks()
     folder, key = subject.params.checkpoint_path, fingerprint(training_key(subject), list(candidates))
@@ -231,10 +246,30 @@ def ensure_mlp(subject, candidates, *, progress=None):
         if not (subject.has("mlp", key, HISTORY) and (folder / "best.ckpt").is_file()):
             progress = renderer.somebody_watches() if progress is None else progress
             notes = _train_and_keep_best(subject, candidates, key=key, progress=progress)
+            notes = notes or [LOGGED]
+        elif log:
+            notes = [_log_again(subject, candidates)]
         shutil.rmtree(folder / "training", ignore_errors=True)  # also what a killed process left
         model, facts = mlp.load_checkpoint(folder / "best.ckpt")
         # What was written is what is shown, by whichever process.
         return model, facts, pd.read_csv(subject.path(HISTORY), sep="\t"), notes
+
+
+def _log_again(subject, candidates):
+    """Send a training's runs to the server that is named now, unless it has them: what came of it."""
+    params, key = subject.params, training_key(subject)
+    if params.mlflow_uri is None:
+        return "Trained earlier, nothing was logged now."
+    try:
+        keys = {fingerprint(key, delay) for delay in candidates}
+        sent, known = tracking.send_runs(params.mlflow_path, params.mlflow_uri, keys=keys)
+    except AccessError as error:
+        if params.mlflow_required:
+            raise
+        return f"Trained earlier; its runs were not sent: {error}"
+    if not sent + known:
+        return "Trained earlier, and logged to a server then: there is nothing in the local store to send."
+    return f"Trained earlier; {sent} of its runs were sent to MLflow now, {known} were there already."
 
 
 def _train_and_keep_best(subject, candidates, *, key, progress):

@@ -13,7 +13,15 @@ import numpy as np
 from bold_audio import cohort, machine
 from bold_audio.ending import told
 from bold_audio.execution import run_subject
-from bold_audio.files import BoldAudioError, DataError, ParameterError, project_root, without_credentials
+from bold_audio.files import (
+    BoldAudioError,
+    DataError,
+    MachineError,
+    ParameterError,
+    one_line,
+    project_root,
+    without_credentials,
+)
 from bold_audio.locking import lock
 from bold_audio.params import load_params, normalise_subject, parse_given
 from bold_audio.registry import fmri_subjects
@@ -147,23 +155,28 @@ def predict(options):
         )
     if not options.sound.is_file():
         raise DataError(f"no sound file at {options.sound} - give the path of a wav, flac, ogg or mp3 file")
-    predictor = serving.open_named(params, params.exported_as(params.served_model))
-    volumes, heard = predict_sound(predictor, options.sound)
+    predictor = serving.open_named(params, serving.exported_name(params, params.served_model))
+    volumes, heard, warnings = predict_sound(predictor, options.sound)
+    for warning in warnings:
+        say(f"{options.sound.name}: {warning}")
     facts, mask = predictor.facts, predictor.bundle.arrays["mask"]
     said = {
         "Description": f"no scan: what the sound alone would make, by {facts['model_name']} version "
         f"{facts['model_version']} from the mean volume of train on; 0 outside the mask",
         "Sound": options.sound.name,
         "Delay": facts["delay"],
-        "VolumesWithoutSound": int((~heard).sum()),
+        "VolumesNotPredicted": int((~heard).sum()),
         "ModelTrainedOn": facts["sound"],
+        "BundleHash": facts["bundle_hash"],
+        "Warnings": warnings,
     }
     name = re.sub("[^A-Za-z0-9]", "", options.sound.stem) or "sound"
-    path = options.out or params.subject_path / f"sub-{params.subject}_task-{name}_desc-predicted_bold.nii.gz"
+    model = f"{facts['kind'].replace('_', '')}V{facts['model_version']}"
+    name = f"sub-{params.subject}_task-{name}_desc-{model}NewSound_bold.nii.gz"
+    path = options.out or params.subject_path / "new_sounds" / name
     brain.write_volumes(path, volumes, mask=mask, affine=np.array(facts["affine"]), t_r=facts["t_r"], about=said)
-    silent = (
-        f"; {int((~heard).sum())} of them, which no sound reaches yet, are the mean volume" if not all(heard) else ""
-    )
+    why = "before the delay and the response to it have passed, or after the sound's end"
+    silent = f"; {int((~heard).sum())} of them ({why}) are the mean volume" if not all(heard) else ""
     say(f"predicted without a scan: {len(volumes)} volumes at Δt = {facts['delay']:g} s{silent}: {path}")
     return 0
 
@@ -184,12 +197,21 @@ def serve(options):
     """Serve the models until Ctrl-C."""
     from bold_audio import server
 
-    folder = server.install()
     models_dir = options.models_dir or project_root() / "triton_models"
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
+    if not models_dir.is_dir():
+        raise ParameterError(f"no folder {models_dir} - give the repository that notebook 05 exports to")
+    folder = server.install()
     with server.TritonServer(models_dir, ports=ports, folder=folder).start() as running:
         say(f"Triton serves {models_dir}: grpc {running.url('grpc')}, http {running.url('http')}; Ctrl-C stops it")
-        return running.process.wait()
+        ready, failed = running.models()
+        say(f"ready: {', '.join(ready) or 'no models yet; what is exported is served within seconds'}")
+        for name, reason in failed.items():
+            say(f"not served: {name}: {one_line(reason)[:300]}")
+        status = running.process.wait()
+    if status < 0:
+        raise MachineError(f"Triton was ended by signal {-status} - start it again")
+    return status
 
 
 def run(options):

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from bold_audio import anatomy, bids, hemispheres, prepare, truth
+from bold_audio.bundle import folders_of
 from bold_audio.files import DataError, fingerprint, project_root, read_json, time_of_day, write_json
 from bold_audio.provenance import imported_modules, package_versions
 from bold_audio.schema import MODEL_KINDS
@@ -202,7 +203,7 @@ def snapshot(params):
     """State of the files that a step may write, by path from the subject's outputs: time and size."""
     models = params.resolve(params.models_dir)
     roots = {params.subject_path, params.checkpoint_path}
-    roots |= {models / params.exported_as(kind) for kind in MODEL_KINDS}
+    roots |= set(chain.from_iterable(folders_of(models, params.exported_as(kind)) for kind in MODEL_KINDS))
     found = {}
     for root in roots:
         for path in root.rglob("*"):

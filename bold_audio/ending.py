@@ -42,7 +42,7 @@ def _log_traceback(outputs, command):
 
 @contextlib.contextmanager
 def terminated_as_interrupted():
-    """Let SIGTERM end what runs as Ctrl-C does, so that kernels are stopped and the report is written."""
+    """Let SIGTERM and a closed terminal end what runs as Ctrl-C does: kernels are stopped, the report is written."""
 
     def stop(number, frame):
         raise KeyboardInterrupt(number)
@@ -50,11 +50,15 @@ def terminated_as_interrupted():
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread hears signals
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL:  # else nohup asked to go on
+        before[hangup] = signal.signal(hangup, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

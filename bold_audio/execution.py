@@ -11,6 +11,7 @@ import time
 import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -18,6 +19,7 @@ import psutil
 
 from bold_audio import __version__, machine, warm
 from bold_audio.access import token_hidden
+from bold_audio.bundle import folders_of
 from bold_audio.files import (
     SCRATCH,
     AccessError,
@@ -157,8 +159,8 @@ def _remove_leftovers(params):
     for folder in (params.cache_path, params.mlflow_path):
         remove_unlocked_scratch(folder)
     remove_unlocked_scratch(params.subject_path.parent, lock_name=DATASET_LOCK)
-    for kind in MODEL_KINDS:
-        remove_unlocked_scratch(models / params.exported_as(kind), lock_name=EXPORT_LOCK)
+    for folder in chain.from_iterable(folders_of(models, params.exported_as(kind)) for kind in MODEL_KINDS):
+        remove_unlocked_scratch(folder, lock_name=EXPORT_LOCK)
 
 
 def _open(params, steps, force):

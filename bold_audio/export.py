@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bold_audio.bundle import ARRAYS_FILE, facts_hash, input_widths, version_folder
+from bold_audio.bundle import ARRAYS_FILE, facts_hash, input_widths, shapes_in, version_folder
 from bold_audio.files import (
     ModelError,
     file_md5,
@@ -202,12 +202,11 @@ def write_config(folder, facts, bundle_hashes, *, n_voxels):
         config.output.add(name=name, data_type=model_config_pb2.TYPE_FP32, dims=[width])
     config.version_policy.all.SetInParent()
     config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY
-    for there in folder.glob("[0-9]*/bundle.json"):
-        about = read_json(there, default={})
-        if int(there.parent.name) in bundle_hashes or not isinstance(about, dict) or "bundle_hash" not in about:
-            continue
-        _check_shapes(folder.name, there.parent.name, about, widths, n_voxels)
-        bundle_hashes = bundle_hashes | {int(there.parent.name): about["bundle_hash"]}
+    for version, theirs in shapes_in(folder).items():
+        if version not in bundle_hashes:
+            _check_shapes(folder.name, version, theirs, (widths, n_voxels))
+            known = read_json(folder / str(version) / "bundle.json")
+            bundle_hashes = bundle_hashes | {version: known["bundle_hash"]}
     for version, bundle_hash in sorted(bundle_hashes.items()):
         config.parameters[f"bundle_hash_{version}"].string_value = bundle_hash
     write_text(path, text_format.MessageToString(config))
@@ -215,12 +214,10 @@ def write_config(folder, facts, bundle_hashes, *, n_voxels):
         raise ModelError(f"{path} does not read back as it was written - nothing was exported")
 
 
-def _check_shapes(name, version, about, widths, n_voxels):
-    theirs = input_widths(about, about["n_voxels"])
-    if (theirs, about["n_voxels"]) != (widths, n_voxels):
-        had = ", ".join(f"{k} {v}" for k, v in theirs.items())
-        new = ", ".join(f"{k} {v}" for k, v in widths.items())
+def _check_shapes(name, version, theirs, own):
+    if theirs != own:
+        had, new = (", ".join(f"{k} {v}" for k, v in widths.items()) for widths, _ in (theirs, own))
         raise ModelError(
-            f"{name} version {version} takes {had} and gives {about['n_voxels']} voxels, this model {new} and "
-            f"{n_voxels} - choose another model_name"
+            f"{name} version {version} takes {had} and gives {theirs[1]} voxels, this model {new} and {own[1]} - "
+            "choose another model_name"
         )

@@ -38,6 +38,8 @@ class SoundFeatures:
         What the reader should know about the sound.
     alarms : tuple of str
         What makes every number doubtful, such as another film's sound.
+    n_bands : int
+        Mel bands that MFCCs were made of; 0 for other features.
     """
 
     frames: np.ndarray
@@ -47,9 +49,10 @@ class SoundFeatures:
     source: str
     warnings: tuple = ()
     alarms: tuple = ()
+    n_bands: int = 0
 
 
-def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
+def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length, n_bands=None):
     """Mel-frequency cepstral coefficients of a sound file.
 
     Parameters
@@ -62,6 +65,9 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
         Number of coefficients; the first (c0) is loudness.
     n_fft, hop_length : int
         Window and step, in samples at ``sample_rate``.
+    n_bands : int, optional
+        Mel bands to use, the lowest; by default all that the file's rate holds. Coefficients of another number of bands
+        are other coefficients, so that sounds which are compared must have the same.
 
     Returns
     -------
@@ -70,7 +76,7 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
     Raises
     ------
     DataError
-        If the sound cannot be read or is shorter than one window.
+        If the sound cannot be read, is shorter than one window, or holds fewer bands than asked for.
 
     Notes
     -----
@@ -94,11 +100,17 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
         for piece in _pieces(y, **settings)
     ]
     mel = np.concatenate(made, axis=1)
+    # Edges of the bands: each reaches over its two neighbours.
+    edges = librosa.mel_frequencies(n_mels=len(mel) + 2, fmin=0, fmax=sample_rate / 2)
     if sound.rate < sample_rate:
-        # Edges of the bands: each reaches over its two neighbours.
-        edges = librosa.mel_frequencies(n_mels=len(mel) + 2, fmin=0, fmax=sample_rate / 2)
         mel = mel[: max(n_mfcc, int(np.sum(edges[2:] <= sound.rate / 2)))]
         warnings += (f"the file holds {sound.rate} samples a second: nothing above {sound.rate / 2:g} Hz was heard",)
+    if n_bands is not None and len(mel) < n_bands:
+        raise DataError(
+            f"{path} holds {sound.rate} samples a second and with them {len(mel)} of the {n_bands} mel bands that the "
+            f"features are made of - give the sound with {2 * edges[n_bands + 1]:.0f} or more"
+        )
+    mel = mel[:n_bands]
     frames = librosa.feature.mfcc(S=librosa.power_to_db(mel, top_db=None), n_mfcc=n_mfcc).T
     frame_times = librosa.frames_to_time(np.arange(len(frames)), sr=sample_rate, hop_length=hop_length)
     return SoundFeatures(
@@ -108,6 +120,7 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length):
         duration=len(y) / sample_rate,
         source=f"sound file {Path(path).name}",
         warnings=warnings,
+        n_bands=len(mel),
     )
 
 
@@ -322,7 +335,7 @@ def cached_mfcc(path, cache_dir, **settings):
     def make(folder):
         features = mfcc_features(path, **settings)
         np.savez(folder / "frames.npz", frames=features.frames, frame_times=features.frame_times)
-        facts = {k: getattr(features, k) for k in ("names", "duration", "source", "warnings")}
+        facts = {k: getattr(features, k) for k in ("names", "duration", "source", "warnings", "n_bands")}
         write_text(folder / "facts.json", json.dumps(facts))
 
     folder = cached_folder(cache_dir, key, make)
@@ -335,4 +348,5 @@ def cached_mfcc(path, cache_dir, **settings):
             duration=facts["duration"],
             source=facts["source"],
             warnings=tuple(facts["warnings"]),
+            n_bands=facts["n_bands"],
         )

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from bold_audio import bundle
+from bold_audio import bundle, prepare
 from bold_audio.files import ModelError, read_json
 from bold_audio.templates import plain
 
@@ -11,12 +11,13 @@ KINDS = {
     "history_sound": "ridge from each voxel's own past and the sound to the voxel",
 }
 TARGETS = {
-    "whitened": "what the voxel's own past does not predict",
+    "whitened": "the sound's part of the volume, of which own history makes a volume (docs/serving.md)",
     "difference": "the change since the previous volume",
     "volume": "the volume",
 }
 RIVALS = ("constant", "copy_previous", "history", "history_blocks", "linear_delay", "history_sound")
 SHOWN = ("model", "mse", "r_median", "r2", "skill", "reference")
+EXPORTED = ("model_name", "model_version", "bundle_hash")
 WORDS = {"one_step": "one-step (previous volumes measured)", "open_loop": "open-loop (nothing measured afterwards)"}
 CLEANING = ("realign", "detrend", "smoothing_fwhm", "downsample", "confounds", "mask")
 MADE_BY = ("hidden_dims", "dropout", "lr", "weight_decay", "batch_size", "max_epochs", "n_components", "seed")
@@ -65,10 +66,24 @@ def _model(params, kind, entry, done, scores, summary):
         ("What it is", _identity(opened)),
         ("Data", _data(facts, entry["parameters"])),
         ("Features", _features(facts)),
-        ("Training", _training(kind, done, entry["parameters"])),
+        ("Training", _training(kind, facts.get("training", {}), entry["parameters"])),
     ]
+    if not _were_of(entry, done.get("inference", {}), kind):
+        scores = None
     made["tables"] = _tables(scores, kind, summary.get("region"))
     return made | {"sentence": about_scores(scores, kind, summary.get("region"))}
+
+
+def _were_of(entry, scored, kind):
+    """Whether the scores of the test part are of this export: of its version, or at least of what it was made from."""
+    if scored.get("kind") == kind:
+        return [scored.get(name) for name in EXPORTED] == [entry.get(name) for name in EXPORTED]
+    without = () if kind == "mlp" else prepare.MLP_ONLY
+    alike = [
+        (prepare.result_parameters(one.get("parameters", {}), without=without), one.get("input_md5"))
+        for one in (entry, scored)
+    ]
+    return alike[0] == alike[1]
 
 
 def _identity(opened):
@@ -115,23 +130,22 @@ def _features(facts):
     ]
 
 
-def _training(kind, done, parameters):
-    sweep, network = done.get("dt_sweep", {}), done.get("mlp", {})
+def _training(kind, made, parameters):
     if kind != "mlp":
         return [
-            ("Delay", f"{sweep.get('delay', 'n/a')} s, by {sweep.get('why', 'n/a')} in {sweep.get('region', 'n/a')}"),
+            ("Delay", f"{made.get('delay', 'n/a')} s, by {made.get('why', 'n/a')} in {made.get('region', 'n/a')}"),
             (
                 "Strengths",
                 f"chosen by {parameters['n_folds']} blocked folds with gaps of {parameters['gap']:g} s in train",
             ),
             ("Past", f"at most {parameters['history_order']} previous volumes"),
         ]
-    tried = ", ".join(f"{delay:g}" for delay in network.get("candidates", []))
-    looks = [(name, network.get(f"best_{name}")) for name in ("val_MSE", "val_Pearson", "val_evidence")]
+    tried = ", ".join(f"{delay:g}" for delay in made.get("candidates", []))
+    looks = [(name, made.get(f"best_{name}")) for name in ("val_MSE", "val_Pearson", "val_evidence")]
     return [
         ("Settings", "; ".join(f"{name} {parameters[name]}" for name in MADE_BY if name in parameters)),
-        ("Delay", f"{network.get('delay', 'n/a')} s of {tried or 'n/a'} s: {network.get('why', 'n/a')}"),
-        ("Epoch", network.get("best_epoch", "n/a")),
+        ("Delay", f"{made.get('delay', 'n/a')} s of {tried or 'n/a'} s: {made.get('why', 'n/a')}"),
+        ("Epoch", made.get("best_epoch", "n/a")),
         ("Validation", "; ".join(f"{name} {value:.4g}" for name, value in looks if value is not None) or "n/a"),
     ]
 
@@ -205,7 +219,7 @@ def _limits(params, summary, scores, *, n_runs):
     if params.feature_source != "audio":
         limits.append("Trained on ANNOTATIONS: it cannot be given a sound file.")
     if not params.realign:
-        limits.append("The scan was used as it came: head motion was not corrected (realign false).")
+        limits.append("Head motion was not corrected (realign false).")
     limits += [plain(sentence) for sentence in summary.get("sentences", [])[1:2]]
     return [*limits, "For research: no decision about a person may rest on it."]
 

@@ -304,6 +304,11 @@ def read_features(params, files):
             made.append(features.join_features(one, blocks[k]) if blocks else one)
         else:
             made.append(_mfcc(params, part, source, words=adopt.word_table(params, k, len(parts))))
+    fewest = min(one.n_bands for one in made)
+    for k, one in enumerate(made):  # MFCCs of more bands would be other features in one run than in another
+        if one.n_bands > fewest:
+            words = adopt.word_table(params, k, len(parts))
+            made[k] = _mfcc(params, parts[k], sources[k % len(sources)], words=words, n_bands=fewest)
     told = [_told([getattr(one, kind) for one in made], parts) for kind in ("warnings", "alarms")]
     return [replace(one, warnings=warnings, alarms=alarms) for one, warnings, alarms in zip(made, *told, strict=True)]
 
@@ -346,9 +351,12 @@ def _blocks(part):
     return features.block_features(part.events, onset=part.onset, duration=part.heard)
 
 
-def _mfcc(params, part, path, *, words):
+def _mfcc(params, part, path, *, words, n_bands=None):
     settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
-    made = features.cached_mfcc(path, params.cache_path, **settings)
+    made = features.cached_mfcc(path, params.cache_path, n_bands=n_bands, **settings)
+    if n_bands is not None:
+        less = f"the sound of another run has a lower rate: MFCCs of all runs are made of its {n_bands} mel bands"
+        made = replace(made, warnings=(*made.warnings, less))
     if made.duration < part.heard - SHORT_SOUND:
         short = f"sound stops at {made.duration:.1f} s, the scan needs {part.heard:.1f} s of it"
         if not params.allow_short:

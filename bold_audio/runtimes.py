@@ -46,18 +46,34 @@ class Predictor:
         ModelError
             If the inputs are not what the model takes, or an answer is not finite.
         """
+        previous = self._stacked(X, previous)
         if self.returns == "voxels":
             return self._ask("voxels", X, previous)
         return self.bundle.unfold(self.coordinates(X, previous), previous)
 
     def coordinates(self, X, previous=None):
         """Coordinates of volumes, array of shape (n, n_coordinates): see `bundle.Bundle.unfold`."""
-        return self._ask("coordinates", X, previous)
+        return self._ask("coordinates", X, self._stacked(X, previous))
+
+    def _stacked(self, X, previous):
+        """Previous volumes as array of shape (n, n_previous, n_voxels), from that or from rows of them, float32."""
+        n, n_voxels = self.facts["n_previous"], self.facts["n_voxels"]
+        if previous is None or not n:
+            return previous
+        previous = np.asarray(previous, np.float32)
+        if previous.shape not in ((len(X), n, n_voxels), (len(X), n * n_voxels)):
+            raise ModelError(
+                f"the model expects previous volumes of shape {(len(X), n, n_voxels)}, got {previous.shape} - give "
+                f"{n} for each row, nearest first"
+            )
+        return previous.reshape(len(X), n, n_voxels)
 
     def _ask(self, output, X, previous):
         inputs = self._inputs(X, previous)
-        made = self.run(inputs, output)
         width = {"voxels": self.facts["n_voxels"], "coordinates": self.bundle.n_coordinates}[output]
+        if not len(X):
+            return np.empty((0, width), np.float32)
+        made = self.run(inputs, output)
         if made.shape != (len(X), width) or not np.isfinite(made).all():
             what = "with numbers that are not finite" if made.shape == (len(X), width) else f"in shape {made.shape}"
             raise ModelError(
@@ -67,7 +83,7 @@ class Predictor:
 
     def _inputs(self, X, previous):
         """Inputs by name, float32, of the widths that the model takes, all of them finite."""
-        given = {"features": X} | ({} if previous is None else {"previous": np.reshape(previous, (len(X), -1))})
+        given = {"features": X} | ({} if previous is None else {"previous": _rows_of(previous)})
         widths = input_widths(self.facts, self.facts["n_voxels"])
         if set(given) != set(widths):
             raise ModelError(f"the model takes {' and '.join(widths)}, got {' and '.join(given)} - give just these")
@@ -81,6 +97,12 @@ class Predictor:
             if not np.isfinite(array).all():
                 raise ModelError(f"{name} hold NaN or infinite numbers - leave out volumes without sound")
         return given
+
+
+def _rows_of(previous):
+    """Previous volumes one after the other in a row: array of shape (n, n_previous · n_voxels)."""
+    previous = np.asarray(previous)
+    return previous.reshape(len(previous), int(np.prod(previous.shape[1:])))
 
 
 def open_predictor(runtime, *, models_dir, name, version=None, checkpoint=None, triton=None, returns=None):

@@ -6,6 +6,7 @@ needs an older NumPy, hence an environment of its own, ``.triton``.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from bold_audio.locking import lock
 
 PACKAGES = ("nvidia-pytriton==0.7.0", "onnxruntime==1.32.0", "onnx==1.23.2", "numpy<2")
 STARTS_WITHIN = 60  # s
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 POLL = 2  # s between two looks at the repository: versions exported meanwhile are served
 
 
@@ -102,22 +104,44 @@ class TritonServer:
         Raises
         ------
         MachineError
-            If it ends, or is not ready in time.
+            If a port is taken, it ends, or is not ready in time.
         """
-        self.models_dir.mkdir(parents=True, exist_ok=True)
-        self.process = subprocess.Popen(
-            self._command(), env=self._environment(), stdout=log, stderr=log, start_new_session=True
-        )
+        for name, port in self.ports.items():
+            if not _is_free(port):  # else the health of whoever is there would be taken for our own
+                raise MachineError(f"port {port} ({name}) is taken - stop who listens there, or give --{name}-port")
+        how = {"start_new_session": True, "preexec_fn": _end_with_parent if sys.platform == "linux" else None}
+        self.process = subprocess.Popen(self._command(), env=self._environment(), stdout=log, stderr=log, **how)
         begun = time.monotonic()
         while time.monotonic() - begun < STARTS_WITHIN:
             if self.process.poll() is not None:
                 raise MachineError(f"Triton ended at once (status {self.process.returncode}) - are its ports taken?")
-            with contextlib.suppress(requests.RequestException):
-                if requests.get(f"http://{self.url('http')}/v2/health/ready", timeout=2).ok:
-                    return self
+            if self._answers("/v2/health/ready"):
+                return self
             time.sleep(0.1)
         self.stop()
         raise MachineError(f"Triton was not ready after {STARTS_WITHIN} s - look at what it said")
+
+    def _answers(self, path):
+        """What it answers as JSON, or True where it says nothing; None where it does not answer."""
+        with contextlib.suppress(requests.RequestException), requests.Session() as session:
+            session.trust_env = False  # no proxy knows this machine
+            answer = session.post if path.endswith("/index") else session.get
+            answer = answer(f"http://{self.url('http')}{path}", timeout=2)
+            return (answer.json() if answer.content else True) if answer.ok else None
+
+    def models(self):
+        """Models and versions by state: those that are ready, and those that could not be loaded with the reason.
+
+        Returns
+        -------
+        ready : list of str
+        failed : dict of str to str
+        """
+        index = self._answers("/v2/repository/index") or []
+        ready = [f"{one['name']} version {one['version']}" for one in index if one.get("state") == "READY"]
+        loading = ("READY", "LOADING", None)
+        rest = [one for one in index if one.get("state") not in loading]
+        return ready, {f"{one['name']} version {one.get('version', '?')}": one.get("reason", "") for one in rest}
 
     def stop(self, how=signal.SIGTERM):
         """Stop the process and its children, by pid; the second time by force."""
@@ -154,6 +178,21 @@ class TritonServer:
             "LD_LIBRARY_PATH": os.pathsep.join(str(path) for path in (*libraries, before) if path),
             "BOLD_AUDIO_TRITON_PATH": str(packages),
         }
+
+
+def _end_with_parent():
+    """Ask Linux to end the server when the process that started it ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _is_free(port):
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+        try:
+            held.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def _free_port():

@@ -8,6 +8,7 @@ import pandas as pd
 from bold_audio import bundle, candidates, encoding, export, models, renderer, runtimes
 from bold_audio.delays import ensure_sweep
 from bold_audio.files import ModelError, file_md5, fingerprint, read_json
+from bold_audio.prepare import scans_in
 from bold_audio.space import Space, SpatialHistory
 
 
@@ -36,11 +37,15 @@ def ensure_export(subject, kind="mlp"):
     models_dir = params.resolve(params.models_dir)
     make, facts, key = {"mlp": _mlp_to_serve, "history_sound": _history_sound_to_serve}[kind](subject)
     source = fingerprint(key, subject.result_key(export, bundle, models, encoding, _this(), served_code()))
-    there = bundle.find_same_model(models_dir, name, source)
-    if there is not None and params.model_version in (None, there) and not params.overwrite_model:
+    if params.model_name is None:
+        n_voxels, replaced = subject.run.n_voxels, params.model_version if params.overwrite_model else None
+        widths = bundle.input_widths(facts, n_voxels)
+        name = bundle.fitting_name(models_dir, name, widths, n_voxels, replaced=replaced)
+    there = bundle.find_same_model(models_dir, name, source, version=params.model_version)
+    if there is not None and params.model_version in (None, there) and _is_whole(models_dir, name, there):
         _record(subject, kind, models_dir / name / str(there))
         return there, None
-    version = params.model_version or bundle.next_version(models_dir, name)
+    version = params.model_version or (params.overwrite_model and there) or bundle.next_version(models_dir, name)
     network, extra = make()
     folder, difference = export.export_model(
         network,
@@ -56,10 +61,30 @@ def ensure_export(subject, kind="mlp"):
     return version, difference
 
 
+def _is_whole(models_dir, name, version):
+    """Whether a version can be opened; one that was damaged is exported again."""
+    try:
+        bundle.open_bundle(models_dir, name, version)
+    except ModelError:
+        return False
+    return True
+
+
+def exported_name(params, kind):
+    """Name in ``models_dir`` of a subject's model: the one of its newest export, if its parameters name none.
+
+    Models of other shapes have names of their own, see `bundle.fitting_name`.
+    """
+    name = params.exported_as(kind)
+    known = read_json(params.subject_path / "provenance.json", default={}).get(f"export_{kind}", {}).get("model_name")
+    names = [path.name for path in bundle.folders_of(params.resolve(params.models_dir), name)]
+    return known if params.model_name is None and known in names else name
+
+
 def _record(subject, kind, folder):
     """Record an exported version, unless it is; a process may have been killed between the export and this."""
     about = read_json(folder / "bundle.json")
-    facts = {name: about.get(name) for name in ("model_name", "model_version", "max_difference")}
+    facts = {name: about.get(name) for name in ("model_name", "model_version", "bundle_hash", "max_difference")}
     known = subject.recorded(f"export_{kind}")
     if any(known.get(name) != value for name, value in facts.items()):
         subject.record(f"export_{kind}", **facts)
@@ -82,7 +107,7 @@ def _mlp_to_serve(subject):
     delays = params.mlp_delays or [ensure_sweep(subject).delay]
     model, facts, _, _ = candidates.ensure_mlp(subject, delays)
     checkpoint_md5 = file_md5(params.checkpoint_path / "best.ckpt")
-    facts = facts | {"checkpoint_md5": checkpoint_md5}
+    facts = facts | {"checkpoint_md5": checkpoint_md5, "training": _how_chosen(subject, "mlp")}
 
     def make():
         extra = {}
@@ -95,6 +120,13 @@ def _mlp_to_serve(subject):
         return served_code().from_mlp(model), extra
 
     return make, facts, checkpoint_md5
+
+
+def _how_chosen(subject, step):
+    """How the delay and, of a network, the epoch were chosen, as the step recorded it."""
+    known = subject.recorded(step)
+    kept = [name for name in known if name in ("delay", "candidates", "why", "region") or name.startswith("best_")]
+    return {name: known[name] for name in kept}
 
 
 def _space_arrays(found):
@@ -117,12 +149,13 @@ def _history_sound_to_serve(subject):
     n_previous = max(len(fitted.phi), fitted.space.order if fitted.space else 0)
     facts = candidates.model_facts(subject, found.delay)
     facts |= {"kind": "history_sound", "target": "volume", "n_previous": n_previous}
+    facts |= {"training": _how_chosen(subject, "dt_sweep")}
     return lambda: (served_code().from_linear(fitted), {}), facts, (found.delay, n_previous)
 
 
 def open_exported(subject, kind="mlp", **options):
     """Open an exported model of a subject: see `open_named`."""
-    return open_named(subject.params, subject.params.exported_as(kind), **options)
+    return open_named(subject.params, exported_name(subject.params, kind), **options)
 
 
 def open_named(params, name, *, version=None, runtime=None, returns=None):
@@ -183,7 +216,8 @@ def network_inputs(subject, facts):
     Raises
     ------
     ModelError
-        If the model was trained on another subject, mask or set of features.
+        If the model was trained on another subject, mask or set of features, or on features or a scan that were made in
+        another way.
     """
     raw = subject.designs["sound"].at(facts["delay"])
     bundle.check_fits(
@@ -193,7 +227,24 @@ def network_inputs(subject, facts):
         mask_hash=bundle.mask_fingerprint(subject.run.mask, subject.run.affine),
         allow_other_subject=subject.params.allow_other_subject,
     )
+    _check_made_alike(subject, facts)
     return (raw - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
+
+
+def _check_made_alike(subject, facts):
+    """Refuse to give a model features, or a scan, that were made in another way than those it was trained on."""
+    params, parts = subject.params, subject.run.files.parts
+    names = (*candidates.SOUND, *candidates.GIVEN) if params.feature_source == "audio" else candidates.GIVEN
+    now = {name: getattr(params, name) for name in names} | {"n_bands": subject.sound.n_bands}
+    if scans_in(facts["input_md5"]) & scans_in(subject.input_md5):  # another run has an onset of its own
+        now["onsets"] = [part.onset for part in parts]
+    for name, value in now.items():
+        if facts.get(name) != value:
+            told = {"n_bands": "mel bands", "onsets": "onset of the sound (s)"}.get(name, name)
+            raise ModelError(
+                f"the model was made with {told} {facts.get(name)}, here it is {value} - set what it was made with, or "
+                "train and export a model with what is set now"
+            )
 
 
 def measured_inputs(subject, facts, volumes):

@@ -78,13 +78,15 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
     return None
 
 
-def send_runs(local_folder, uri):
+def send_runs(local_folder, uri, *, keys=None):
     """Send finished runs of the local store that a server does not have yet; what it has is left alone.
 
     Parameters
     ----------
     local_folder : path
     uri : str
+    keys : set of str, optional
+        Send the runs of these trainings alone: see `log_run`.
 
     Returns
     -------
@@ -100,6 +102,8 @@ def send_runs(local_folder, uri):
     require_server(uri, instead="give another mlflow_uri")
     counts = [0, 0]
     for client, experiment, run in _finished_runs(Path(local_folder) / "mlflow.db"):
+        if keys is not None and run.data.tags[KEY] not in keys:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             content = _content_of(client, run, folder) | {"experiment": experiment}
             try:

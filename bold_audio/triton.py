@@ -4,10 +4,11 @@ Every request has a deadline; one that fails for want of a server is repeated tw
 go in parts below the message limits, a few of them in flight at once, and come back whole or not at all.
 """
 
+import functools
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from http.client import HTTPException
 
 import numpy as np
@@ -19,6 +20,7 @@ PORTS = {"grpc": 8001, "http": 8000}
 WAITS = (0.5, 2.0)  # s before the second and the third try
 MESSAGE_BYTES = 8 * 2**20
 IN_FLIGHT = 4
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROBE_TOLERANCE = 1e-4  # relative to the largest value: other machines round in another order
 
 
@@ -45,6 +47,7 @@ class TritonModel:
         self.name, self.version, self.protocol, self.timeout = name, str(version), protocol, timeout
         self.place, self.secure = place.rstrip("/"), scheme in ("https", "grpcs")
         self.max_rows = None  # of one request; the server's config says
+        self.probes = True  # whether the server does not say which bundle it serves
         self._own = threading.local()  # the HTTP client belongs to one thread
 
     @property
@@ -53,7 +56,9 @@ class TritonModel:
             if self.protocol == "grpc":
                 from tritonclient import grpc
 
-                self._own.client = grpc.InferenceServerClient(self.place, ssl=self.secure)
+                here = self.place.rpartition(":")[0].strip("[]") in LOOPBACK  # no proxy knows this machine
+                more = {"channel_args": [("grpc.enable_http_proxy", 0)]} if here else {}
+                self._own.client = grpc.InferenceServerClient(self.place, ssl=self.secure, **more)
             else:
                 from tritonclient import http
 
@@ -73,16 +78,16 @@ class TritonModel:
         """
         if self.protocol == "grpc":
             options["client_timeout"] = self.timeout
-        for wait in (*WAITS, None):
+        for pause in (*WAITS, None):
             try:
                 return self._once(what, args, options)
             except _Unavailable as error:
-                if wait is None:
+                if pause is None:
                     where = f"{without_credentials(self.place)} ({self.protocol}, {error})"
                     raise AccessError(
                         f"Triton not reachable at {where} - start it (make triton), or use runtime onnxruntime"
                     ) from error
-                time.sleep(wait)
+                time.sleep(pause)
 
     def _once(self, what, args, options):
         from tritonclient.utils import InferenceServerException
@@ -117,21 +122,43 @@ class TritonModel:
             raise ModelError(f"Triton serves {self.name} with {served}, the bundle says {mine} - export it again")
         said, self.max_rows = self._config()
         said = said.get(f"bundle_hash_{self.version}")
+        self.probes = said is None
         if said is not None and said != facts["bundle_hash"]:
             raise ModelError(
                 f"Triton serves {self.name} version {self.version} of bundle {said}, this is {facts['bundle_hash']} - "
                 "point models_dir to the repository that it serves, or let it load the version again"
             )
-        X, previous = bundle.probe()
-        inputs = {"features": X} | ({} if previous is None else {"previous": np.reshape(previous, (len(X), -1))})
-        made, known = self.infer(inputs, "coordinates"), bundle.arrays["probe_coordinates"]
-        same = made.shape == known.shape
-        same = same and np.abs(made - known).max() <= PROBE_TOLERANCE * max(np.abs(known).max(), 1e-6)
-        if not same:
+        if not self._answers_probe(bundle):
             raise ModelError(
                 f"Triton's {self.name} version {self.version} answers a stored input with other numbers than the "
                 "bundle - it serves other weights; let it load the version again"
             )
+
+    def check_again(self, bundle):
+        """See that the version is still the bundle's: a server loads a version anew whose files are replaced.
+
+        Asked after the answers: had it been replaced before or between them, it would be another one now.
+
+        Raises
+        ------
+        ModelError
+        """
+        same = self._answers_probe(bundle) if self.probes else self._says(bundle)
+        if not same:
+            raise ModelError(
+                f"{self.name} version {self.version} was replaced on Triton while it was asked - open it again"
+            )
+
+    def _answers_probe(self, bundle):
+        """Whether the server answers the bundle's stored input as the bundle does."""
+        X, previous = bundle.probe()
+        inputs = {"features": X} | ({} if previous is None else {"previous": np.reshape(previous, (len(X), -1))})
+        made, known = self.infer(inputs, "coordinates"), bundle.arrays["probe_coordinates"]
+        same = made.shape == known.shape
+        return same and np.abs(made - known).max() <= PROBE_TOLERANCE * max(np.abs(known).max(), 1e-6)
+
+    def _says(self, bundle):
+        return self._config()[0].get(f"bundle_hash_{self.version}") == bundle.facts["bundle_hash"]
 
     def _ready(self):
         """Models and versions that are ready."""
@@ -177,16 +204,15 @@ class TritonModel:
         parts = [{name: array[k : k + (max_rows or n)] for name, array in inputs.items()} for k in starts]
         if len(parts) == 1:
             return self._request(parts[0], output)
-        made = None
-        with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            waiting = deque(pool.submit(self._request, part, output) for part in parts)
-            try:
-                for k in _bar(starts, progress):
-                    rows = waiting.popleft().result()  # a future that is kept keeps its answer too
-                    made = np.empty((n, rows.shape[1]), np.float32) if made is None else made
-                    made[k : k + len(rows)] = rows
-            finally:
-                pool.shutdown(cancel_futures=True)
+        made, pool = None, _pool()
+        waiting = deque(pool.submit(self._request, part, output) for part in parts)
+        try:
+            for k in _bar(starts, progress):
+                rows = waiting.popleft().result()  # a future that is kept keeps its answer too
+                made = np.empty((n, rows.shape[1]), np.float32) if made is None else made
+                made[k : k + len(rows)] = rows
+        finally:
+            wait([one for one in waiting if not one.cancel()])
         return made
 
     def _request(self, inputs, output):
@@ -209,6 +235,12 @@ class TritonModel:
             shape = None if answer is None else answer.shape
             raise ModelError(f"Triton answered {n} rows with {output} of shape {shape} - look at the server's log")
         return answer
+
+
+@functools.cache
+def _pool():
+    """Threads for parts in flight, the same for all models: one that ends leaves descriptors of its event loop open."""
+    return ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="triton")
 
 
 def _expected_shapes(facts):
@@ -242,6 +274,8 @@ def open_served(bundle, *, url=None, protocol="grpc", timeout=30.0, progress=Fal
     def run(inputs, output):
         per_row = 4 * max(sum(array.shape[1] for array in inputs.values()), outputs[output])
         rows = max(1, MESSAGE_BYTES // per_row)
-        return model.infer(inputs, output, max_rows=min(rows, model.max_rows or rows), progress=progress)
+        made = model.infer(inputs, output, max_rows=min(rows, model.max_rows or rows), progress=progress)
+        model.check_again(bundle)
+        return made
 
     return run

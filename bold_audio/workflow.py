@@ -176,7 +176,7 @@ def as_measured(subject):
 def ensure_mlp(subject, *, progress=None):
     """Train the MLP at every candidate delay (or at the sweep's) and keep the best; see `candidates.ensure_mlp`."""
     delays = subject.params.mlp_delays or [ensure_sweep(subject).delay]
-    return candidates.ensure_mlp(subject, delays, progress=progress)
+    return candidates.ensure_mlp(subject, delays, progress=progress, log=True)
 
 
 def fit_linear_rows(subject, delay, *, rows=None, folds=None, follows=None, names=LINEAR_NAMES):
@@ -247,7 +247,8 @@ def write_predictions(subject, predicted, *, facts):
     }
     where = {"mask": run.mask, "affine": run.affine, "t_r": run.files.t_r, "form_codes": run.files.form_codes}
     brain.write_volumes(subject.path(name), predicted, about=said, **where)
-    subject.record("inference", **chosen, kind=facts["kind"], delay=facts["delay"], mse_test=mse)
+    chosen |= {name: facts[name] for name in ("kind", "delay", "model_name", "model_version", "bundle_hash")}
+    subject.record("inference", **chosen, mse_test=mse)
     return mse
 
 

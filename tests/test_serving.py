@@ -170,13 +170,13 @@ def test_new_sound_is_the_mean_volume_and_what_the_network_says(subject, other_s
     one = subject(response="delay")
     workflow.ensure_export(one)
     predictor = workflow.open_exported(one)
-    volumes, heard = predict_sound(predictor, other_sound)
+    volumes, heard, _ = predict_sound(predictor, other_sound)
     assert len(volumes) == int(30 / 0.608) and heard.sum() == len(volumes) - int(np.ceil(5.0 / 0.608))
     mean = one.Y[one.split.train].mean(axis=0)
     np.testing.assert_allclose(volumes[~heard], np.tile(mean, ((~heard).sum(), 1)), rtol=1e-6)
     arrays = predictor.bundle.arrays
     # The film itself, heard again: what the network said of the run's own volumes.
-    again, heard = predict_sound(predictor, one.params.audio_files[0])
+    again, heard, _ = predict_sound(predictor, one.params.audio_files[0])
     rows = np.arange(100, 140)
     expected = mean + predictor(serving.network_inputs(one, predictor.facts)[rows]) - arrays["sound_level"]
     assert heard[rows].all()
@@ -187,7 +187,7 @@ def test_new_sound_for_history_sound_lives_on_its_own_predictions(subject, other
     one = subject(response="delay")
     workflow.ensure_export(one, "history_sound")
     predictor = workflow.open_exported(one, "history_sound")
-    volumes, heard = predict_sound(predictor, other_sound)
+    volumes, heard, _ = predict_sound(predictor, other_sound)
     fitted, _ = models.fit_subject(
         one, predictor.facts["delay"], follows=workflow.ensure_sweep(one).follows, names=("history_sound",)
     )["history_sound"]
@@ -223,7 +223,7 @@ def test_predict_command_writes_a_run_that_says_it_is_no_scan(subject, other_sou
     status, said = in_process(capsys, "predict", *options)
     assert status == 0 and "without a scan" in said.out and "are the mean volume" in said.out
     image = nib.load(out)
-    volumes, _ = predict_sound(workflow.open_exported(one), other_sound)
+    volumes, _, _ = predict_sound(workflow.open_exported(one), other_sound)
     assert np.allclose(image.affine, one.run.affine) and image.header.get_zooms()[3] == pytest.approx(0.608)
     data = image.get_fdata(dtype=np.float32)
     np.testing.assert_array_equal(data[one.run.mask].T, volumes)
