@@ -210,13 +210,13 @@ def open_bundle(models_dir, name, version=None):
     if (facts["model_name"], str(facts["model_version"])) != (name, str(version)):
         own = f"{facts['model_name']} version {facts['model_version']}"
         raise ModelError(f"{folder} holds a copy of {own} - a server knows it by that name; export it under this one")
-    if facts_hash(facts) != facts["bundle_hash"]:
-        raise ModelError(f"{folder / 'bundle.json'} was changed after the export - export the model again")
     _check_delay(folder / "best_dt.txt", facts["delay"])
     for file, key in (("model.onnx", "onnx_md5"), (ARRAYS_FILE, "arrays_md5")):
         if not (folder / file).is_file() or file_md5(folder / file) != facts[key]:
             raise ModelError(f"{folder / file} is not the file that bundle.json describes - export it again")
     arrays = _read_arrays(folder / ARRAYS_FILE, facts)
+    if facts_hash(facts) != facts["bundle_hash"]:
+        raise ModelError(f"{folder / 'bundle.json'} was changed after the export - export the model again")
     return Bundle(folder, facts, arrays)
 
 

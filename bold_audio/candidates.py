@@ -16,6 +16,7 @@ from bold_audio.provenance import git_commit
 
 HISTORY = "mlp_history.tsv"
 LOGGED = "Logged to MLflow."
+HUGE = 1e300
 SOUND = ("sample_rate", "n_mfcc", "n_fft", "hop_length")  # how MFCCs are made
 # What else decides what a model is given: features at all, and how the scan was prepared.
 GIVEN = (
@@ -191,7 +192,7 @@ def model_facts(subject, delay):
         "n_inputs": len(mean),
         "n_previous": params.mlp_history,
         "feature_mean": [float(v) for v in mean],
-        "feature_scale": [float(v) for v in scale],
+        "feature_scale": [min(float(v), HUGE) for v in scale],  # JSON knows no infinity
         "mask_shape": list(run.mask.shape),
         "affine": np.asarray(run.affine, dtype=float).tolist(),
         "mask_hash": mask_fingerprint(run.mask, run.affine),

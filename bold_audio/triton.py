@@ -14,7 +14,7 @@ from http.client import HTTPException
 import numpy as np
 
 from bold_audio.bundle import input_widths
-from bold_audio.files import AccessError, ModelError, without_credentials
+from bold_audio.files import AccessError, ModelError, ParameterError, without_credentials
 
 PORTS = {"grpc": 8001, "http": 8000}
 WAITS = (0.5, 2.0)  # s before the second and the third try
@@ -40,10 +40,20 @@ class TritonModel:
     protocol : {"grpc", "http"}
     timeout : float
         Seconds that each request may take.
+
+    Raises
+    ------
+    ParameterError
+        If the scheme is another protocol's.
     """
 
     def __init__(self, name, version, *, url=None, protocol="grpc", timeout=30.0):
         scheme, _, place = (url or f"127.0.0.1:{PORTS[protocol]}").rpartition("://")
+        if scheme.removesuffix("s") not in ("", protocol):
+            raise ParameterError(
+                f"triton_url begins with {scheme}://, but triton_protocol is {protocol} - make them the same "
+                f"({protocol} answers on port {PORTS[protocol]} by default)"
+            )
         self.name, self.version, self.protocol, self.timeout = name, str(version), protocol, timeout
         self.place, self.secure = place.rstrip("/"), scheme in ("https", "grpcs")
         self.max_rows = None  # of one request; the server's config says

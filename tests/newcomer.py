@@ -31,7 +31,7 @@ PATIENCE = 1800  # s for one command
 SIMULATED = (
     (r"--subject 09", "--subject sim"), (r"--dataset ds003688", "--dataset sim"),
     (r"-p subject 09", "-p subject sim -p dataset sim"), (r"params/ds003688/sub-09\.yaml", "params/sim/sub-sim.yaml"),
-    (r"-p audio_path film\.wav", ""), (r"--model-version 3", "--model-version 1"),
+    (r"-p audio_path film\.wav", ""),
     (r"-p feature_source annotations", ""),
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bold_audio import candidates, mlp, models, serving, training, workflow
-from bold_audio.files import ParameterError
+from bold_audio.files import AccessError, ParameterError
 from bold_audio.mlp import MONITOR
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def test_the_delay_with_the_most_evidence_is_kept_and_said_why(subject):
     one = subject(mlp_delays=[2.0, 5.0, 9.0], max_epochs=30)
     model, facts, losses, notes = workflow.ensure_mlp(one)
     best = losses.groupby("delay")[MONITOR].max()
-    assert facts["delay"] == best.idxmax() and notes == []
+    assert facts["delay"] == best.idxmax() and notes == [candidates.LOGGED]
     said = json.loads(one.path("provenance.json").read_text())["mlp"]
     assert said["delay"] == facts["delay"] and said["candidates"] == [2.0, 5.0, 9.0]
     assert said["why"] == "largest val_evidence on the last block of train"
@@ -185,7 +185,7 @@ def test_killed_between_two_delays_trains_only_the_rest(subject, mlflow_runs, mo
 def test_five_candidates_are_five_runs_on_a_server(subject, mlflow_server, mlflow_runs):
     one = subject(mlp_delays=[4, 5, 6, 7, 8], mlflow_uri=mlflow_server, mlflow_experiment="film", max_epochs=5)
     _, _, losses, notes = workflow.ensure_mlp(one)
-    assert notes == []
+    assert notes == [candidates.LOGGED]
     client, runs = mlflow_runs(mlflow_server, "film")
     assert sorted(run.info.run_name for run in runs) == [f"subsim_dt{k}" for k in range(4, 9)]
     for run in runs:
@@ -197,6 +197,28 @@ def test_five_candidates_are_five_runs_on_a_server(subject, mlflow_server, mlflo
             assert seen == pytest.approx(list(mine[name].dropna()))
         assert run.data.params["film.wav"] == one.input_md5["film.wav"]
         assert run.data.tags["mlflow.source.git.commit"]
+
+
+@pytest.mark.thorough
+def test_training_that_is_there_is_sent_to_the_server_that_is_named_now(subject, mlflow_server, mlflow_runs):
+    workflow.ensure_mlp(subject(mlp_delays=[4.0, 5.0], max_epochs=5))
+    later = subject(mlp_delays=[4.0, 5.0], max_epochs=5, mlflow_uri=mlflow_server, mlflow_required=True)
+    for sent, known in ((2, 0), (0, 2)):
+        *_, notes = workflow.ensure_mlp(later)
+        assert notes == [f"Trained earlier; {sent} of its runs were sent to MLflow now, {known} were there already."]
+    _, runs = mlflow_runs(mlflow_server, "sim")
+    assert sorted(run.info.run_name for run in runs) == ["subsim_dt4", "subsim_dt5"]
+
+
+def test_training_that_is_there_is_not_called_logged(subject):
+    given = {"mlp_delays": [5.0], "max_epochs": 5}
+    assert workflow.ensure_mlp(subject(**given))[3] == [candidates.LOGGED]
+    assert workflow.ensure_mlp(subject(**given))[3] == ["Trained earlier, nothing was logged now."]
+    dead = given | {"mlflow_uri": "http://127.0.0.1:9"}
+    (note,) = workflow.ensure_mlp(subject(**dead))[3]
+    assert note.startswith("Trained earlier; its runs were not sent: MLflow does not answer at http://127.0.0.1:9")
+    with pytest.raises(AccessError, match="MLflow does not answer"):
+        workflow.ensure_mlp(subject(**dead, mlflow_required=True))
 
 
 def test_a_dead_server_is_named_to_the_notebook(subject):

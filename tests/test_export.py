@@ -12,7 +12,17 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from bold_audio import export, served
-from bold_audio.bundle import check_fits, facts_hash, find_same_model, mask_fingerprint, next_version, open_bundle
+from bold_audio.bundle import (
+    check_fits,
+    facts_hash,
+    find_same_model,
+    fitting_name,
+    folders_of,
+    mask_fingerprint,
+    next_version,
+    open_bundle,
+    versions_in,
+)
 from bold_audio.encoding import LinearModel
 from bold_audio.export import export_model
 from bold_audio.files import ModelError, ParameterError, file_md5, read_json, write_json
@@ -146,6 +156,52 @@ def test_any_version_number_and_the_next_one(model, models_dir):
     (models_dir / NAME / "100").write_text("a file, but the number is taken")
     (models_dir / NAME / "200-old").mkdir()
     assert next_version(models_dir, NAME) == 101
+
+
+def test_folders_that_are_no_versions_are_not_looked_at(model, models_dir):
+    for name in ("1.bak", "02", "copy of 1", "0"):
+        shutil.copytree(models_dir / NAME / "1", models_dir / NAME / name)
+    write_version(model, models_dir, next_version(models_dir, NAME))
+    assert versions_in(models_dir / NAME) == [1, 2] and find_same_model(models_dir, NAME, "a training") == 1
+    assert "bundle_hash_2" in (models_dir / NAME / "config.pbtxt").read_text()
+
+
+def test_the_version_asked_for_is_found_before_others_of_the_same_source(model, models_dir):
+    for version in (5, 12):
+        write_version(model, models_dir, version)
+    found = {asked: find_same_model(models_dir, NAME, "a training", version=asked) for asked in (None, 1, 5, 12, 3)}
+    assert found == {None: 1, 1: 1, 5: 5, 12: 12, 3: 1}
+
+
+def test_models_of_other_shapes_have_names_of_their_own(models_dir):
+    own, other = ({"features": N_FEATURES}, N_VOXELS), ({"features": N_FEATURES + 2}, N_VOXELS)
+    assert fitting_name(models_dir, NAME, *own) == NAME
+    assert fitting_name(models_dir, NAME, *other) == f"{NAME}_2"
+    assert fitting_name(models_dir, NAME, *other, replaced=1) == NAME
+    net = AudioFmriMLP(N_FEATURES + 2, N_VOXELS, hidden_dims=[4]).eval()
+    facts = FACTS | {"n_inputs": N_FEATURES + 2}
+    where = {"extra": EXTRA, "source": "s", "models_dir": models_dir, "name": f"{NAME}_2", "version": 1}
+    export_model(served.from_mlp(net), facts, **where)
+    assert fitting_name(models_dir, NAME, *other) == f"{NAME}_2"
+    assert fitting_name(models_dir, NAME, {"features": N_FEATURES}, 7) == f"{NAME}_3"
+    (models_dir / f"{NAME}_history_sound").mkdir()
+    assert [path.name for path in folders_of(models_dir, NAME)] == [NAME, f"{NAME}_2"]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("returns", ["voxels", "coordinates"])
+def test_previous_volumes_come_as_rows_or_stacked_and_in_no_other_shape(tmp_path, runtime, returns):
+    write_version(linear_model(), tmp_path, 1, kind="history_sound", n_previous=2)
+    predictor, rng = opened(tmp_path, runtime=runtime, returns=returns), np.random.default_rng(5)
+    X, previous = rng.normal(size=(4, N_FEATURES)), rng.normal(size=(4, 2, N_VOXELS))
+    expected = predictor(X, previous)
+    assert np.array_equal(predictor(X, previous.reshape(4, -1)), expected)
+    assert np.array_equal(predictor(X[:1], previous[:1].reshape(1, -1)), predictor(X[:1], previous[:1]))
+    for wrong in (previous.transpose(0, 2, 1), previous[:, :1], previous[:3], previous.ravel()):
+        with pytest.raises(ModelError, match=r"previous volumes of shape \(4, 2, 30\), got .* nearest first"):
+            predictor(X, wrong)
+    assert predictor(X[:0], previous[:0]).shape == (0, N_VOXELS)
+    assert predictor.coordinates(X[:0], previous[:0].reshape(0, -1)).shape[0] == 0
 
 
 def test_version_made_from_the_same_is_found_again(model, models_dir):

@@ -211,6 +211,20 @@ def test_mel_bands_that_a_slow_file_cannot_hold_are_left_out(tmp_path):  # A12
     assert mfcc_features(write(tmp_path / "fast.wav", y, 44100), **FULL).warnings == ()
 
 
+def test_the_same_bands_of_a_fast_and_a_slow_file_are_the_same_features(tmp_path):
+    y = librosa.resample(syllables(), orig_sr=RATE, target_sr=16000)
+    slow = mfcc_features(write(tmp_path / "slow.wav", y, 16000, subtype="FLOAT"), **FULL)
+    fast = write(tmp_path / "fast.wav", librosa.resample(y, orig_sr=16000, target_sr=44100), 44100, subtype="FLOAT")
+    alike, whole = mfcc_features(fast, **FULL, n_bands=slow.n_bands), mfcc_features(fast, **FULL)
+    assert whole.n_bands == 128 > alike.n_bands == slow.n_bands
+    assert np.median(np.abs(alike.frames - slow.frames)) < 0.02 * slow.frames.std()
+    assert np.median(np.abs(whole.frames - slow.frames)) > 0.2 * slow.frames.std()
+    says = f"16000 samples a second and with them {slow.n_bands} of the 128 mel bands .* give the sound with 44100 or"
+    with pytest.raises(DataError, match=says):
+        mfcc_features(tmp_path / "slow.wav", **FULL, n_bands=128)
+    assert mfcc_features(tmp_path / "slow.wav", **FULL, n_bands=30).n_bands == 30
+
+
 @pytest.mark.parametrize("rate", [8000, 22050, 48000])
 def test_any_rate_becomes_the_one_asked_for(tmp_path, rate):
     time = np.arange(rate) / rate

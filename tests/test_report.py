@@ -337,15 +337,20 @@ FACTS = {
     "train_volumes": [17, 447], "t_r": 0.608, "dataset": "ds003688", "input_md5": {"<film>.wav": "d3"},
     "feature_source": "audio", "sound": "sound file <film>.wav", "n_mfcc": 20, "sample_rate": 44100, "n_fft": 2048,
     "hop_length": 512, "sound_lags": 0,
+    "training": {
+        "delay": 5.2, "candidates": [4.0, 5.2], "why": "largest evidence", "best_epoch": 9, "best_val_MSE": 1e-5,
+    },
 }  # fmt: skip
 
 
-def card_of(params, monkeypatch, **changed):
+def card_of(params, monkeypatch, *, scored=3, **changed):
     entry = {"model_name": "m", "model_version": 3, "finished": "2026", "python": "3.11", "packages": {"numpy": "2"}}
     entry |= {"parameters": {"seed": 7, "hidden_dims": [64], "n_folds": 5, "gap": 16.0, "history_order": 4}}
-    network = {"delay": 5.2, "candidates": [4.0, 5.2], "why": "largest evidence", "best_epoch": 9, "best_val_MSE": 1e-5}
+    entry |= {"bundle_hash": "b1"}
+    later = {"delay": 3.0, "candidates": [3.0], "why": "another training", "best_epoch": 1}  # than the exported one
     write_scores(params.subject_path, history=2e-5)
-    write_json(params.subject_path / "provenance.json", {"export_mlp": entry, "mlp": network})
+    inference = {"kind": "mlp", "model_name": "m", "model_version": scored, "bundle_hash": "b1"}
+    write_json(params.subject_path / "provenance.json", {"export_mlp": entry, "mlp": later, "inference": inference})
     (params.subject_path / "model.onnx").write_bytes(bytes(250_000))
     opened = SimpleNamespace(facts=FACTS | changed, folder=params.subject_path, n_coordinates=11)
     monkeypatch.setattr(model_card.bundle, "open_bundle", lambda *_: opened)
@@ -362,9 +367,27 @@ def test_card_tells_data_features_training_and_limits_from_what_the_run_left(par
     assert "20 MFCCs" in sections["Features"]["MFCCs"]
     assert "smaller than that of history" in model["sentence"]
     assert any("166 volumes" in limit for limit in facts["limits"])
-    assert any("head motion was not corrected" in limit for limit in facts["limits"])
+    assert any("Head motion was not corrected" in limit for limit in facts["limits"])
     html = render("model_card.html.j2", title="Card", who="sub-09", **facts | {"models": [model | {"tables": []}]})
     assert "&lt;film&gt;.wav" in html and "film" not in Parsed(html).tags
+
+
+def test_card_has_no_scores_of_another_version(params, monkeypatch):
+    (model,) = card_of(params, monkeypatch, scored=2)["models"]
+    assert model["sentence"] == "It was not scored on the test part: run notebook 06." and model["tables"] == []
+
+
+def test_card_of_the_model_beside_has_the_scores_of_a_run_like_its_own(params, monkeypatch):
+    card_of(params, monkeypatch)
+    done = json.loads((params.subject_path / "provenance.json").read_text())
+    entry = done["export_mlp"] | {"input_md5": {"a": "1"}, "model_name": "m_history_sound"}
+    for parameters, scored in (({"lr": 1.0, "n_mfcc": 20}, True), ({"lr": 0.1, "n_mfcc": 13}, False)):
+        known = done["inference"] | {"parameters": parameters, "input_md5": {"a": "1"}}
+        own = entry | {"parameters": entry["parameters"] | {"lr": 0.1, "n_mfcc": 20}}
+        known["parameters"] = own["parameters"] | parameters
+        write_json(params.subject_path / "provenance.json", {"export_history_sound": own, "inference": known})
+        (model,) = model_card.card_facts(params)["models"]
+        assert ("not scored" not in model["sentence"]) == scored
 
 
 def test_card_of_several_runs_counts_them_and_leaves_out_what_lies_between_their_train_parts(params, monkeypatch):
@@ -382,9 +405,9 @@ def test_card_of_several_runs_counts_them_and_leaves_out_what_lies_between_their
 
 
 def test_card_is_told_how_many_runs_there_were_and_where_train_lies():
-    names = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "feature_source", "response", "sound_lags", "target")
-    settings = SimpleNamespace(**dict.fromkeys((*names, "subject", "dataset", "mlp_history"), 1))
-    files = SimpleNamespace(t_r=2.0, parts=(1, 2))
+    names = (*candidates.SOUND, *candidates.GIVEN, "target", "subject", "dataset", "mlp_history")
+    settings = SimpleNamespace(**dict.fromkeys(names, 1))
+    files = SimpleNamespace(t_r=2.0, parts=[SimpleNamespace(onset=0.0)] * 2)
     run = SimpleNamespace(files=files, mask=np.ones((2, 2, 2), bool), affine=np.eye(4), value_range=(0.0, 1.0))
     subject = SimpleNamespace(
         params=settings,
@@ -392,7 +415,7 @@ def test_card_is_told_how_many_runs_there_were_and_where_train_lies():
         split=SimpleNamespace(train=np.r_[10:60, 110:160]),
         scaled=lambda *_: (None, np.zeros(3), np.ones(3)),
         input_md5={},
-        sound=SimpleNamespace(source="film.wav"),
+        sound=SimpleNamespace(source="film.wav", n_bands=128),
     )
     facts = candidates.model_facts(subject, 5.0)
     assert facts["n_runs"] == 2 and facts["train_stretches"] == [[10, 59], [110, 159]]

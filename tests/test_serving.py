@@ -1,19 +1,23 @@
 """A subject's models from training to the repository and back: the same rows, one subject's own, and new sound."""
 
 import json
+import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import soundfile
 
-from bold_audio import bundle, models, run, serving, workflow
+from bold_audio import bundle, done, models, run, serving, workflow
 from bold_audio.files import DataError, ModelError, ParameterError
 from bold_audio.new_sound import predict_sound
 from bold_audio.schema import MODEL_KINDS
+from bold_audio.server import TritonServer, install
 from bold_audio.simulate import simulate_subject
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
 
 QUICK = {"delays": [4.0, 5.0, 6.0], "mlp_delays": [5.0], "max_epochs": 10, "history_order": 2, "sweep_fwhm": 0}
 
@@ -92,6 +96,54 @@ def test_exported_once_and_again_when_something_changes(subject):
         "sim_sub-sim",
         "sim_sub-sim_history_sound",
     }
+
+
+def test_other_shapes_are_exported_beside_and_each_is_opened_by_its_own_run(subject):
+    small, large = subject(n_mfcc=5), subject()
+    for one, name in ((large, "sim_sub-sim"), (small, "sim_sub-sim_2"), (large, "sim_sub-sim")):
+        for kind, ending in (("mlp", ""), ("history_sound", "_history_sound")):
+            assert workflow.ensure_export(one, kind)[0] == 1
+            predictor = workflow.open_exported(one, kind)
+            assert predictor.facts["model_name"] == name.replace("sim_sub-sim", f"sim_sub-sim{ending}")
+            assert len(serving.network_inputs(one, predictor.facts)) == len(one.Y)
+    with pytest.raises(ModelError, match="choose another model_name"):
+        workflow.ensure_export(subject(n_mfcc=5, model_name="sim_sub-sim"), "mlp")
+    files = set(done.snapshot(small.params))
+    assert any("sim_sub-sim_2/1/model.onnx" in path for path in files)
+
+
+def test_damaged_version_is_exported_again_and_overwriting_writes_no_further_one(subject):
+    one = subject()
+    workflow.ensure_export(one)
+    folder = one.params.resolve(one.params.models_dir) / "sim_sub-sim"
+    assert workflow.ensure_export(subject(overwrite_model=True)) == (1, None)  # it is there, and whole
+    (folder / "1/bundle.npz").write_bytes(b"")
+    assert workflow.ensure_export(one)[0] == 2
+    (folder / "2/bundle.npz").write_bytes(b"")
+    again = subject(overwrite_model=True)
+    assert workflow.ensure_export(again)[0] == 1 and workflow.open_exported(again, version=1)
+    assert bundle.versions_in(folder) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"n_fft": 1024}, "n_fft 2048, here it is 1024"),
+        ({"hop_length": 256}, "hop_length 512, here it is 256"),
+        ({"sample_rate": 22050}, "sample_rate 44100, here it is 22050"),
+        ({"response": "delay"}, "response hrf, here it is delay"),
+        ({"detrend": True}, "detrend False, here it is True"),
+        ({"confounds": ["drift"]}, "confounds [], here it is ['drift']"),
+        ({"smoothing_fwhm": 8.0}, "smoothing_fwhm 0.0, here it is 8.0"),
+        ({"audio_onset": 1.0}, "onset of the sound (s) [0.0], here it is [1.0]"),
+    ],
+)
+def test_model_is_not_given_what_was_made_in_another_way(subject, change, says):
+    workflow.ensure_export(subject())
+    other = subject(**change, allow_other_subject=True)  # the mask may have changed with it; it is not what is refused
+    with pytest.raises(ModelError) as refused:
+        serving.network_inputs(other, workflow.open_exported(other).facts)
+    assert f"the model was made with {says} - set what it was made with, or train" in str(refused.value)
 
 
 def test_all_runtimes_are_laid_side_by_side(subject):
@@ -234,6 +286,72 @@ def test_predict_command_writes_a_run_that_says_it_is_no_scan(subject, other_sou
     assert status == 6 and "no model sim_sub-sim version 7" in said.err
     status, said = in_process(capsys, "predict", "--subject", "sim", "--sound", tmp_path / "none.wav", *given)
     assert status == 3 and "no sound file at" in said.err
+
+
+def test_new_sound_of_a_lower_rate_than_the_models_is_refused_not_heard_otherwise(subject, other_sound, tmp_path):
+    one = subject(response="delay")
+    workflow.ensure_export(one)
+    y, rate = soundfile.read(other_sound)
+    soundfile.write(tmp_path / "slow.wav", y[::4], rate // 4)
+    with pytest.raises(DataError, match="slow.wav holds 11025 samples a second .* give the sound with 44100 or more"):
+        predict_sound(workflow.open_exported(one), tmp_path / "slow.wav")
+
+
+def test_new_sound_unlike_any_in_train_is_told(subject, other_sound, tmp_path, capsys):
+    one = subject(response="delay")
+    workflow.ensure_export(one)
+    predictor = workflow.open_exported(one)
+    *_, warnings = predict_sound(predictor, one.params.audio_files[0])
+    assert warnings == []
+    y, rate = soundfile.read(one.params.audio_files[0])
+    soundfile.write(tmp_path / "stops.wav", np.r_[y[: 20 * rate], np.zeros(20 * rate)], rate)
+    *_, warnings = predict_sound(predictor, tmp_path / "stops.wav")
+    assert any(
+        "standard deviations from the mean of train: the model was never given such sound" in w for w in warnings
+    )
+    given = [w for n in ("data_dir", "outputs_dir", "models_dir") for w in ("-p", n, getattr(one.params, n))]
+    status, said = in_process(capsys, "predict", "--subject", "sim", "--sound", tmp_path / "stops.wav", *given)
+    assert status == 0 and "stops.wav: " in said.out and "never given such sound" in said.out
+    (made,) = (one.params.subject_path / "new_sounds").glob("*.nii.gz")
+    assert made.name == "sub-sim_task-stops_desc-mlpV1NewSound_bold.nii.gz"
+    about = json.loads(made.with_name(made.name.replace(".nii.gz", ".json")).read_text())
+    assert about["BundleHash"] == predictor.facts["bundle_hash"] and about["Warnings"] == warnings
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("how", [{}, {"response": "fir", "sound_lags": 2}, {"response": "delay", "target": "volume"}])
+def test_client_of_the_documentation_gives_what_the_package_gives(subject, how):
+    """The code of docs/serving.md as it stands there, against a real server."""
+    one = subject(**how)
+    files, models_dir = one.run.files, one.params.resolve(one.params.models_dir)
+    (written,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/serving.md").read_text(encoding="utf-8"), re.DOTALL)
+    for kind in MODEL_KINDS:
+        workflow.ensure_export(one, kind)
+    with TritonServer(models_dir, folder=install()) as running:
+        for kind in MODEL_KINDS:
+            predictor, code = workflow.open_exported(one, kind), written
+            changes = {"ds003688_sub-09": predictor.facts["model_name"], "127.0.0.1:8001": running.url("grpc")}
+            for old, new in (changes | {"triton_models": str(models_dir)}).items():
+                assert old in code
+                code = code.replace(old, new)
+            exec(code, client := {})
+            X = client["features_of"](one.params.audio_files[0], len(one.Y), onset=files.onset)
+            heard = np.isfinite(expected := serving.network_inputs(one, predictor.facts)).all(axis=1)
+            assert np.array_equal(np.isfinite(X).all(axis=1), heard)
+            np.testing.assert_allclose(X[heard], expected[heard], atol=1e-4)
+            Y = client["volumes_of"](files.bold)
+            assert np.array_equal(Y, one.Y)
+            row = workflow.served_row(one, predictor)
+            volumes = models.predict_row(one, row, one.split.test, "one_step", fitted_on=one.split.train)
+            for k, expected in zip(one.split.test[:3], volumes, strict=False):
+                if kind == "history_sound":
+                    previous = np.stack([Y[k - lag] for lag in range(1, predictor.facts["n_previous"] + 1)])[None]
+                    made = client["ask"](X[k : k + 1], previous)[0]
+                elif predictor.facts["target"] == "whitened":
+                    made = client["predict_whitened"](Y, X, k)
+                else:
+                    made = client["ask"](X[k : k + 1])[0]
+                np.testing.assert_allclose(made, expected, rtol=1e-4)
 
 
 def test_sound_too_short_to_be_heard_is_refused(subject, tmp_path):

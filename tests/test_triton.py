@@ -11,12 +11,13 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from bold_audio import export, served, triton
 from bold_audio.encoding import LinearModel
-from bold_audio.files import AccessError, ModelError
+from bold_audio.files import AccessError, MachineError, ModelError
 from bold_audio.mlp import AudioFmriMLP
 from bold_audio.runtimes import open_predictor
 from bold_audio.server import TritonServer, install
@@ -102,6 +103,95 @@ def test_server_answers_as_onnxruntime(server, repository, name, version, protoc
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_hundreds_of_large_batches_leave_nothing_open(server, repository, monkeypatch, protocol):
+    predictor, X = ask(server, repository, protocol=protocol, returns="voxels"), inputs_of(MLP, n=400)[0]
+    monkeypatch.setattr(triton, "MESSAGE_BYTES", 100 * 4 * N_VOXELS)
+    here, counts = psutil.Process(), []
+    for _ in range(3):
+        for _ in range(40):
+            predictor(X)
+        counts.append((here.num_fds(), here.num_threads()))
+    assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_version_replaced_under_a_client_is_never_mixed_with_what_it_was(repository, tmp_path, monkeypatch, named):
+    """The old version's answer or an error; also where the server's config names no bundle."""
+    models_dir = shutil.copytree(repository, tmp_path / "models")
+    with TritonServer(models_dir, folder=install()) as running:
+        if not named:
+            config = triton.TritonModel._config
+            monkeypatch.setattr(triton.TritonModel, "_config", lambda self: ({}, config(self)[1]))
+        predictor, X = ask(running, models_dir), inputs_of(MLP, n=400)[0]
+        expected = predictor(X)
+        monkeypatch.setattr(triton, "MESSAGE_BYTES", 100 * 4 * N_VOXELS)
+        write_mlp(models_dir, 1, seed=7, overwrite=True)
+        refused, begun = [], time.monotonic()
+        while not refused and time.monotonic() - begun < 30:
+            try:
+                np.testing.assert_allclose(predictor(X), expected, rtol=1e-5)
+            except ModelError as error:
+                refused.append(str(error))
+        assert "was replaced on Triton while it was asked - open it again" in refused[0]
+        fresh = open_predictor("onnxruntime", models_dir=models_dir, name=MLP, version=1)(X)
+        np.testing.assert_allclose(ask(running, models_dir)(X), fresh, rtol=1e-4, atol=1e-3)
+
+
+def test_proxy_of_the_environment_is_not_asked_for_this_machine(repository, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with TritonServer(repository, folder=install()) as running:
+        for protocol in PROTOCOLS:
+            assert ask(running, repository, protocol=protocol)(*inputs_of(MLP)).shape == (40, N_VOXELS)
+
+
+def test_port_of_another_server_is_not_taken_for_ones_own(server, tmp_path):
+    shutil.copytree(server.models_dir, tmp_path / "models")
+    for name, port in server.ports.items():
+        second = TritonServer(tmp_path / "models", ports={name: port}, folder=install())
+        with pytest.raises(MachineError, match=rf"port {port} \({name}\) is taken - stop .* or give --{name}-port"):
+            second.start()
+        assert second.process is None
+
+
+def test_models_that_could_not_be_loaded_are_told_with_those_that_could(repository, tmp_path):
+    models_dir = shutil.copytree(repository, tmp_path / "models")
+    for version in ("1", "3"):
+        (models_dir / LINEAR / version / "model.onnx").write_bytes(b"no model")
+    with TritonServer(models_dir, folder=install()) as running:
+        wait_for(lambda: running.models()[1])
+        ready, failed = running.models()
+    assert ready == [f"{MLP} version 1", f"{MLP} version 3"]
+    assert all(name.startswith(LINEAR) and reason for name, reason in failed.items())
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP])
+def test_server_ends_with_the_program_that_started_it(repository, tmp_path, how):
+    """A closed terminal, or a program that was killed, leaves no server behind that holds its ports."""
+    ports = TritonServer(repository).ports
+    words = ["serve", "--models-dir", str(repository)]
+    words += [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from bold_audio.run import main; main()"
+    install()
+    with subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert "Triton serves" in process.stdout.readline()
+            assert f"{MLP} version 1, {MLP} version 3" in process.stdout.readline()
+            os.kill(process.pid, how)
+            process.wait(timeout=60)
+            wait_for(lambda: all(is_free(port) for port in ports.values()))
+        finally:
+            process.kill()
+
+
+def is_free(port):
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_large_batches_go_in_parts_and_come_back_in_order(server, repository, monkeypatch, protocol):
     X = inputs_of(MLP, n=1003)[0]
     expected = open_predictor("onnxruntime", models_dir=repository, name=MLP, version=1)(X)
@@ -129,7 +219,8 @@ def test_no_request_is_larger_than_the_server_takes(server, repository, monkeypa
         triton.TritonModel, "_request", lambda s, i, o: (asked.append(len(i["features"])), once(s, i, o))[1]
     )
     ask(server, repository)(inputs_of(MLP, n=20)[0])
-    assert max(asked) == 7 and sum(asked) == 20 + export.PROBE_VOLUMES
+    # A server that names no bundle is known by its answer to a stored input, before and after.
+    assert max(asked) == 7 and sum(asked) == 20 + 2 * export.PROBE_VOLUMES
 
 
 def test_new_version_is_served_while_the_server_runs_and_never_half(server, repository):  # M18
