@@ -57,7 +57,6 @@ class TritonModel:
         self.name, self.version, self.protocol, self.timeout = name, str(version), protocol, timeout
         self.place, self.secure = place.rstrip("/"), scheme in ("https", "grpcs")
         self.max_rows = None  # of one request; the server's config says
-        self.probes = True  # whether the server does not say which bundle it serves
         self._own = threading.local()  # the HTTP client belongs to one thread
 
     @property
@@ -132,7 +131,6 @@ class TritonModel:
             raise ModelError(f"Triton serves {self.name} with {served}, the bundle says {mine} - export it again")
         said, self.max_rows = self._config()
         said = said.get(f"bundle_hash_{self.version}")
-        self.probes = said is None
         if said is not None and said != facts["bundle_hash"]:
             raise ModelError(
                 f"Triton serves {self.name} version {self.version} of bundle {said}, this is {facts['bundle_hash']} - "
@@ -147,28 +145,26 @@ class TritonModel:
     def check_again(self, bundle):
         """See that the version is still the bundle's: a server loads a version anew whose files are replaced.
 
-        Asked after the answers: had it been replaced before or between them, it would be another one now.
+        Asked after the answers: had it been replaced before or between them, it would be another one now. The config
+        does not tell: where the files are replaced while the server loads, it says the old bundle with the new weights.
 
         Raises
         ------
         ModelError
         """
-        same = self._answers_probe(bundle) if self.probes else self._says(bundle)
-        if not same:
+        if not self._answers_probe(bundle, rows=1):
             raise ModelError(
                 f"{self.name} version {self.version} was replaced on Triton while it was asked - open it again"
             )
 
-    def _answers_probe(self, bundle):
-        """Whether the server answers the bundle's stored input as the bundle does."""
+    def _answers_probe(self, bundle, rows=None):
+        """Whether the server answers the bundle's stored input, or ``rows`` of it, as the bundle does."""
         X, previous = bundle.probe()
         inputs = {"features": X} | ({} if previous is None else {"previous": np.reshape(previous, (len(X), -1))})
-        made, known = self.infer(inputs, "coordinates"), bundle.arrays["probe_coordinates"]
+        made = self.infer({name: array[:rows] for name, array in inputs.items()}, "coordinates")
+        known = bundle.arrays["probe_coordinates"][:rows]
         same = made.shape == known.shape
         return same and np.abs(made - known).max() <= PROBE_TOLERANCE * max(np.abs(known).max(), 1e-6)
-
-    def _says(self, bundle):
-        return self._config()[0].get(f"bundle_hash_{self.version}") == bundle.facts["bundle_hash"]
 
     def _ready(self):
         """Models and versions that are ready."""
