@@ -16,7 +16,8 @@ def main(arguments=None):
         with warnings_shown(), terminated_as_interrupted():
             status = options.work(options)
     except KeyboardInterrupt as error:
-        status = commands.tell(options, "stopped - run the same command again to go on", 143 if error.args else 130)
+        status = 128 + error.args[0] if error.args else 130
+        status = commands.tell(options, "stopped - run the same command again to go on", status)
     except Exception as error:  # nothing ends with a traceback that nobody asked for
         if options.debug:
             raise

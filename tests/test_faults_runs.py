@@ -145,10 +145,10 @@ def own_project(project, monkeypatch):
     return project
 
 
-@rows("R02-SIGTERM", "R02-SIGINT")
+@rows("R02-SIGTERM", "R02-SIGINT", "R02-SIGHUP")
 def test_run_that_is_stopped(site, own_project, row):
     """The kernel stops the program that started it, as a person would."""
-    number, status = getattr(signal, row[4:]), {"R02-SIGTERM": 143, "R02-SIGINT": 130}[row]
+    number, status = getattr(signal, row[4:]), {"R02-SIGTERM": 143, "R02-SIGINT": 130, "R02-SIGHUP": 129}[row]
     write_notebook(
         own_project, f"import time\nos.kill(int(os.environ['JPY_PARENT_PID']), {int(number)})\ntime.sleep(600)"
     )

@@ -178,7 +178,7 @@ def test_server_ends_with_the_program_that_started_it(repository, tmp_path, how)
             assert "Triton serves" in process.stdout.readline()
             assert f"{MLP} version 1, {MLP} version 3" in process.stdout.readline()
             os.kill(process.pid, how)
-            process.wait(timeout=60)
+            assert process.wait(timeout=60) == {signal.SIGKILL: -9, signal.SIGHUP: 129}[how]
             wait_for(lambda: all(is_free(port) for port in ports.values()))
         finally:
             process.kill()
