@@ -30,8 +30,9 @@ def free_port():
 
 
 def hears_ctrl_c():
-    """For ``preexec_fn``: a program that is started in the background would ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """For ``preexec_fn``: a program that is started in the background would ignore SIGINT, by nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
