@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import librosa
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -382,6 +383,21 @@ def test_one_sound_serves_all_runs(subject):
     both = subject()
     assert "film.wav and sound file film2.wav" in both.sound.source
     assert len(both.input_md5) == 8  # two runs, their sidecars and events, two sounds
+
+
+def test_runs_with_sounds_of_two_rates_have_the_same_features(subject, two_runs, tmp_path):
+    """MFCCs of another number of mel bands are other features: the first film at 16 kHz is heard as at 44.1 kHz."""
+    y, rate = soundfile.read(two_runs / SOUNDS[0])
+    slow = str(tmp_path / "slow.wav")
+    soundfile.write(slow, librosa.resample(y, orig_sr=rate, target_sr=16000), 16000)
+    mixed = subject(audio_path=[SOUNDS[0], slow])
+    at = mixed.designs["sound"].at(5.0)
+    full, low = at[:300], at[300:]
+    kept = np.isfinite(full).all(axis=1)
+    r = [np.corrcoef(full[kept, k], low[kept, k])[0, 1] for k in range(full.shape[1])]
+    assert min(r) > 0.95
+    assert mixed.sound.n_bands < subject().sound.n_bands == 128
+    assert any("MFCCs of all runs are made of its" in said for said in mixed.sound.warnings)
 
 
 @pytest.fixture

@@ -385,6 +385,7 @@ def test_card_of_the_model_beside_has_the_scores_of_a_run_like_its_own(params, m
         known = done["inference"] | {"parameters": parameters, "input_md5": {"a": "1"}}
         own = entry | {"parameters": entry["parameters"] | {"lr": 0.1, "n_mfcc": 20}}
         known["parameters"] = own["parameters"] | parameters
+        write_scores(params.subject_path, history=2e-5, history_sound=1e-5)
         write_json(params.subject_path / "provenance.json", {"export_history_sound": own, "inference": known})
         (model,) = model_card.card_facts(params)["models"]
         assert ("not scored" not in model["sentence"]) == scored
