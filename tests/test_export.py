@@ -201,7 +201,7 @@ def test_previous_volumes_come_as_rows_or_stacked_and_in_no_other_shape(tmp_path
         with pytest.raises(ModelError, match=r"previous volumes of shape \(4, 2, 30\), got .* nearest first"):
             predictor(X, wrong)
     assert predictor(X[:0], previous[:0]).shape == (0, N_VOXELS)
-    assert predictor.coordinates(X[:0], previous[:0].reshape(0, -1)).shape[0] == 0
+    assert predictor.coordinates(X[:0], previous[:0].reshape(0, 2 * N_VOXELS)).shape[0] == 0
 
 
 def test_version_made_from_the_same_is_found_again(model, models_dir):
