@@ -200,7 +200,7 @@ def serve(options):
     models_dir = options.models_dir or project_root() / "triton_models"
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
     if not models_dir.is_dir():
-        raise ParameterError(f"no folder {models_dir} - give the repository that notebook 05 exports to")
+        raise ParameterError(f"no folder {models_dir} - run notebook 05, or give the repository that it exports to")
     folder = server.install()
     with server.TritonServer(models_dir, ports=ports, folder=folder).start() as running:
         say(f"Triton serves {models_dir}: grpc {running.url('grpc')}, http {running.url('http')}; Ctrl-C stops it")

@@ -5,8 +5,7 @@ import numpy as np
 from bold_audio import encoding, features, models, pairing
 from bold_audio.files import DataError, ParameterError
 
-# Standard deviations of train from its mean, and share of the volumes that are further: of five SIMULATED films beside
-# another 0 to 5 %; with half a minute of silence in 200 s, 16 to 21 %.
+# Standard deviations of train from its mean, and share of the volumes that are further: other ordinary films have less.
 FAR, MOST_FAR = 6.0, 0.1
 
 

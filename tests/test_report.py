@@ -414,11 +414,13 @@ def test_card_is_told_how_many_runs_there_were_and_where_train_lies():
         params=settings,
         run=run,
         split=SimpleNamespace(train=np.r_[10:60, 110:160]),
-        scaled=lambda *_: (None, np.zeros(3), np.ones(3)),
+        scaled=lambda *_: (None, np.zeros(3), np.array([1.0, np.inf, 2.0])),  # a feature that never varies
         input_md5={},
         sound=SimpleNamespace(source="film.wav", n_bands=128),
     )
     facts = candidates.model_facts(subject, 5.0)
+    json.dumps(facts, allow_nan=False)  # JSON has no infinity, and other readers refuse it
+    assert facts["feature_scale"][1] > 1e100
     assert facts["n_runs"] == 2 and facts["train_stretches"] == [[10, 59], [110, 159]]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from bold_audio import bundle, done, models, run, serving, workflow
+from bold_audio import bundle, done, film, models, run, serving, workflow
 from bold_audio.files import DataError, ModelError, ParameterError
 from bold_audio.new_sound import predict_sound
 from bold_audio.schema import MODEL_KINDS
@@ -303,6 +303,8 @@ def test_new_sound_unlike_any_in_train_is_told(subject, other_sound, tmp_path, c
     predictor = workflow.open_exported(one)
     *_, warnings = predict_sound(predictor, one.params.audio_files[0])
     assert warnings == []
+    soundfile.write(tmp_path / "another.wav", film.film_sound(150, seed=5003), film.SAMPLE_RATE)
+    assert predict_sound(predictor, tmp_path / "another.wav")[2] == []  # ordinary, with moments that are far
     y, rate = soundfile.read(one.params.audio_files[0])
     soundfile.write(tmp_path / "stops.wav", np.r_[y[: 20 * rate], np.zeros(20 * rate)], rate)
     *_, warnings = predict_sound(predictor, tmp_path / "stops.wav")

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
-from bold_audio import export, served, triton
+from bold_audio import export, run, served, triton
 from bold_audio.encoding import LinearModel
-from bold_audio.files import AccessError, MachineError, ModelError
+from bold_audio.files import AccessError, MachineError, ModelError, ParameterError
 from bold_audio.mlp import AudioFmriMLP
 from bold_audio.runtimes import open_predictor
 from bold_audio.server import POLL, TritonServer, install
@@ -170,6 +170,30 @@ def test_models_that_could_not_be_loaded_are_told_with_those_that_could(reposito
         ready, failed = running.models()
     assert ready == [f"{MLP} version 1", f"{MLP} version 3"]
     assert all(name.startswith(LINEAR) and reason for name, reason in failed.items())
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "secure"),
+    [
+        ("http://a:1", "http", False),
+        ("https://a:1", "http", True),
+        ("grpcs://a:1", "grpc", True),
+        ("a:1", "grpc", False),
+    ],
+)
+def test_address_says_whether_it_is_encrypted_and_never_another_protocol(url, protocol, secure):
+    assert triton.TritonModel(MLP, 1, url=url, protocol=protocol).secure is secure
+    other = {"http": "grpc", "grpc": "http"}[protocol]
+    if "://" in url:
+        with pytest.raises(ParameterError, match=f"but triton_protocol is {other} - make them the same"):
+            triton.TritonModel(MLP, 1, url=url, protocol=other)
+
+
+def test_folder_that_is_not_there_is_refused_and_not_made(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["serve", "--models-dir", str(tmp_path / "mistyped")])
+    assert stopped.value.code == 2 and "mistyped - run notebook 05, or give" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP])
