@@ -336,12 +336,12 @@ def make_words(folder):
 
 def read_sounds(folder, given):
     """Features of annotation tables beside those of the events, as notebooks read them."""
-    from bold_audio import prepare, runs
+    from bold_audio import hearing, runs
 
     params = parameters(folder, feature_source="annotations", annotation_tables=["stimuli/words.tsv"])
     files = runs.locate_runs(params)
-    made = prepare.read_features(params, files)
-    design = prepare.design_of(made, files).at(4.0)
+    made = hearing.read_features(params, files)
+    design = hearing.design_of(made, files).at(4.0)
     return {"frames": made[0].frames, "names": made[0].names, "source": made[0].source, "X": design}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from bs4 import BeautifulSoup
 
-from bold_audio import anatomy, brain, ceiling, contrast, controls, hemispheres, inferred, prepare
+from bold_audio import anatomy, brain, ceiling, contrast, controls, hearing, hemispheres, inferred
 from bold_audio.files import DataError, fingerprint, write_table, write_text
 from bold_audio.inference_sentences import OVER_PAST, WITHIN
 from bold_audio.outcomes import study_region
@@ -90,7 +90,7 @@ def test_sound(subject, features, regions):
     """
     files, params = subject.run.files, subject.params
     how = {"response": params.response, "n_lags": params.sound_lags}
-    design = prepare.design_of([features] * len(files.parts), files, **how)
+    design = hearing.design_of([features] * len(files.parts), files, **how)
     model = OVER_PAST if subject.blocks is None else WITHIN
     table = inferred.infer_subject_regions(subject, regions, design=design, questions=[model])
     return float(table["gain"].iloc[0]), float(table["p"].iloc[0])

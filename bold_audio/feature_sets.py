@@ -6,7 +6,7 @@ import numpy as np
 
 from bold_audio import features, pairing
 from bold_audio.files import DataError
-from bold_audio.prepare import annotation_paths, check_number
+from bold_audio.hearing import annotation_paths, check_number
 
 FIR_SPAN = 12.0  # s of sound before a volume that the windows of fir cover
 

@@ -33,7 +33,8 @@ from bold_audio import (
     sweep,
 )
 from bold_audio.files import file_md5, fingerprint, write_arrays, write_table
-from bold_audio.prepare import MLP_ONLY, annotation_paths
+from bold_audio.hearing import annotation_paths
+from bold_audio.prepare import MLP_ONLY
 
 CHOICES = (gram, evidence, significance, sweep, nested)
 FITS = (*CHOICES, choices, encoding, ridge, space, models, scores, out_of_fold)

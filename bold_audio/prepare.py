@@ -1,13 +1,12 @@
 """One subject from files to arrays: find the scan, hear the sound, pair them in time, split the run."""
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from bold_audio import (
-    adopt,
     anatomy,
     atlases,
     bids,
@@ -15,6 +14,7 @@ from bold_audio import (
     data,
     features,
     fetch,
+    hearing,
     images,
     motion,
     pairing,
@@ -24,12 +24,11 @@ from bold_audio import (
     sound,
     truth,
 )
-from bold_audio.files import DataError, ParameterError, file_md5, fingerprint, read_json
+from bold_audio.files import ParameterError, file_md5, fingerprint, read_json
 from bold_audio.locking import lock
 from bold_audio.provenance import code_fingerprint, record_step
 from bold_audio.schema import SIMULATED
 
-SHORT_SOUND = 0.5  # s that a sound may lack at its end without a word
 # Parameters that change where results go or how fast they come, not what they are.
 NOT_RESULTS = {
     "data_dir", "outputs_dir", "models_dir", "checkpoint_dir", "mlflow_uri", "mlflow_experiment", "mlflow_required",
@@ -172,8 +171,8 @@ class Subject:
         import bold_audio.prepare as this
 
         kept = result_parameters(self.params.model_dump(), without=without)
-        read = (anatomy, atlases, bids, confounds, data, features, images, motion, pairing, region_specs, register)
-        read = (*read, runs, sound, truth, this)
+        read = (anatomy, atlases, bids, confounds, data, features, hearing, images, motion, pairing, region_specs)
+        read = (*read, register, runs, sound, truth, this)
         return fingerprint(kept, self.input_md5, code_fingerprint(*read, *modules))
 
     def record(self, step, **facts):
@@ -211,7 +210,7 @@ def input_md5(params, files, *, others=()):
         If the mask image is not there.
     """
     heard = params.feature_source == "audio"
-    sources = list(itertools.chain(*([params.audio_files] if heard else annotation_paths(params))))
+    sources = list(itertools.chain(*([params.audio_files] if heard else hearing.annotation_paths(params))))
     for path in sources:
         if not path.is_file():  # whoever reads it says what to do
             sound.open_sound(path) if heard else features.read_table(path, columns=())
@@ -224,21 +223,6 @@ def input_md5(params, files, *, others=()):
 def scans_in(inputs):
     """The MD5s of the scans among a result's inputs (from `input_md5`): by them a scan under another name is known."""
     return {md5 for name, md5 in inputs.items() if name.endswith(("_bold.nii.gz", "_bold.nii"))}
-
-
-def annotation_paths(params):
-    """Paths of the annotation tables: a list for each run, or one that serves all.
-
-    Raises
-    ------
-    DataError
-        If the dataset names none.
-    """
-    if not params.annotation_tables:
-        raise DataError(f"dataset {params.dataset} names no annotation_tables - set them, or feature_source audio")
-    tables = params.annotation_tables
-    tables = [tables] if isinstance(tables[0], str) else tables
-    return [[params.data_path / path for path in one] for one in tables]
 
 
 def ensure_scan(params):
@@ -271,112 +255,6 @@ def _is_unmade(params):
     return isinstance(about, dict) and about.get("Name") == simulate.DATASET_NAME
 
 
-def read_features(params, files):
-    """Sound features of each run, from sound files or from annotations, as ``feature_source`` says.
-
-    Parameters
-    ----------
-    params : Params
-    files : runs.RunFiles or runs.SeveralRuns
-
-    Returns
-    -------
-    list of features.SoundFeatures
-        Of several runs, warnings and alarms name the runs that they are of, but for those of every run.
-
-    Raises
-    ------
-    DataError
-        If a sound is missing or too short, or there are neither as many sounds as runs nor one for all.
-    """
-    annotated = params.feature_source == "annotations"
-    sources = annotation_paths(params) if annotated else params.audio_files
-    if not sources:
-        raise DataError(f"dataset {params.dataset} names no sound file - set audio_path, or feature_source annotations")
-    check_number(sources, files, parameter="annotation_tables" if annotated else "audio_path")
-    parts, made = files.parts, []
-    blocks = [_blocks(part) for part in parts] if annotated else []
-    blocks = blocks if all(one is not None for one in blocks) else []  # all runs have the same features
-    for k, part in enumerate(parts):
-        source = sources[k % len(sources)]
-        if annotated:
-            one = features.annotation_features(source, duration=part.heard)
-            made.append(features.join_features(one, blocks[k]) if blocks else one)
-        else:
-            made.append(_mfcc(params, part, source, words=adopt.word_table(params, k, len(parts))))
-    fewest = min(one.n_bands for one in made)
-    for k, one in enumerate(made):  # MFCCs of more bands would be other features in one run than in another
-        if one.n_bands > fewest:
-            words = adopt.word_table(params, k, len(parts))
-            made[k] = _mfcc(params, parts[k], sources[k % len(sources)], words=words, n_bands=fewest)
-    told = [_told([getattr(one, kind) for one in made], parts) for kind in ("warnings", "alarms")]
-    return [replace(one, warnings=warnings, alarms=alarms) for one, warnings, alarms in zip(made, *told, strict=True)]
-
-
-def check_number(sources, files, *, parameter):
-    """Refuse sounds, or lists of annotation tables, that are neither as many as the runs nor one for all.
-
-    Parameters
-    ----------
-    sources : list
-    files : runs.RunFiles or runs.SeveralRuns
-    parameter : str
-        Which parameter names them.
-
-    Raises
-    ------
-    DataError
-    """
-    if len(sources) not in (1, len(files.parts)):
-        raise DataError(
-            f"{parameter} has {len(sources)} for {len(files.parts)} runs - give one for each run, or one for all"
-        )
-
-
-def _told(texts, parts):
-    """What is said of each run's sound, with the run's name before what is not said of all: a tuple for each run."""
-    shared = set.intersection(*map(set, texts))
-    named = []
-    for said, part in zip(texts, parts, strict=True):
-        run = bids.entities_of(part.bold).get("run")
-        name = part.entities if run is None else f"run-{run}"
-        named.append(tuple(text if text in shared else f"{name}: {text}" for text in said))
-    return named
-
-
-def _blocks(part):
-    """The speech/music boxcar of a run; None where it has no such blocks."""
-    if part.events is None:
-        return None
-    return features.block_features(part.events, onset=part.onset, duration=part.heard)
-
-
-def _mfcc(params, part, path, *, words, n_bands=None):
-    settings = {name: getattr(params, name) for name in ("sample_rate", "n_mfcc", "n_fft", "hop_length")}
-    made = features.cached_mfcc(path, params.cache_path, n_bands=n_bands, **settings)
-    if n_bands is not None:
-        less = f"the sound of another run has a lower rate: MFCCs of all runs are made of its {n_bands} mel bands"
-        made = replace(made, warnings=(*made.warnings, less))
-    if made.duration < part.heard - SHORT_SOUND:
-        short = f"sound stops at {made.duration:.1f} s, the scan needs {part.heard:.1f} s of it"
-        if not params.allow_short:
-            raise DataError(
-                f"{short}: {path.name} - use the whole sound, or set allow_short true to leave out the volumes after "
-                "its end"
-            )
-        made = replace(
-            made, warnings=(*made.warnings, f"{short}: the last {_unheard(made, params, part)} volumes are left out")
-        )
-    return adopt.judge_sound(made, params, part, path, words=words)
-
-
-def _unheard(made, params, part):
-    """How many volumes at the end of a run the sound does not cover at some delay."""
-    design = design_of([made], part, response=params.response, n_lags=params.sound_lags)
-    covered = pairing.covered_volumes([design], [*params.delays, *params.mlp_delays])
-    return part.n_volumes - 1 - np.flatnonzero(covered)[-1] if covered.any() else part.n_volumes
-
-
 def open_subject(params):
     """Read a subject's scan and sound, pair them in time and split the run; write nothing but the cache.
 
@@ -396,15 +274,15 @@ def open_subject(params):
         If the scan or the sound is missing or damaged, or nothing is left to split.
     """
     files = ensure_scan(params)
-    sounds = read_features(params, files)
-    blocks = [_blocks(part) for part in files.parts]
+    sounds = hearing.read_features(params, files)
+    blocks = [hearing.blocks_of(part) for part in files.parts]
     blocks = blocks if all(one is not None for one in blocks) else None
     # Lags of a boxcar are nearly the boxcar again, so fir keeps its one window there.
     boxcar_response = "hrf" if params.response == "hrf" else "delay"
     designs = {
-        "sound": design_of(sounds, files, response=params.response, n_lags=params.sound_lags),
-        "zero": design_of(sounds, files),
-    } | ({"blocks": design_of(blocks, files, response=boxcar_response)} if blocks else {})
+        "sound": hearing.design_of(sounds, files, response=params.response, n_lags=params.sound_lags),
+        "zero": hearing.design_of(sounds, files),
+    } | ({"blocks": hearing.design_of(blocks, files, response=boxcar_response)} if blocks else {})
     # The same volumes for every delay compared, in the sweep, the MLP and the table.
     delays = [*params.delays, *params.mlp_delays]
     usable = pairing.covered_volumes([d for name, d in designs.items() if name != "zero"], delays)
@@ -425,7 +303,7 @@ def open_subject(params):
     run = data.load_run(files, params, train=split.train, level_on=level_volumes(files, split, params))
     found = anatomy.find_anatomy(run, params)
     run.regions.update(found.regions)
-    return Subject(params, run, first_sound(sounds), blocks and blocks[0], split, folds, designs, found)
+    return Subject(params, run, hearing.first_sound(sounds), blocks and blocks[0], split, folds, designs, found)
 
 
 def level_volumes(files, split, params):
@@ -440,23 +318,3 @@ def level_volumes(files, split, params):
             train = np.arange(min(start + skipped, first - params.history_order), first)
         kept.append(train)
     return kept
-
-
-def first_sound(sounds):
-    """The first run's sound, which names those of the others and says what is to be said of any of them."""
-    warnings, alarms = (
-        tuple(dict.fromkeys(itertools.chain(*(getattr(one, kind) for one in sounds))))
-        for kind in ("warnings", "alarms")
-    )
-    source = " and ".join(dict.fromkeys(one.source for one in sounds))
-    return replace(sounds[0], source=source, warnings=warnings, alarms=alarms)
-
-
-def design_of(sounds, files, **how):
-    """What the volumes of all runs hear."""
-    return pairing.join_designs(
-        [
-            pairing.make_design(one, part.sound_times, files.t_r, **how)
-            for one, part in zip(sounds, files.parts, strict=True)
-        ]
-    )

@@ -27,16 +27,10 @@ from bold_audio import (
 from bold_audio.candidates import inner_validation  # noqa: F401
 from bold_audio.delays import ensure_sweep, open_feature_grid  # noqa: F401
 from bold_audio.files import fingerprint, write_json, write_table, write_text, write_whole
+from bold_audio.hearing import annotation_paths, first_sound, read_features  # noqa: F401
 from bold_audio.locking import cached_folder
 from bold_audio.models import LINEAR_NAMES, predict_row, score_rows  # noqa: F401
-from bold_audio.prepare import (  # noqa: F401
-    Subject,
-    annotation_paths,
-    ensure_scan,
-    first_sound,
-    level_volumes,
-    read_features,
-)
+from bold_audio.prepare import Subject, ensure_scan, level_volumes  # noqa: F401
 from bold_audio.provenance import code_fingerprint
 from bold_audio.serving import (  # noqa: F401
     compare_runtimes,

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import yaml
 
-from bold_audio import adopt, audit, dvcrepo, film, prepare, registry, sentences, workflow
+from bold_audio import adopt, audit, dvcrepo, film, hearing, prepare, registry, sentences, workflow
 from bold_audio.audit import Audit, audit_sound, block_match, film_blocks, word_match
 from bold_audio.features import SoundFeatures, cached_mfcc
 from bold_audio.files import DataError, file_md5
@@ -199,7 +199,7 @@ def listen(small_params, sim_dir, tmp_path):
         path = tmp_path / "other.wav"
         soundfile.write(path, change(y, rate), rate)
         params = small_params(audio_path=str(path), **given)
-        return params, prepare.read_features(params, prepare.ensure_scan(params))[0]
+        return params, hearing.read_features(params, prepare.ensure_scan(params))[0]
 
     return listen
 
