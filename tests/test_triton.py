@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -354,6 +355,21 @@ def test_server_that_hangs_up_is_given_up(repository, protocol, answer, monkeypa
     assert [wait for wait in waited if wait in triton.WAITS] == list(triton.WAITS), (
         "two more tries, after growing waits"
     )
+
+
+@pytest.mark.parametrize("name", [MLP, LINEAR])
+def test_requests_that_share_a_batch_get_each_its_own_answer(server, repository, name):
+    """Clients that ask at once, each for other volumes and another number of them."""
+    here = open_predictor("onnxruntime", models_dir=repository, name=name, version=1)
+    wanted = [tuple(10 * k + array[: 1 + k % 3] for array in inputs_of(name)) for k in range(8)]
+    expected = [here(*one) for one in wanted]
+    models = [ask(server, repository, name, returns="voxels") for _ in wanted]
+
+    def often(k):
+        return all(np.allclose(models[k](*wanted[k]), expected[k], rtol=1e-3, atol=1e-2) for _ in range(40))
+
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        assert all(pool.map(often, range(len(wanted))))
 
 
 def test_clients_of_a_killed_server_end_right_or_say_so(repository):
