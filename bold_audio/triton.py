@@ -65,9 +65,10 @@ class TritonModel:
             if self.protocol == "grpc":
                 from tritonclient import grpc
 
-                here = self.place.rpartition(":")[0].strip("[]") in LOOPBACK  # no proxy knows this machine
-                more = {"channel_args": [("grpc.enable_http_proxy", 0)]} if here else {}
-                self._own.client = grpc.InferenceServerClient(self.place, ssl=self.secure, **more)
+                channel = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]  # no limit
+                if self.place.rpartition(":")[0].strip("[]") in LOOPBACK:  # no proxy knows this machine
+                    channel.append(("grpc.enable_http_proxy", 0))
+                self._own.client = grpc.InferenceServerClient(self.place, ssl=self.secure, channel_args=channel)
             else:
                 from tritonclient import http
 

@@ -105,6 +105,17 @@ def test_server_answers_as_onnxruntime(server, repository, name, version, protoc
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_answers_of_many_mebibytes_arrive_in_one_message(server, repository, protocol):
+    """gRPC's own limit is 4 MiB, and a client that sets any option of its channel falls back to it."""
+    model, X = triton.TritonModel(MLP, 1, url=server.url(protocol), protocol=protocol), inputs_of(MLP)[0]
+    expected = open_predictor("onnxruntime", models_dir=repository, name=MLP, version=1)(X)
+    many = np.tile(X, (triton.MESSAGE_BYTES // (4 * N_VOXELS * len(X)) + 1, 1))
+    made = model.infer({"features": many}, "voxels")
+    assert made.nbytes > triton.MESSAGE_BYTES
+    np.testing.assert_allclose(made, np.tile(expected, (len(many) // len(X), 1)), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_hundreds_of_large_batches_leave_nothing_open(server, repository, monkeypatch, protocol):
     predictor, X = ask(server, repository, protocol=protocol, returns="voxels"), inputs_of(MLP, n=400)[0]
     monkeypatch.setattr(triton, "MESSAGE_BYTES", 100 * 4 * N_VOXELS)
