@@ -208,23 +208,42 @@ def test_folder_that_is_not_there_is_refused_and_not_made(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP])
-def test_server_ends_with_the_program_that_started_it(repository, tmp_path, how):
-    """A closed terminal, or a program that was killed, leaves no server behind that holds its ports."""
+@contextlib.contextmanager
+def serve_command(repository):
+    """``bold-audio serve`` in a program of its own, with its ports; its first line is not read yet."""
     ports = TritonServer(repository).ports
     words = ["serve", "--models-dir", str(repository)]
     words += [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
-    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from bold_audio.run import main; main()"
+    # Where the tests run in a shell's background, Ctrl-C is ignored, and children inherit that.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL); from bold_audio.run import main; main()"
     install()
-    with subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, *words], **pipes) as process:
         try:
-            assert "Triton serves" in process.stdout.readline()
-            assert f"{MLP} version 1, {MLP} version 3" in process.stdout.readline()
-            os.kill(process.pid, how)
-            assert process.wait(timeout=60) == {signal.SIGKILL: -9, signal.SIGHUP: 129}[how]
-            wait_for(lambda: all(is_free(port) for port in ports.values()))
+            yield process, ports
         finally:
-            process.kill()
+            process.terminate()  # a test that fails must not wait for it
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP])
+def test_server_ends_with_the_program_that_started_it(repository, how):
+    """A closed terminal, or a program that was killed, leaves no server behind that holds its ports."""
+    with serve_command(repository) as (process, ports):
+        assert "Triton serves" in process.stdout.readline()
+        assert f"{MLP} version 1, {MLP} version 3" in process.stdout.readline()
+        os.kill(process.pid, how)
+        assert process.wait(timeout=60) == {signal.SIGKILL: -9, signal.SIGHUP: 129}[how]
+        wait_for(lambda: all(is_free(port) for port in ports.values()))
+
+
+def test_serve_says_what_ended_its_server(repository):
+    with serve_command(repository) as (process, _):
+        assert "Triton serves" in process.stdout.readline()
+        [server] = psutil.Process(process.pid).children()
+        server.kill()
+        assert process.wait(timeout=60) == MachineError.exit_code
+        assert "Triton was ended by signal 9 - start it again" in process.stderr.read()
 
 
 def is_free(port):
@@ -424,26 +443,10 @@ def test_clients_of_a_killed_server_end_right_or_say_so(repository):
 
 
 def test_serve_command_starts_a_server_and_stops_it(repository):
-    ports = [str(port) for port in TritonServer(repository).ports.values()]
-    command = [
-        sys.executable,
-        "-c",
-        # Where the tests run in a shell's background, Ctrl-C is ignored, and children inherit that.
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from bold_audio.run import main; main()",
-        "serve",
-        "--models-dir",
-        str(repository),
-    ]
-    command += ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2]]
-    install()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            line = process.stdout.readline()
-            assert f"grpc 127.0.0.1:{ports[1]}" in line and f"http 127.0.0.1:{ports[0]}" in line
-            os.kill(process.pid, signal.SIGINT)
-            assert process.wait(timeout=60) == 130
-        finally:
-            process.terminate()  # a test that fails must not wait for it
+    with serve_command(repository) as (process, ports):
+        line = process.stdout.readline()
+        assert f"grpc 127.0.0.1:{ports['grpc']}" in line and f"http 127.0.0.1:{ports['http']}" in line
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
     with socket.socket() as free:
-        free.bind(("127.0.0.1", int(ports[1])))
+        free.bind(("127.0.0.1", ports["grpc"]))
