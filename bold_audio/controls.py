@@ -301,7 +301,9 @@ def other_film(subject):
         raise DataError("this film's blocks are not those that another film can be made with")
 
     def make(folder):
-        soundfile.write(folder / "other_film.wav", film.film_sound(files.heard, seed=OTHER_FILM), film.SAMPLE_RATE)
+        with soundfile.SoundFile(folder / "other_film.wav", "w", film.SAMPLE_RATE, 1, subtype="PCM_16") as handle:
+            for y in film.film_reels(files.heard, seed=OTHER_FILM):
+                handle.write(y)
 
     key = "other-film-" + fingerprint(files.heard, OTHER_FILM, code_fingerprint(film))
     folder = cached_folder(params.cache_path, key, make)

@@ -126,9 +126,12 @@ def mfcc_features(path, *, sample_rate, n_mfcc, n_fft, hop_length, n_bands=None)
 
 def _pieces(y, *, n_fft, hop_length):
     """Samples with half a window of silence on both sides, cut into pieces whose windows are all windows, each once."""
-    y = np.pad(y, n_fft // 2)
-    for first in range(0, 1 + (len(y) - n_fft) // hop_length, FRAMES_AT_ONCE):
-        yield y[first * hop_length : (first + FRAMES_AT_ONCE - 1) * hop_length + n_fft]
+    silence = n_fft // 2
+    for first in range(0, 1 + (len(y) + 2 * silence - n_fft) // hop_length, FRAMES_AT_ONCE):
+        start = first * hop_length - silence
+        stop = start + (FRAMES_AT_ONCE - 1) * hop_length + n_fft
+        before, after = max(0, -start), min(max(0, stop - len(y)), silence)
+        yield np.pad(y[max(0, start) : stop], (before, after))  # never the whole sound once more
 
 
 def rms_features(path, *, sample_rate, n_fft, hop_length):

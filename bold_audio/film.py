@@ -7,6 +7,8 @@ from scipy import ndimage, signal, special
 
 T_R = 0.608  # s
 SAMPLE_RATE = 44100  # Hz
+REEL = 600  # s, whole blocks of music and speech
+REEL_SEEDS = 10**9  # between the seeds of a film's reels: no film has so large a one
 DELAY_GRID = np.round(np.arange(0, 12.001, 0.05), 2)  # s
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10))  # major, minor, in semitones
 # Flute, strings, clarinet, brass; piano, harp: loss per harmonic, level of even ones, attack and decay in s, vibrato.
@@ -65,13 +67,37 @@ def film_sound(duration, *, seed=0, syllables=None):
     for i, (speaker, phrase) in enumerate(_phrases(syllables)):
         speech = _speech(np.random.default_rng([seed, 3, i]), np.random.default_rng([seed, 4, speaker]), phrase)
         parts[1, int(phrase[0][1] * SAMPLE_RATE) :][: len(speech)] += speech
-    y = (parts / np.sqrt(np.mean(parts**2, axis=1, keepdims=True) + 1e-12)).sum(axis=0)[:n_samples]
+    parts /= np.sqrt(np.mean(parts**2, axis=1, keepdims=True) + 1e-12)
+    y = (parts[0] + parts[1])[:n_samples]
+    del parts
     # What the camera and the mixing desk do: tilt of the spectrum, level and room change every few seconds.
     dull = signal.lfilter([0.08], [1, -0.92], y).astype(np.float32)
     y = dull + (y - dull) * 10 ** (_slow(rng, n_samples, -9, 6) / 20)
     room = signal.lfilter([1], [1, -0.9], rng.standard_normal(n_samples, dtype=np.float32)).astype(np.float32)
     y = y * 10 ** (_slow(rng, n_samples, -8, 4) / 20) + room * 10 ** (_slow(rng, n_samples, -60, -40) / 20)
     return np.round(30000 * np.tanh(0.25 * y)).astype(np.int16)
+
+
+def film_reels(duration, *, seed=0):
+    """The sound of a film reel by reel, for one that is too long to be made whole.
+
+    Parameters
+    ----------
+    duration : float
+        Length of the film, in seconds.
+    seed : int
+        Decides everything that is drawn.
+
+    Yields
+    ------
+    array of shape (n_samples,)
+        As of `film_sound`. Reels last ten minutes, the last one up to twenty: a shorter film is `film_sound` itself.
+        Their blocks are those of the whole film.
+    """
+    n_reels = max(1, int(duration // REEL))
+    for k in range(n_reels):
+        length = REEL if k < n_reels - 1 else duration - k * REEL
+        yield film_sound(length, seed=seed + k * REEL_SEEDS)
 
 
 def _slow(rng, n_samples, low, high):

@@ -117,7 +117,7 @@ def open_sound(path):
             f"{np.count_nonzero(~np.isfinite(samples))} samples of {path} are not numbers - export it again"
         )
     y, warnings = _one_channel(samples)
-    if not np.any(np.abs(y) > SILENT):
+    if _loudest(y) <= SILENT:
         raise DataError(f"sound is silent: {path} - check the export")
     if (share := clipped_share(samples)) > CLIPPED_SHARE:
         warnings += (f"the sound is clipped: {share:.2%} of its samples stand at its loudest value",)
@@ -129,10 +129,15 @@ def _read_pieces(handle):
 
     A piece is as long as most films: a decoder that is asked again has to find its place first.
     """
-    pieces = [handle.read(PIECE // handle.channels, dtype="float32", always_2d=True)]
-    while len(pieces[-1]) == PIECE // handle.channels:
-        pieces.append(handle.read(PIECE // handle.channels, dtype="float32", always_2d=True))
-    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+    samples, length = np.empty((0, handle.channels), np.float32), PIECE // handle.channels
+    while len(samples) % length == 0:
+        piece = handle.read(length, dtype="float32", always_2d=True)
+        if not len(piece):
+            break
+        known = len(samples)
+        samples.resize((known + len(piece), handle.channels), refcheck=False)  # in place: sounds last hours
+        samples[known:] = piece
+    return samples
 
 
 @contextlib.contextmanager
@@ -148,14 +153,24 @@ def _decoder_silent():
         os.close(stderr)
 
 
+def _loudest(samples):
+    """The largest absolute value, without a copy of all: sounds last hours."""
+    return max(samples.max(), -samples.min())
+
+
+def _level(y):
+    """Root mean square, without a copy either."""
+    return np.sqrt(np.dot(y, y) / len(y))
+
+
 def clipped_share(samples):
     """Share of samples at the loudest value of their file, in runs of three or more.
 
     >>> clipped_share(np.clip(np.sin(np.arange(1000) / 20), -0.5, 0.5)[:, None]) > 0.5
     True
     """
-    top = np.abs(samples).max() * (1 - 1e-4)  # 16-bit steps
-    at_top = np.abs(samples) >= top
+    top = _loudest(samples) * (1 - 1e-4)  # 16-bit steps
+    at_top = (samples >= top) | (samples <= -top)
     runs = at_top[CLIPPED_RUN - 1 :].copy()
     for k in range(CLIPPED_RUN - 1):
         runs &= at_top[k : len(at_top) - CLIPPED_RUN + 1 + k]
@@ -242,9 +257,9 @@ def _one_channel(samples):
     if samples.shape[1] == 1:
         return samples[:, 0], ()
     y = samples.mean(axis=1)
-    loudest = np.sqrt(np.mean(samples**2, axis=0)).max()
-    if np.sqrt(np.mean(y**2)) < 0.01 * loudest:
-        heard = int(np.argmax(np.sqrt(np.mean(samples**2, axis=0)) > 0.01 * loudest))
+    levels = np.array([_level(channel) for channel in samples.T])
+    if _level(y) < 0.01 * levels.max():
+        heard = int(np.argmax(levels > 0.01 * levels.max()))
         which = "the first channel" if heard == 0 else f"channel {heard + 1} of {samples.shape[1]}"
         return samples[:, heard], (f"the channels cancel each other, so {which} was used",)
     return y, ()

@@ -134,9 +134,20 @@ def test_controls_of_a_simulated_subject(small_params, monkeypatch):
     ]
     assert np.corrcoef(*levels)[0, 1] > 0.8
     made = []
-    monkeypatch.setattr(film, "film_sound", lambda *given, **how: made.append(given))
+    monkeypatch.setattr(film, "film_reels", lambda *given, **how: made.append(given))
     np.testing.assert_array_equal(controls.other_film(subject).frames, other.frames)
     assert not made, "the film is made once and kept"
+
+
+@pytest.mark.slow
+def test_another_film_is_made_reel_by_reel(small_params, monkeypatch):
+    """The sound of two hours made whole takes 12 GiB."""
+    subject, lengths, make = prepare.open_subject(small_params()), [], film.film_sound
+    monkeypatch.setattr(film, "REEL", 120)
+    monkeypatch.setattr(film, "film_sound", lambda length, **how: lengths.append(length) or make(length, **how))
+    other = controls.other_film(subject)
+    assert len(lengths) == int(subject.run.files.heard // 120) > 1 and max(lengths) < 240
+    assert other.duration == pytest.approx(subject.run.files.heard, abs=1e-4)
 
 
 @pytest.mark.slow

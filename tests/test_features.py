@@ -16,7 +16,7 @@ import soundfile
 from processes import peak
 from refusals import refused
 
-from bold_audio import features
+from bold_audio import features, sound
 from bold_audio.features import (
     annotation_features,
     block_features,
@@ -310,6 +310,20 @@ def test_a_header_that_speaks_of_more_samples_than_there_are_costs_no_memory(tmp
     with peak() as most, refused("sound stops at|damaged"):
         open_sound(path)
     assert most() < 1e9
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_long_sound_is_in_memory_once(tmp_path, monkeypatch, channels):
+    y = np.tile(syllables(), 40)
+    path = write(tmp_path / "a.wav", np.stack([y] * channels, axis=1), subtype="FLOAT")
+    whole = open_sound(path).y
+    for piece in (1000 * channels, 2 * len(y), len(y) * channels // 40):  # the last one divides the sound
+        monkeypatch.setattr(sound, "PIECE", piece)
+        np.testing.assert_array_equal(open_sound(path).y, whole)
+    monkeypatch.setattr(sound, "PIECE", 1000)
+    with peak() as most:
+        open_sound(path)
+    assert most() < (1.6 if channels == 1 else 2.8) * whole.nbytes  # two channels, and their mean
 
 
 @pytest.mark.parametrize("place", [16, 40])  # the lengths of the format and of the samples

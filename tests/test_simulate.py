@@ -15,7 +15,7 @@ from nilearn.glm.first_level import glover_hrf
 from scipy.fft import dct
 
 import bold_audio.simulate as simulate
-from bold_audio import bids, prepare
+from bold_audio import bids, film, prepare
 from bold_audio.features import mfcc_features
 from bold_audio.files import DataError, ParameterError, file_md5
 from bold_audio.film import T_R, add_signal, best_single_delays, film_blocks, film_sound, planted_responses
@@ -320,6 +320,19 @@ def test_blocks_alternate_and_end_with_the_film():
         assert {kind for *_, kind in blocks} == {"music", "speech"}
         assert sum(blocks[-1][:2]) == pytest.approx(n_volumes * T_R)
         assert min(length for _, length, _ in blocks) > 1
+
+
+@pytest.mark.slow
+def test_reels_of_a_long_film_are_films_with_the_blocks_of_the_whole(monkeypatch):
+    monkeypatch.setattr(film, "REEL", 120)
+    first, last = film.film_reels(290.0, seed=3)
+    np.testing.assert_array_equal(first, film_sound(120, seed=3))
+    assert len(first) + len(last) == round(290.0 * film.SAMPLE_RATE)
+    assert np.abs(np.corrcoef(first[: len(last)], last[: len(first)])[0, 1]) < 0.1, "no reel is shown twice"
+    later = [(120 + onset, length, kind) for onset, length, kind in film_blocks(170.0)]
+    assert [*film_blocks(120.0), *later] == film_blocks(290.0)
+    (whole,) = film.film_reels(239.9, seed=3)
+    np.testing.assert_array_equal(whole, film_sound(239.9, seed=3))
 
 
 @pytest.mark.slow
