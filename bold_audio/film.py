@@ -83,10 +83,8 @@ def film_reels(duration, *, seed=0):
 
     Parameters
     ----------
-    duration : float
-        Length of the film, in seconds.
-    seed : int
-        Decides everything that is drawn.
+    duration, seed
+        As for `film_sound`.
 
     Yields
     ------
