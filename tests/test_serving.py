@@ -12,6 +12,7 @@ import soundfile
 from bold_audio import bundle, done, film, models, run, serving, workflow
 from bold_audio.files import DataError, ModelError, ParameterError
 from bold_audio.new_sound import predict_sound
+from bold_audio.params import load_params
 from bold_audio.schema import MODEL_KINDS
 from bold_audio.server import TritonServer, install
 from bold_audio.simulate import simulate_subject
@@ -26,6 +27,19 @@ QUICK = {"delays": [4.0, 5.0, 6.0], "mlp_delays": [5.0], "max_epochs": 10, "hist
 def subject(small_params):
     """Function: the small simulated subject with these parameters."""
     return lambda **given: workflow.open_subject(small_params(**(QUICK | given)))
+
+
+@pytest.fixture(scope="module")
+def known(sim_dir, tmp_path_factory):
+    """Function: the same with its network exported, for tests that only ask what is there."""
+    folder = tmp_path_factory.mktemp("known")
+    folders = {"data_dir": str(sim_dir), "outputs_dir": str(folder / "outputs"), "models_dir": str(folder / "models")}
+
+    def made(**given):
+        return workflow.open_subject(load_params("sim", **(folders | QUICK | given)))
+
+    workflow.ensure_export(made())
+    return made
 
 
 def exported_row(one, kind, **options):
@@ -138,9 +152,8 @@ def test_damaged_version_is_exported_again_and_overwriting_writes_no_further_one
         ({"audio_onset": 1.0}, "onset of the sound (s) [0.0], here it is [1.0]"),
     ],
 )
-def test_model_is_not_given_what_was_made_in_another_way(subject, change, says):
-    workflow.ensure_export(subject())
-    other = subject(**change, allow_other_subject=True)  # the mask may have changed with it; it is not what is refused
+def test_model_is_not_given_what_was_made_in_another_way(known, change, says):
+    other = known(**change, allow_other_subject=True)  # the mask may have changed with it; it is not what is refused
     with pytest.raises(ModelError) as refused:
         serving.network_inputs(other, workflow.open_exported(other).facts)
     assert f"the model was made with {says} - set what it was made with, or train" in str(refused.value)
@@ -288,13 +301,11 @@ def test_predict_command_writes_a_run_that_says_it_is_no_scan(subject, other_sou
     assert status == 3 and "no sound file at" in said.err
 
 
-def test_new_sound_of_a_lower_rate_than_the_models_is_refused_not_heard_otherwise(subject, other_sound, tmp_path):
-    one = subject(response="delay")
-    workflow.ensure_export(one)
+def test_new_sound_of_a_lower_rate_than_the_models_is_refused_not_heard_otherwise(known, other_sound, tmp_path):
     y, rate = soundfile.read(other_sound)
     soundfile.write(tmp_path / "slow.wav", y[::4], rate // 4)
     with pytest.raises(DataError, match="slow.wav holds 11025 samples a second .* give the sound with 44100 or more"):
-        predict_sound(workflow.open_exported(one), tmp_path / "slow.wav")
+        predict_sound(workflow.open_exported(known()), tmp_path / "slow.wav")
 
 
 def test_new_sound_unlike_any_in_train_is_told(subject, other_sound, tmp_path, capsys):
@@ -364,10 +375,8 @@ def test_sound_too_short_to_be_heard_is_refused(subject, tmp_path):
         predict_sound(workflow.open_exported(one), tmp_path / "short.wav")
 
 
-def test_model_of_annotations_hears_no_sound_file(subject, other_sound):
-    one = subject()
-    workflow.ensure_export(one)
-    predictor = workflow.open_exported(one)
+def test_model_of_annotations_hears_no_sound_file(known, other_sound):
+    predictor = workflow.open_exported(known())
     facts = predictor.facts | {"feature_source": "annotations"}
     told = type(predictor)(bundle.Bundle(predictor.bundle.folder, facts, predictor.bundle.arrays), predictor.run)
     with pytest.raises(ParameterError, match="the model hears annotations, not a sound file"):
