@@ -18,8 +18,8 @@ THREADS = (
 # Bytes that program, kernel and the process that forks them take before anything is read; float64 copies of a slab of
 # voxels where models are fitted; and what grows with the run, in float32 copies of the whole grid, of which a mask
 # keeps about a third. Measured by benchmarks/memory.py and estimated, GB, all notebooks: 641 volumes of 40 x 64 x 64,
-# 2.02 and 2.43; 1,200 of 91 x 109 x 91 with 300,000 voxels, 7.39 and 7.50. Of 5,000 of 40 x 64 x 64 with 41,000, it
-# holds for notebooks 00 to 05 alone, 4.93 and 6.24: notebook 06 took 14.8 (what of it grows so is not found yet).
+# 2.02 and 2.43; 1,200 of 91 x 109 x 91 with 300,000 voxels, 7.39 and 7.50; 5,000 of 40 x 64 x 64 with 41,000 (two
+# hours), 6.22 and 6.24.
 PROGRAM, SLAB_COPIES, COPIES = 1.3e9, 15, 1.2
 COARSER = (2, 3, 4)  # values of downsample that are worth a run
 SLAB_VOXELS, SLAB_NUMBERS = 8192, 2**23  # of params/common.yaml, and of ridge.py
