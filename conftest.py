@@ -11,6 +11,7 @@ LONGEST_FIRST = (
     "test_stages",
     "test_serving",
     "test_faults_runs",
+    "test_warm",
     "test_crash",
     "test_bids",
 )

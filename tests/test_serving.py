@@ -112,6 +112,7 @@ def test_exported_once_and_again_when_something_changes(subject):
     }
 
 
+@pytest.mark.thorough
 def test_other_shapes_are_exported_beside_and_each_is_opened_by_its_own_run(subject):
     small, large = subject(n_mfcc=5), subject()
     for one, name in ((large, "sim_sub-sim"), (small, "sim_sub-sim_2"), (large, "sim_sub-sim")):
@@ -126,6 +127,7 @@ def test_other_shapes_are_exported_beside_and_each_is_opened_by_its_own_run(subj
     assert any("sim_sub-sim_2/1/model.onnx" in path for path in files)
 
 
+@pytest.mark.thorough
 def test_damaged_version_is_exported_again_and_overwriting_writes_no_further_one(subject):
     one = subject()
     workflow.ensure_export(one)
