@@ -191,9 +191,7 @@ def test_plain_dvc_pulls_with_the_committed_command(here, server, content, monke
     scripts = sysconfig.get_path("scripts")
     monkeypatch.setenv("PATH", scripts, prepend=os.pathsep)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    done = subprocess.run(
-        [f"{scripts}/dvc", "pull", f"data/ds003688/{T1W}"], cwd=here, capture_output=True, text=True
-    )
+    done = subprocess.run([f"{scripts}/dvc", "pull", f"data/ds003688/{T1W}"], cwd=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (data(here) / T1W).read_bytes() == content[T1W]
     assert TOKEN not in done.stdout + done.stderr
