@@ -141,7 +141,7 @@ def test_controls_of_a_simulated_subject(small_params, monkeypatch):
 
 @pytest.mark.slow
 def test_another_film_is_made_reel_by_reel(small_params, monkeypatch):
-    """The sound of two hours made whole takes 12 GiB."""
+    """Made whole, the sound of two hours took notebook 06 above the 8 GiB that it may need."""
     subject, lengths, make = prepare.open_subject(small_params()), [], film.film_sound
     monkeypatch.setattr(film, "REEL", 120)
     monkeypatch.setattr(film, "film_sound", lambda length, **how: lengths.append(length) or make(length, **how))
