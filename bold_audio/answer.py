@@ -8,10 +8,10 @@ from bs4 import BeautifulSoup
 
 from bold_audio import anatomy, brain, ceiling, contrast, controls, hearing, hemispheres, inferred
 from bold_audio.files import DataError, fingerprint, write_table, write_text
-from bold_audio.inference_sentences import OVER_PAST, WITHIN
 from bold_audio.outcomes import study_region
 from bold_audio.prepare import MLP_ONLY
 from bold_audio.sentences import scan_note
+from bold_audio.significance import OVER_PAST, WITHIN
 
 WHITE = 0.9  # share of white matter that a voxel of the template must have
 

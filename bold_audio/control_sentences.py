@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from bold_audio.sentences import LEVEL
+from bold_audio.significance import LEVEL
 
 LANGUAGE = {"left": "on the left", "right": "on the right", "bilateral": "on both sides"}
 

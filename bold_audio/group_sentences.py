@@ -3,9 +3,9 @@
 import numpy as np
 
 from bold_audio.sentences import heard, lowered
-from bold_audio.significance import LEVEL
+from bold_audio.significance import LEVEL, OVER_PAST, QUESTIONS, WITHIN
 
-OVER = {"gain": "the past", "gain_within": "the past and the film's blocks"}
+OVER = {"gain": QUESTIONS[OVER_PAST], "gain_within": QUESTIONS[WITHIN]}
 EVIDENCE = "the evidence of the sound beyond the past (the film's blocks are in it)"
 MOST_NAMED = 5
 

@@ -15,13 +15,14 @@ from bold_audio import hemispheres
 from bold_audio.features import as_numbers
 from bold_audio.files import DataError, fingerprint, read_json
 from bold_audio.prepare import MLP_ONLY, NOT_RESULTS, scans_in
+from bold_audio.significance import OVER_PAST, WITHIN
 from bold_audio.subjects import STATUS
 
 # Parameters in which people may differ and still be asked the same: whose scan it is, where it begins, the network's.
 OWN = {"subject", "session", "run", "bids_entities", "audio_onset", "t_r_source", "allow_short"}
 NOT_COMPARED = OWN | NOT_RESULTS | MLP_ONLY | {"mlp_delays"}
 STEPS = ("inference_regions", "out_of_fold", "dt_sweep")  # in provenance.json: what made the three tables
-GAINS = {"gain": "past_sound", "gain_within": "past_blocks_sound"}
+GAINS = {"gain": OVER_PAST, "gain_within": WITHIN}
 VALUES = ["r", "gain", "p", "gain_within", "p_within", "delay", "low", "high"]
 COLUMNS = ["subject", "region", *VALUES, "identifiable", "n_voxels"]
 PERSON = ["subject", "age", "language_side", "language_certain", "mean_fd"]

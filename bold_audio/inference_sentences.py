@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 
 from bold_audio.sentences import heard, lowered
-from bold_audio.significance import LEVEL
+from bold_audio.significance import LEVEL, OVER_PAST, WITHIN
 
-WITHIN, OVER_PAST = "past_blocks_sound", "past_sound"
 RATES = {  # kind in calibration.tsv → what it is called
     "null": "noise as simulated",
     "white": "white noise",

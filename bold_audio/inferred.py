@@ -9,9 +9,8 @@ from bold_audio import brain, contrast, data, gram, nested, region_inference, si
 from bold_audio.files import write_arrays, write_table
 from bold_audio.pairing import scale_on
 from bold_audio.prepare import MLP_ONLY
+from bold_audio.significance import QUESTIONS, WITHIN
 
-# Not named as the linear rows are: this past is one filter for the brain, `history` is each voxel's own.
-QUESTIONS = {"past_sound": "the past", "past_blocks_sound": "the past and the film's blocks"}
 BRAIN_VOXELS = 2000  # evenly spaced ones, of which the filter of the regions' inference is estimated
 PICKED = "speech_music"  # found by the film's blocks, which the sound tells: over the past alone its p is a circle
 BLOCK_STEP = 2.0  # s: the blocks are in the past at delays of the window at most so far apart
@@ -106,7 +105,7 @@ def infer_subject_regions(subject, regions, *, design=None, questions=None, n_ra
     design : pairing.SoundDesign, optional
         Another sound in place of its own.
     questions : sequence of str, optional
-        Some of `QUESTIONS`.
+        Some of `significance.QUESTIONS`.
     n_randomised, seed : int, optional
         As for `region_inference.infer_regions`; its usual number, and the parameter ``seed``, without them.
 
@@ -127,7 +126,7 @@ def infer_subject_regions(subject, regions, *, design=None, questions=None, n_ra
     }
     lines = []
     for model in questions:
-        with_blocks = "blocks" in model
+        with_blocks = model == WITHIN
         if not members or (with_blocks and subject.blocks is None):
             continue
         folds = [_fold(subject, members, design, grid, fit, held, with_blocks) for fit, held in subject.outer_folds()]

@@ -3,13 +3,13 @@
 import numpy as np
 
 from bold_audio.pairing import stretches
+from bold_audio.significance import LEVEL
 from bold_audio.truth import read_truth
 
 EXPECTED_OF = ("ds003688", "sim")  # whose results the original project spoke of, and their simulation
 EXPECTED_MSE = 1e-5  # the original project's expectation for the test part
 EXPECTED_R = (0.05, 0.1)  # on average in auditory cortex
 EXPECTED_BEST_R = (0.1, 0.2)  # in its best voxels
-LEVEL = 0.05
 
 
 def about_data(params, sound):

@@ -17,6 +17,10 @@ from scipy.ndimage import maximum_filter1d
 AWAY = 10.0  # s beyond the longest delay, at least, between the sound and its surrogate
 BLOCK_GUARD = 5.0  # s around a multiple of the blocks' length: such a shift only turns the blocks' sign
 LEVEL = 0.05
+# Questions about a region: beyond what is asked. Not named as the linear rows are: this past is one filter for the
+# brain, `history` is each voxel's own.
+OVER_PAST, WITHIN = "past_sound", "past_blocks_sound"
+QUESTIONS = {OVER_PAST: "the past", WITHIN: "the past and the film's blocks"}
 
 
 def admissible_shifts(n_rows, t_r, *, longest_delay, block_length=None, starts=(0,)):

@@ -8,9 +8,7 @@ import pandas as pd
 import pytest
 
 from bold_audio import inference_figures, inference_sentences
-from bold_audio.inference_sentences import OVER_PAST, WITHIN
-
-OVER = {OVER_PAST: "the past", WITHIN: "the past and the film's blocks"}
+from bold_audio.significance import OVER_PAST, QUESTIONS, WITHIN
 
 
 def regions(*, past=0.01, within=0.01, gain=0.0123, names=("auditory",), blocks=True):
@@ -19,7 +17,7 @@ def regions(*, past=0.01, within=0.01, gain=0.0123, names=("auditory",), blocks=
         for model, p in ((OVER_PAST, past), (WITHIN, within)):
             if model == WITHIN and not blocks:
                 continue
-            line = {"region": name, "model": model, "over": OVER[model], "gain": gain, "partial_r": 0.111, "p": p}
+            line = {"region": name, "model": model, "over": QUESTIONS[model], "gain": gain, "partial_r": 0.111, "p": p}
             line |= {
                 "n_surrogates": 220,
                 "delay": 5.0,
