@@ -37,9 +37,9 @@ class Group:
     ----------
     regions : DataFrame
         One row per person and region: ``subject``, ``region``, ``r`` (of the sound alone, median voxel, out of fold),
-        ``gain`` over the past and its ``p``, ``gain_within`` over past and blocks and its ``p_within`` (out of fold, p
-        by the person's own surrogates), ``delay``, ``low``, ``high`` (s, 95 % interval, inside train),
-        ``identifiable``, ``n_voxels``. NaN where a person has no such value.
+        ``gain`` over the past and its ``p`` (no gain where the person's table withholds p), ``gain_within`` over past
+        and blocks and its ``p_within`` (out of fold, p by the person's own surrogates), ``delay``, ``low``, ``high``
+        (s, 95 % interval, inside train), ``identifiable``, ``n_voxels``. NaN where a person has no such value.
     people : DataFrame
         One row per person: ``subject``, ``age``, ``language_side``, ``language_certain``, ``mean_fd`` (mean framewise
         displacement, mm).
@@ -175,13 +175,15 @@ def _region_rows(path, label):
     rows = []
     for region, n_voxels in {row["region"]: row["n_voxels"] for row in gains}.items():
         past, within, delay = (known.get(region, {}) for known in (*by_model.values(), delays))
+        p = _number(past.get("p"))
         rows.append(
             {
                 "subject": label,
                 "region": region,
                 "r": sound.get(region, math.nan),
-                "gain": _number(past.get("gain")),
-                "p": _number(past.get("p")),
+                # Withheld with its p: over people, too, it would be a circle (`inferred.PICKED`).
+                "gain": math.nan if math.isnan(p) else _number(past.get("gain")),
+                "p": p,
                 "gain_within": _number(within.get("gain")),
                 "p_within": _number(within.get("p")),
                 "delay": _number(delay.get("delay")),

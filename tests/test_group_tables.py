@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from cohort import write_person
 
-from bold_audio import group_tables
-from bold_audio.files import DataError, write_json
+from bold_audio import group_stats, group_tables
+from bold_audio.files import DataError, write_json, write_table
 
 GAINS = {"auditory": 0.03, "silent": -0.001}
 
@@ -35,6 +35,17 @@ def test_a_film_without_blocks_and_a_person_without_studies_leave_holes_not_zero
     found = group_tables.read_group(tmp_path)
     assert found.regions[["r", "gain_within", "p_within", "delay"]].isna().all(axis=None)
     assert not found.regions["identifiable"].any() and math.isnan(found.people.loc[0, "mean_fd"])
+
+
+def test_a_gain_whose_p_the_person_withholds_gets_none_over_people(tmp_path):
+    for label in ("01", "02", "03"):
+        path = write_person(tmp_path, label, {"auditory": 0.03, "speech_music": 0.05}) / "inference_regions.tsv"
+        table = pd.read_csv(path, sep="\t")
+        table.loc[(table["region"] == "speech_music") & (table["model"] == "past_sound"), "p"] = None
+        write_table(path, table)
+    found = group_tables.read_group(tmp_path).regions
+    assert list(group_stats.region_table(found, "gain")["region"]) == ["auditory"]
+    assert list(group_stats.region_table(found, "gain_within")["region"]) == ["auditory", "speech_music"]
 
 
 def _cut(path, ending=""):
