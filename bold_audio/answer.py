@@ -174,15 +174,15 @@ def find_ceiling(subject, scores):
         From `ceiling.share_of_ceiling`; None where nobody else can be compared.
     left_out : dict of str to str
         Who is not among them, and why.
+    reason : str
+        Why there is no table; empty where there is one.
     """
     people = ceiling.read_people(subject.params)
-    if len(people.courses) < 2:
-        return None, people.left_out
     try:
-        known = ceiling.intersubject_ceiling(people, rows=subject.split.test)
+        known = ceiling.intersubject_ceiling(people, of=subject.params.subject, rows=subject.split.test)
     except DataError as error:
-        return None, people.left_out | {"everybody": str(error)}
-    return ceiling.share_of_ceiling(scores, known), people.left_out
+        return None, people.left_out, str(error)
+    return ceiling.share_of_ceiling(scores, known), people.left_out, ""
 
 
 def hemisphere_table(subject, found, table):

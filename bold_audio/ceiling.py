@@ -80,8 +80,7 @@ def leave_one_out(courses, *, rows=None):
     >>> leave_one_out({"01": wave, "02": 5 * wave, "03": 3 - wave}).round(2).T
     array([[nan, nan, -1.]])
     """
-    if len(courses) < 2:
-        raise DataError(f"an inter-subject ceiling needs at least 2 people, got {len(courses)} - run more subjects")
+    _refuse_fewer_than_two(courses)
     shapes = {label: np.shape(one) for label, one in courses.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"people's time courses differ in shape: {shapes} - leave out those of another length")
@@ -100,6 +99,11 @@ def leave_one_out(courses, *, rows=None):
         there = known & (counts - known > 0) & (others.std(axis=0) > 1e-9)
         made.append(np.where(there, pearson_r(np.where(known, z, 0), others), np.nan))
     return np.array(made)
+
+
+def _refuse_fewer_than_two(courses):
+    if len(courses) < 2:
+        raise DataError(f"it takes at least two people who heard the same, got {len(courses)} - run more subjects")
 
 
 def _standardised(course):
@@ -124,12 +128,14 @@ def fisher_mean(r):
         return np.tanh(np.where(known, z, 0).sum(axis=0) / known.sum(axis=0))
 
 
-def intersubject_ceiling(people, *, rows=None, period=DRIFT_PERIOD, n_chance=200):
+def intersubject_ceiling(people, *, of=None, rows=None, period=DRIFT_PERIOD, n_chance=200):
     """Ceiling of every region.
 
     Parameters
     ----------
     people : People
+    of : str, optional
+        Label of the person whose own r is asked for beside everybody's: the ceiling of that person's models.
     rows : array of int, optional
         Volumes of ``people.rows`` that are compared, such as test, where a model's r is known; all without it.
     period : float, optional
@@ -143,14 +149,16 @@ def intersubject_ceiling(people, *, rows=None, period=DRIFT_PERIOD, n_chance=200
     -------
     DataFrame
         One row per region: ``region``, ``ceiling`` (Fisher mean over people), ``low`` and ``high`` (the lowest and the
-        highest person's r), ``chance`` (what 95 % of shifted people stay below), ``n_people``, ``n_volumes``.
+        highest person's r), ``chance`` (what 95 % of shifted people stay below), ``n_people``, ``n_volumes``; with
+        ``of`` also ``own`` (that person's r) and ``own_chance`` (what it stays below in 95 % of the shifts).
 
     Raises
     ------
     DataError
-        If fewer volumes than a part of the split may hold are shared by all people, such as where somebody's sound ends
-        before them.
+        If there are fewer than two people, or fewer volumes than a part of the split may hold are shared by all of
+        them, such as where somebody's sound ends before them.
     """
+    _refuse_fewer_than_two(people.courses)
     rows = people.rows if rows is None else np.intersect1d(rows, people.rows)
     if len(rows) < MIN_PART:
         raise DataError(
@@ -161,22 +169,25 @@ def intersubject_ceiling(people, *, rows=None, period=DRIFT_PERIOD, n_chance=200
     r = leave_one_out(courses)
     rng, away = np.random.default_rng(0), len(rows) // 10
     shifted = [
-        fisher_mean(
-            leave_one_out({label: np.roll(one, k, axis=0) for (label, one), k in zip(courses.items(), by, strict=True)})
-        )
+        leave_one_out({label: np.roll(one, k, axis=0) for (label, one), k in zip(courses.items(), by, strict=True)})
         for by in rng.integers(away, len(rows) - away, (n_chance, len(courses)))
     ]
-    return pd.DataFrame(
+    made = pd.DataFrame(
         {
             "region": list(people.names),
             "ceiling": fisher_mean(r),
             "low": np.fmin.reduce(r),
             "high": np.fmax.reduce(r),
-            "chance": np.quantile(shifted, 0.95, axis=0) if n_chance else np.nan,
+            "chance": np.quantile([fisher_mean(one) for one in shifted], 0.95, axis=0) if n_chance else np.nan,
             "n_people": np.isfinite(r).sum(axis=0),
             "n_volumes": len(rows),
         }
     )
+    if of is None:
+        return made
+    at = list(courses).index(of)
+    chance = np.quantile([one[at] for one in shifted], 0.95, axis=0) if n_chance else np.nan
+    return made.assign(own=r[at], own_chance=chance)
 
 
 def _cleaned(courses, rows, t_r, period):
@@ -189,31 +200,31 @@ def _cleaned(courses, rows, t_r, period):
 
 
 def share_of_ceiling(scores, ceiling):
-    """Set a model's r beside the ceiling.
+    """Set the r of a person's model beside what the others' scans predict of that person.
 
     Parameters
     ----------
     scores : DataFrame
         ``region`` and ``r`` of a model: of the region's mean time course, on the volumes of the ceiling.
     ceiling : DataFrame
-        From `intersubject_ceiling`.
+        From `intersubject_ceiling`, ``of`` the person.
 
     Returns
     -------
     DataFrame
-        ``region``, ``r``, ``share`` (r / ceiling; NaN where the ceiling is not above 0, because then people have
-        nothing in common that a model could reach), and all columns of ``ceiling``.
+        ``region``, ``r``, ``share`` (r / own; NaN where the person's own r is not above chance, because then nothing
+        in common is shown that a model could reach), and all columns of ``ceiling``.
 
     Examples
     --------
     >>> scores = pd.DataFrame({"region": ["LPTL"], "r": [0.1]})
-    >>> known = pd.DataFrame({"region": ["LPTL", "LIFG"], "ceiling": [0.4, 0.0], "n_people": 12})
+    >>> known = pd.DataFrame({"region": ["LPTL", "LIFG"], "ceiling": [0.4, 0.0], "own": [0.2, 0.0], "own_chance": 0.1})
     >>> share_of_ceiling(scores, known)
-      region    r  share  ceiling  n_people
-    0   LPTL  0.1   0.25      0.4        12
+      region    r  share  ceiling  own  own_chance
+    0   LPTL  0.1    0.5      0.4  0.2         0.1
     """
     both = scores[["region", "r"]].merge(ceiling, on="region")
-    both.insert(2, "share", both["r"] / both["ceiling"].where(both["ceiling"] > 0))
+    both.insert(2, "share", both["r"] / both["own"].where(both["own"] > both["own_chance"].clip(lower=0)))
     return both
 
 

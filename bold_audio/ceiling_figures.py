@@ -13,7 +13,7 @@ def plot_ceiling(table, *, note=None):
     ----------
     table : DataFrame
         From `ceiling.share_of_ceiling` or `ceiling.intersubject_ceiling`: ``region``, ``ceiling``, ``n_people``, and
-        optionally ``r``, ``low`` and ``high`` (of people, drawn as whiskers) and ``chance``.
+        optionally ``r``, ``low`` and ``high`` (of people, drawn as whiskers), ``own`` (of this person) and ``chance``.
     note : str, optional
         What must be said of the scans, such as SIMULATED.
     """
@@ -36,6 +36,11 @@ def plot_ceiling(table, *, note=None):
         more = whiskers if column == "ceiling" else {}
         look = dict(orientation="h", marker_color=colour, marker_line_width=0, hovertemplate=hover)
         fig.add_bar(x=table[column], y=regions, name=name, **look, **more)
+    if "own" in table:
+        marks = dict(symbol="diamond", size=9, color="#222222")
+        fig.add_scatter(
+            x=table["own"], y=regions, mode="markers", marker=marks, hovertemplate=hover, name="this person"
+        )
     if "chance" in table:
         marks = dict(symbol="line-ns", size=15, line=dict(width=2, color=PALETTE[0]))
         fig.add_scatter(

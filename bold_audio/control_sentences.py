@@ -93,20 +93,24 @@ def about_controls(table):
     return text.strip()
 
 
-def about_ceiling(table, *, left_out=None):
+def about_ceiling(table, *, left_out=None, reason=""):
     """What people who heard the same have in common, and how much of it ``sound`` reaches.
 
     Parameters
     ----------
     table : DataFrame or None
-        From `ceiling.share_of_ceiling` or `ceiling.intersubject_ceiling`; None where there are no two people.
+        From `ceiling.share_of_ceiling` or `ceiling.intersubject_ceiling`; None where nobody can be compared.
     left_out : dict of str to str, optional
         By subject label: why a person was left out.
+    reason : str
+        Why there is no table, where there is none.
     """
     reasons = [f"sub-{label} ({reason})" for label, reason in (left_out or {}).items()]
     tail = f" Left out: {'; '.join(reasons)}." if reasons else ""
-    if table is None or not table["ceiling"].notna().any():
-        return f"No inter-subject ceiling: it takes two people who heard the same.{tail}"
+    if table is None:
+        return f"No inter-subject ceiling: {reason}.{tail}"
+    if not table["ceiling"].notna().any():
+        return f"No inter-subject ceiling: no region varies in two people.{tail}"
     best = table.loc[table["ceiling"].idxmax()]
     n_people = int(best["n_people"])
     text = (
@@ -118,13 +122,20 @@ def about_ceiling(table, *, left_out=None):
         under = table[table["ceiling"] <= table["chance"]]
         if len(under):
             text += f"In {_listed(under['region'])} it is not above what people shifted in time reach. "
-    if "r" in table:
-        row = best
-        if "share" in table and np.isfinite(row["share"]):
-            text += f"There `sound` reaches r = {row['r']:.2f}, {row['share']:.0%} of that ceiling. "
-        over = table[table["r"] > table["ceiling"]]
+    if "own" in table:
+        if np.isfinite(best["share"]):
+            text += (
+                f"Of this person it predicts r = {best['own']:.2f} there; `sound` reaches r = {best['r']:.2f}, "
+                f"{best['share']:.0%} of that. "
+            )
+        elif np.isfinite(best["own"]):
+            text += (
+                f"Of this person it predicts r = {best['own']:.2f} there, which is not shown to be more than chance: "
+                "`sound` has no ceiling to be held against. "
+            )
+        over = table[table["r"] > table["own"]]
         if len(over):
-            text += f"In {_listed(over['region'])} the model is above the ceiling, which is then too low to be one. "
+            text += f"In {_listed(over['region'])} the model is above this person's ceiling, which is then too low. "
     text += "It counts all that people who heard the same have in common, not their answer to the sound alone"
     text += ", and with so few people it is rather too low." if n_people < 20 else "."
     return text + tail

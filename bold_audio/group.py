@@ -72,16 +72,19 @@ def find_ceiling(params, found):
     table : DataFrame or None
         From `ceiling.intersubject_ceiling`; None where no two people can be compared.
     left_out : dict of str to str
+        Who is not among them, and why.
+    reason : str
+        Why there is no table; empty where there is one.
     """
     labels = list(found.people["subject"][: bids.MOST_COMPARED])
     try:
         people = ceiling.read_people(ceiling.params_of(params, labels[0]), labels=labels)
     except BoldAudioError as error:
-        return None, {labels[0]: str(error)}
+        return None, {}, f"sub-{labels[0]}: {error}"
     try:
-        return ceiling.intersubject_ceiling(people), people.left_out
+        return ceiling.intersubject_ceiling(people), people.left_out, ""
     except DataError as error:
-        return None, people.left_out | {"everybody": str(error)}
+        return None, people.left_out, str(error)
 
 
 def write_group(params, found, tables, sentences):

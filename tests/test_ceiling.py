@@ -92,10 +92,13 @@ def test_a_person_without_a_region_is_left_out_of_that_region_alone():
 
 
 def test_one_person_or_runs_of_other_lengths_are_refused():
-    with pytest.raises(DataError, match="needs at least 2 people, got 1"):
+    with pytest.raises(DataError, match="it takes at least two people who heard the same, got 1 - run more"):
         ceiling.leave_one_out({"01": np.zeros((5, 1))})
     with pytest.raises(DataError, match="differ in shape"):
         ceiling.leave_one_out({"01": np.zeros((5, 1)), "02": np.zeros((6, 1))})
+    nobody = ceiling.People({}, (), np.zeros(0, int), {}, 2.0)
+    with pytest.raises(DataError, match="got 0"):
+        ceiling.intersubject_ceiling(nobody)
 
 
 @pytest.mark.parametrize(("rows", "said"), [(np.arange(390, 400), "no volume"), (np.arange(299, 400), "1 volume")])
@@ -116,10 +119,24 @@ def test_share_of_ceiling_and_r_of_region_means():
     wander = 3 * np.cos(np.linspace(0, np.pi, 200))[:, None]  # three times the noise
     drifting = [ceiling.region_r(measured + wander, noise + wander, regions, t_r=2.0, period=p) for p in (None, 128.0)]
     assert (drifting[0]["r"] > 0.8).all() and (drifting[1]["r"].abs() < 0.2).all(), "drift that both have is no r"
-    limits = pd.DataFrame({"region": ["a", "b"], "ceiling": [0.5, -0.1], "n_people": 4, "chance": 0.1})
+    limits = pd.DataFrame({"region": ["a", "b"], "ceiling": [0.4, 0.4], "own": [0.5, 0.05], "own_chance": 0.1})
     made = ceiling.share_of_ceiling(scores, limits)
     assert made["share"][0] == pytest.approx(known / 0.5) and np.isnan(made["share"][1])
-    assert list(made.columns) == ["region", "r", "share", "ceiling", "n_people", "chance"]
+    assert list(made.columns) == ["region", "r", "share", "ceiling", "own", "own_chance"]
+
+
+def test_the_own_ceiling_of_a_person_whom_nobody_predicts_is_not_that_of_the_others():
+    courses = shared_and_own(np.random.default_rng(7), 6, share=0.5)
+    courses["03"] = np.random.default_rng(8).standard_normal((400, 3))
+    people = people_of(courses, "abc")
+    plain, mine = (ceiling.intersubject_ceiling(people, of=who, n_chance=60) for who in (None, "03"))
+    pd.testing.assert_frame_equal(mine[list(plain)], plain)
+    cleaned = {label: ceiling.high_pass(one, rows=people.rows, t_r=2.0) for label, one in courses.items()}
+    np.testing.assert_allclose(mine["own"], ceiling.leave_one_out(cleaned)[3])
+    assert (mine["ceiling"] > 0.3).all() and (mine["own"].abs() < 0.15).all()
+    assert ceiling.share_of_ceiling(pd.DataFrame({"region": list("abc"), "r": 0.1}), mine)["share"].isna().all()
+    other = ceiling.intersubject_ceiling(people, of="01", n_chance=60)
+    assert (other["own"] > other["own_chance"]).all() and (other["own_chance"] > 0).all()
 
 
 def clock(n_volumes=641, t_r=0.608, onset=0.0):
@@ -206,6 +223,8 @@ def test_ceiling_is_drawn_with_its_numbers():
     assert [trace.x[0] for trace in fig.data] == [0.1, 0.4] and fig.data[0].name == "sound"
     assert "12 people" in fig.layout.title.text and fig.layout.title.subtitle.text == "SIMULATED"
     assert any(note.text == "no ceiling" for note in fig.layout.annotations)
+    own = ceiling_figures.plot_ceiling(table.assign(own=[0.25, np.nan])).data[-1]
+    assert own.name == "this person" and own.x[0] == 0.25
     assert "unit" in fig.layout.xaxis.title.text and fig.layout.yaxis.title.text == "Region (name)"
     alone = ceiling_figures.plot_ceiling(table.drop(columns="r").assign(low=0.1, high=0.6, chance=0.08))
     assert [trace.type for trace in alone.data] == ["bar", "scatter"]

@@ -264,16 +264,21 @@ def test_contrast_is_told_with_its_numbers():
 def test_ceiling_is_told_with_what_is_missing():
     table = pd.DataFrame(
         {"region": ["LPTL", "LIFG"], "ceiling": [0.34, 0.08], "low": [0.05, -0.2], "high": [0.53, 0.3],
-         "chance": [0.1, 0.1], "n_people": 12, "r": [0.12, 0.2], "share": [0.35, 2.5]}
+         "chance": [0.1, 0.1], "n_people": 12, "r": [0.12, 0.2], "own": [0.15, 0.12], "share": [0.8, np.nan]}
     )  # fmt: skip
     text = control_sentences.about_ceiling(table, left_out={"03": "200 volumes in place of 641"})
     assert "best in `LPTL`, r = 0.34 (Fisher mean of 12 people, from 0.05 to 0.53)" in text
     assert "In `LIFG` it is not above what people shifted in time reach" in text
-    assert (
-        "`sound` reaches r = 0.12, 35% of that ceiling" in text and "In `LIFG` the model is above the ceiling" in text
-    )
+    assert "Of this person it predicts r = 0.15 there; `sound` reaches r = 0.12, 80% of that." in text
+    assert "In `LIFG` the model is above this person's ceiling" in text
     assert "Left out: sub-03 (200 volumes in place of 641)." in text
-    assert "it takes two people" in control_sentences.about_ceiling(None)
+    no_share = control_sentences.about_ceiling(table.assign(own=0.02, share=np.nan))
+    assert "r = 0.02 there, which is not shown to be more than chance" in no_share and "%" not in no_share
+    group = control_sentences.about_ceiling(table.drop(columns=["r", "own", "share"]))
+    assert "this person" not in group and "predicts a person's best in `LPTL`, r = 0.34" in group
+    none = control_sentences.about_ceiling(None, left_out={"03": "no scan"}, reason="people share no volume")
+    assert none == "No inter-subject ceiling: people share no volume. Left out: sub-03 (no scan)."
+    assert "no region varies" in control_sentences.about_ceiling(table.assign(ceiling=np.nan))
 
 
 def test_the_film_of_ds003688_is_the_one_that_another_film_copies():

@@ -112,8 +112,8 @@ def test_fewer_than_two_people_are_refused_with_the_reasons(tmp_path):
 def test_nobody_whose_scan_is_there_is_no_ceiling_and_no_end(tmp_path):
     write_cohort(tmp_path / "outputs/sim", 2, maps=False)
     params = params_in(tmp_path)
-    table, left_out = group.find_ceiling(params, group.open_group(params))
-    assert table is None and list(left_out) == ["00"]
+    table, left_out, reason = group.find_ceiling(params, group.open_group(params))
+    assert table is None and left_out == {} and reason.startswith("sub-00: ")
 
 
 def test_a_film_without_blocks_is_asked_over_the_past(tmp_path):
