@@ -88,27 +88,20 @@ def find_anatomy(run, params):
     reason = _no_place(run, params)
     if reason:
         return Anatomy(reason=reason)
-    masks = tuple(_mask_path(name, spec["mask"], params) for name, spec in params.regions.items() if "mask" in spec)
+    masks = {name: _mask_path(name, spec["mask"], params) for name, spec in params.regions.items() if "mask" in spec}
     if (bids.entities_of(run.files.bold).get("space") or "").startswith("MNI"):
         points = register.grid_points(run.mask.shape, run.affine).T.reshape(*run.mask.shape, 3)
-        found = Anatomy(how="template space", files=masks, template_mm=points)
+        found = Anatomy(how="template space", files=tuple(masks.values()), template_mm=points)
     else:
         reason = register.unfit(run.mean_image, run.affine, run.mask)
         if reason:
             return Anatomy(reason=reason)
-        found = _registered(run, params, masks)
+        found = _registered(run, params, tuple(masks.values()))
         if found.reason:
             return found
-    regions, empty = place_regions(
-        params.regions, run, found.template_mm, dict(zip(masks_of(params), masks, strict=True))
-    )
+    regions, empty = place_regions(params.regions, run, found.template_mm, masks)
     told = tuple(f"region {name} holds no voxel of the mask" for name in empty)
     return Anatomy(**{**vars(found), "regions": regions, "warnings": found.warnings + told})
-
-
-def masks_of(params):
-    """Names of the regions that are mask images."""
-    return [name for name, spec in params.regions.items() if "mask" in spec]
 
 
 def _no_place(run, params):

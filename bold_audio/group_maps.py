@@ -2,13 +2,13 @@
 
 import itertools
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
 from scipy import ndimage
 from scipy.spatial import KDTree
 
@@ -214,7 +214,7 @@ def group_map(folder, labels, *, model, stat="gain", seed=0):
         except (BoldAudioError, ValueError, OSError) as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # what takes its time, C code and zlib, leaves Python free
+    with ThreadPoolExecutor(cpu_count()) as pool:  # what takes its time, C code and zlib, leaves Python free
         for label, found in zip(labels, pool.map(values_of, labels), strict=True):
             if isinstance(found, str):
                 left_out[label] = found

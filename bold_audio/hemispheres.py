@@ -98,7 +98,7 @@ def hemisphere_table(regions, scores=None, *, subject, dominance=None, score="r"
     Parameters
     ----------
     regions : DataFrame
-        As in ``dt_regions.tsv``: ``region``, ``delay``, ``low``, ``high`` (s), ``p``, ``identifiable``.
+        As in ``dt_regions.tsv``: ``region``, ``delay``, ``low``, ``high`` (s), ``identifiable``.
     scores : DataFrame, optional
         ``region`` and the column ``score``, one row per region.
     subject : str
@@ -119,7 +119,7 @@ def hemisphere_table(regions, scores=None, *, subject, dominance=None, score="r"
     Examples
     --------
     >>> known = pd.DataFrame({"region": ["a_left", "a_right"], "delay": [5.0, 6.5], "low": [4.5, 6.0],
-    ...                       "high": [5.5, 7.0], "p": 0.01, "identifiable": True})
+    ...                       "high": [5.5, 7.0], "identifiable": True})
     >>> made = hemisphere_table(known, subject="09", dominance={"language_dominance": "possibly L"})
     >>> made[["region", "delay_right_minus_left", "apart", "language_side", "language_certain"]].values.tolist()
     [['a', 1.5, True, 'left', False]]
