@@ -74,15 +74,21 @@ def about_controls(table):
     elif positive["verdict"].str.startswith("not done").all():
         text += "**No positive control could be made**, so nothing here shows that this scan can see speech at all. "
     else:
-        dark = positive[positive["verdict"] != "as expected"]
+        dark = positive[positive["verdict"] == "NOT as expected"]
         text += (
             f"**The positive control failed:** speech is not above music in {_listed(dark['region'])}, so nothing "
-            "finer about the sound of this film is to be believed in this subject. "
+            if len(dark)
+            else "**Not every positive control could be made,** so nothing "
         )
+        text += "finer about the sound of this film is to be believed in this subject. "
     negative = wrong[wrong["control"] != "speech > music"]
     for row in negative.itertuples():
-        where = f"`{row.region}`" if row.control in BY_BLOCKS else f"{row.control} (in `{row.region}`)"
-        text += f"**{where} shows the film** (p = {row.p:.2g}), which it must not: look for motion, drift or leaks. "
+        found = f"**`{row.region}` shows the film** (p = {row.p:.2g})"
+        if row.control not in BY_BLOCKS:  # a sound that nobody heard
+            found = (
+                f"**{row.control}, adds within the blocks of `{row.region}`** (gain {row.value:+.4f}, p = {row.p:.2g})"
+            )
+        text += f"{found}, which it must not: look for motion, drift or leaks. "
     if len(negative) == 1:
         text += f"Chance alone gives a p this small once in {1 / negative['p'].iloc[0]:,.0f} times. "
     if len(not_done):
@@ -105,7 +111,7 @@ def about_ceiling(table, *, left_out=None, reason=""):
     reason : str
         Why there is no table, where there is none.
     """
-    reasons = [f"sub-{label} ({reason})" for label, reason in (left_out or {}).items()]
+    reasons = [f"sub-{label} ({why})" for label, why in (left_out or {}).items()]
     tail = f" Left out: {'; '.join(reasons)}." if reasons else ""
     if table is None:
         return f"No inter-subject ceiling: {reason}.{tail}"
@@ -162,6 +168,8 @@ def about_hemispheres(table):
             gap = row.delay_right_minus_left
             when = f"{abs(gap):.1f} s {'after' if gap > 0 else 'before'}" if gap else "together with"
             sure = "their 95 % intervals do not overlap" if row.apart else "their 95 % intervals overlap"
+            if not np.isfinite([row.low_left, row.low_right]).all():
+                sure = "no intervals: fewer than three delays were tried"
             text = (
                 f"`{row.region}`: the right side follows {when} the left ({row.delay_left:g} s left, "
                 f"{row.delay_right:g} s right; {sure})"

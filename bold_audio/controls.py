@@ -17,6 +17,7 @@ from bold_audio.files import DataError, fingerprint
 from bold_audio.images import read_slabs
 from bold_audio.locking import cached_folder
 from bold_audio.provenance import code_fingerprint
+from bold_audio.scores import evenly_spaced
 from bold_audio.significance import LEVEL
 
 MUST_LIGHT = ("auditory", "auditory_left", "auditory_right")  # regions of ds003688: bilateral, or nothing is claimed
@@ -40,27 +41,24 @@ class NotDone:
     reason: str
 
 
-def control_table(
-    courses, pairs, *, rows, t_r, must_light=MUST_LIGHT, white=None, air=None, other_film=None, tested=""
-):
+def control_table(courses, pairs, *, rows, t_r, white=None, air=None, other_film=None, tested=""):
     """Make every control of a subject.
 
     Parameters
     ----------
     courses : dict of str to array of shape (n_volumes,)
-        Mean time course of each region; of these, the ones in ``must_light`` are positive controls.
+        Mean time course of each region; those of `MUST_LIGHT` are positive controls. Where none is
+        there, one row says so.
     pairs : list of (music, speech) arrays of int, or NotDone
         From `contrast.subject_pairs`.
     rows : array of int
         Volumes that the high-pass filter is fitted on; `contrast.settled_rows`.
     t_r : float
         Repetition time, in seconds.
-    must_light : sequence of str
-        Regions that must answer to speech more than to music. Where none of them is there, one row says so.
     white, air : array of shape (n_volumes,), or NotDone
         Mean time course of white matter and of voxels outside the head.
     other_film : (float, float), or NotDone
-        p of another film's sound with the same blocks, and the statistic it is of; see `other_film_row`.
+        What another film's sound with the same blocks gains, and its p; see `other_film_row`.
     tested : str
         The region that the other film was tested in.
 
@@ -72,10 +70,10 @@ def control_table(
         and why.
     """
     what = {"pairs": pairs, "rows": rows, "t_r": t_r}
-    light = [name for name in must_light if name in courses]
-    missing = NotDone(f"no region {' or '.join(must_light)} in this run")
+    light = [name for name in MUST_LIGHT if name in courses]
+    missing = NotDone(f"no region {' or '.join(MUST_LIGHT)} in this run")
     made = [contrast_row("speech > music", name, courses[name], positive=True, **what) for name in light] or [
-        contrast_row("speech > music", must_light[0] if must_light else "", missing, positive=True, **what)
+        contrast_row("speech > music", MUST_LIGHT[0], missing, positive=True, **what)
     ]
     quiet = {
         "white matter": NotDone("no anatomical transform of this subject") if white is None else white,
@@ -111,7 +109,8 @@ def contrast_row(control, region, course, *, pairs, rows, t_r, positive):
         return _not_done(row, str(error))
     if not np.isfinite(found["t"]):
         return _not_done(row, "the time course does not vary")
-    return row | {"value": found["t"], "p": found["p"], "n": found["n_pairs"]} | _verdict(found["p"], positive)
+    shown = found["p"] <= LEVEL
+    return row | {"value": found["t"], "p": found["p"], "n": found["n_pairs"]} | _verdict(shown == positive)
 
 
 def other_film_row(result, region=""):
@@ -119,17 +118,20 @@ def other_film_row(result, region=""):
     row = {
         "control": "another film's sound, same blocks",
         "region": region,
-        "expected": f"nothing within the blocks, p > {LEVEL:g}",
+        "expected": f"no gain within the blocks, or p > {LEVEL:g}",
         "statistic": "gain over past and blocks",
     }
     if isinstance(result, NotDone):
         return _not_done(row, result.reason)
     value, p = map(float, result)
-    return row | {"value": value, "p": p, "n": 0} | _verdict(p, positive=False)
+    if not np.isfinite(p):
+        return _not_done(row, "the region does not vary")
+    adds = value > 0 and p <= LEVEL  # a sound that makes things worse, but less so than its surrogates, shows nothing
+    return row | {"value": value, "p": p, "n": 0} | _verdict(not adds)
 
 
-def _verdict(p, positive):
-    return {"verdict": AS_EXPECTED if (p <= LEVEL) == positive else NOT_EXPECTED}
+def _verdict(good):
+    return {"verdict": AS_EXPECTED if good else NOT_EXPECTED}
 
 
 def _not_done(row, reason):
@@ -148,7 +150,7 @@ def may_claim(table):
     return bool(len(positive) and (positive["verdict"] == AS_EXPECTED).all())
 
 
-def subject_controls(subject, delay, *, white=None, test_sound=None, tested="", must_light=MUST_LIGHT):
+def subject_controls(subject, delay, *, white=None, test_sound=None, tested=""):
     """Read what the controls of a subject need, and make the table.
 
     Parameters
@@ -163,8 +165,6 @@ def subject_controls(subject, delay, *, white=None, test_sound=None, tested="", 
         leaves the blocks in would rightly find them in another film with the same blocks.
     tested : str
         The region that ``test_sound`` tests.
-    must_light : sequence of str
-        Regions of the run that must answer to speech.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def subject_controls(subject, delay, *, white=None, test_sound=None, tested="", 
         See `control_table`.
     """
     regions = subject.run.regions
-    names = [name for name in must_light if name in regions and regions[name].any()]
+    names = [name for name in MUST_LIGHT if name in regions and regions[name].any()]
     means = contrast.region_courses(subject.Y, {name: regions[name] for name in names}).T if names else []
     if subject.blocks is None:
         pairs = NotDone("this film has no speech and music blocks")
@@ -190,7 +190,6 @@ def subject_controls(subject, delay, *, white=None, test_sound=None, tested="", 
         pairs,
         rows=contrast.settled_rows(subject),
         t_r=subject.run.files.t_r,
-        must_light=must_light,
         white=white,
         air=air,
         other_film=_try_other_film(subject, test_sound),
@@ -234,7 +233,7 @@ def air_voxels(mean_image, mask, *, n_voxels=AIR_VOXELS):
     there = np.flatnonzero(dark)
     if not len(there):
         raise DataError("no voxel outside the mask is dark and not empty - the scan may have been masked before")
-    return there[np.unique(np.linspace(0, len(there) - 1, min(n_voxels, len(there))).round().astype(int))]
+    return evenly_spaced(there, n_voxels)
 
 
 def read_air(run, params, *, n_voxels=AIR_VOXELS):

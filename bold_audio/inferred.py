@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bold_audio import brain, contrast, data, gram, nested, region_inference, significance, sweep, voxel_inference
+from bold_audio import brain, contrast, data, gram, region_inference, significance, sweep, voxel_inference
 from bold_audio.files import write_arrays, write_table
 from bold_audio.pairing import scale_on
 from bold_audio.prepare import MLP_ONLY
+from bold_audio.scores import evenly_spaced
 from bold_audio.significance import QUESTIONS, WITHIN
 
 BRAIN_VOXELS = 2000  # evenly spaced ones, of which the filter of the regions' inference is estimated
@@ -154,7 +155,7 @@ def infer_subject_regions(subject, regions, *, design=None, questions=None, n_ra
 
 def spread(roi):
     """Indices of a region's voxels, or of `region_inference.MOST_VOXELS` evenly spaced ones of a larger region."""
-    return nested.evenly_spaced(np.flatnonzero(roi), region_inference.MOST_VOXELS)
+    return evenly_spaced(np.flatnonzero(roi), region_inference.MOST_VOXELS)
 
 
 def _fold(subject, members, design, grid, fit, held, with_blocks):
@@ -163,7 +164,7 @@ def _fold(subject, members, design, grid, fit, held, with_blocks):
     volumes = np.arange(rows[0] - params.history_order, rows[-1] + 1)
     until = slice(None, rows[-1] + 1)
     # Of the brain: what a region gains must not depend on which others are asked about.
-    brain = nested.evenly_spaced(np.arange(subject.Y.shape[1]), BRAIN_VOXELS)
+    brain = evenly_spaced(np.arange(subject.Y.shape[1]), BRAIN_VOXELS)
     taps = _taps(np.asarray(subject.Y[until, brain]), volumes, fit, params)
     everything = np.unique(np.concatenate(list(members.values())))
     Y = np.asarray(subject.Y[until, everything], dtype=np.float64)

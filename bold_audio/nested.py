@@ -15,6 +15,7 @@ import numpy as np
 from bold_audio import choices, encoding, evidence, gram, pairing, sweep
 from bold_audio.files import ParameterError
 from bold_audio.region_inference import MOST_VOXELS
+from bold_audio.scores import evenly_spaced
 
 FOLLOWS = 0.5  # posterior probability above which a voxel may have the sound
 
@@ -246,19 +247,6 @@ def counts(folds):
 def squared_error(fold, predicted):
     """Squared error of a fold's held-out block, summed over volumes and voxels."""
     return float(np.sum((fold.Y[fold.held].astype(np.float64) - predicted) ** 2))
-
-
-def evenly_spaced(values, n):
-    """At most ``n`` of some values, evenly spaced among them.
-
-    Examples
-    --------
-    >>> evenly_spaced(np.arange(10, 20), 4)
-    array([10, 13, 16, 19])
-    """
-    if len(values) <= n:
-        return values
-    return values[np.round(np.linspace(0, len(values) - 1, n)).astype(int)]
 
 
 def scaled(design, delay, rows):

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import models, scores
-from bold_audio.nested import evenly_spaced
+from bold_audio.scores import evenly_spaced
 
 MODELS = ("constant", "blocks", "sound", "history", "history_sound", "history_blocks", "history_blocks_sound")
 HISTORY_VOXELS = 2000  # evenly spaced, whose errors choose the order of the history that serves all

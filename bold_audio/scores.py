@@ -22,6 +22,19 @@ def column_slabs(n_columns):
     return [slice(*ends) for ends in pairwise(edges)]
 
 
+def evenly_spaced(values, n):
+    """At most ``n`` of some values, evenly spaced among them.
+
+    Examples
+    --------
+    >>> evenly_spaced(np.arange(10, 20), 4)
+    array([10, 13, 16, 19])
+    """
+    if len(values) <= n:
+        return values
+    return values[np.round(np.linspace(0, len(values) - 1, n)).astype(int)]
+
+
 def _in_slabs(score):
     """Let a score of every voxel go over slabs of voxels."""
 

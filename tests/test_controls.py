@@ -1,5 +1,7 @@
 """The table of controls on planted courses, air of a scan, another film, left against right, and their sentences."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -48,7 +50,31 @@ def test_what_must_not_show_the_film_and_does_is_named():
     assert (table["p"][1:] < 0.05).all() and table["p"][0] > 0.95, "music above speech is no positive control"
     text = control_sentences.about_controls(table)
     assert "**The positive control failed:** speech is not above music in `auditory`" in text
-    assert "**`white matter` shows the film**" in text and "**another film's sound, same blocks (in ``) shows" in text
+    assert "**`white matter` shows the film** (p = " in text
+    assert "**another film's sound, same blocks, adds within the blocks of ``** (gain +2.0000, p = 0.01)" in text
+
+
+@pytest.mark.parametrize(
+    ("result", "verdict"),
+    [
+        ((0.01, 0.05), "NOT as expected"),
+        ((0.01, 0.06), "as expected"),
+        ((-0.01, 0.01), "as expected"),  # its surrogates do worse still: inference_sentences calls that nothing shown
+        ((np.nan, np.nan), "not done: the region does not vary"),
+    ],
+)
+def test_another_sound_is_found_only_where_it_adds(result, verdict):
+    assert controls.other_film_row(result, "auditory")["verdict"] == verdict
+
+
+def test_a_positive_control_that_was_not_made_is_not_said_to_have_failed():
+    table = table_of({"auditory": quiet(0) + SPEECH, "auditory_left": np.ones(len(SPEECH))})
+    assert list(table["verdict"][:2]) == ["as expected", "not done: the time course does not vary"]
+    text = control_sentences.about_controls(table)
+    assert "failed" not in text and "**Not every positive control could be made,** so nothing finer" in text
+    table = table_of({"auditory": quiet(0) - SPEECH, "auditory_left": np.ones(len(SPEECH))})
+    text = control_sentences.about_controls(table)
+    assert "**The positive control failed:** speech is not above music in `auditory`, so nothing finer" in text
 
 
 def test_one_dark_side_is_enough_to_claim_nothing():
@@ -107,15 +133,16 @@ def test_air_is_read_from_the_scan_itself(small_params):
 @pytest.mark.slow
 def test_controls_of_a_simulated_subject(small_params, monkeypatch):
     subject = prepare.open_subject(small_params())
+    regions = subject.run.regions | {"auditory_left": subject.run.regions["planted_auditory_left"]}
+    subject = replace(subject, run=replace(subject.run, regions=regions))
     heard = []
     table = controls.subject_controls(
         subject,
         5.0,
         white=subject.run.regions["silent"],
-        must_light=("planted_auditory_left",),
         test_sound=lambda features: heard.append(features) or (0.0, 0.5),
     )
-    assert list(table["region"]) == ["planted_auditory_left", "white matter", "air", ""]
+    assert list(table["region"]) == ["auditory_left", "white matter", "air", ""]
     assert not table["verdict"].str.startswith("not done").any()
     course = subject.Y[:, subject.run.regions["silent"]].mean(axis=1, dtype=float)
     pairs = contrast.subject_pairs(subject, 5.0)
@@ -173,7 +200,6 @@ REGIONS = pd.DataFrame(
         "delay": [5.0, 5.0, 6.5, 4.0, 4.0],
         "low": [4.0, 4.6, 6.1, 3.0, 3.0],
         "high": [6.0, 5.4, 7.0, 5.0, 5.0],
-        "p": 0.01,
         "identifiable": True,
     }
 )
@@ -198,6 +224,9 @@ def test_delays_that_are_not_identifiable_are_not_compared():
     table = hemispheres.hemisphere_table(unsure, subject="09")
     assert np.isnan(table["delay_right_minus_left"][0]) and not table["apart"][0]
     text = control_sentences.about_hemispheres(table)
+    two = hemispheres.hemisphere_table(REGIONS.assign(low=np.nan, high=np.nan), subject="09")
+    told = control_sentences.about_hemispheres(two)
+    assert "6.5 s right; no intervals: fewer than three delays were tried)" in told and "overlap" not in told
     assert "not identifiable on the right" in text and "Language dominance of this person is not known." in text
     empty = hemispheres.hemisphere_table(REGIONS.iloc[:1], subject="09")
     assert "No region has a twin" in control_sentences.about_hemispheres(empty)
