@@ -12,10 +12,11 @@ import pandas as pd
 
 from bold_audio import nested, out_of_fold, scores, sweep
 from bold_audio.feature_sets import covered
+from bold_audio.significance import clear_of_0
 
 COLUMNS = (
     "features", "n_features", "delay", "skill", "fold_spread", "ratio", "r_median", "gain", "gain_spread", "n_follow",
-    "n_volumes", "n_voxels", "n_region", "note",
+    "n_volumes", "n_voxels", "n_region", "n_folds", "note",
 )  # fmt: skip
 ENOUGH = 0.8  # share of the volumes that a set must cover to be compared at all
 
@@ -34,10 +35,10 @@ def compare_sets(folds, sets, *, alphas, max_order):
     -------
     DataFrame
         One row per set: ``features`` (name), ``n_features``, ``delay`` (median over folds, s), ``skill`` over the mean
-        of the volumes fitted on and its ``fold_spread``, ``ratio`` of the skill to the largest one (where that is more
-        than twice its spread), ``r_median``, ``gain`` over own history and its ``gain_spread``, ``n_follow`` (voxels
-        that may have it, median over folds), ``n_volumes``, ``n_voxels``, ``n_region``, ``note`` (why a set was not
-        done).
+        of the volumes fitted on and its ``fold_spread``, ``ratio`` of the skill to the largest one (where that is
+        `significance.clear_of_0`), ``r_median``, ``gain`` over own history and its ``gain_spread``, ``n_follow``
+        (voxels that may have it, median over folds), ``n_volumes``, ``n_voxels``, ``n_region``, ``n_folds``, ``note``
+        (why a set was not done).
     """
     folds, reasons = _same_volumes(folds, sets, max_order)
     kept = [one for one in sets if one.name not in reasons]
@@ -57,10 +58,10 @@ def compare_sets(folds, sets, *, alphas, max_order):
         for one in sets
     ]
     table = pd.DataFrame(lines).reindex(columns=COLUMNS)
-    best = table.sort_values("skill").dropna(subset="skill").tail(1)
+    best = table.loc[table["skill"].idxmax()] if table["skill"].notna().any() else None
     # A share of a skill that may be nothing would be a number made of noise.
-    if len(best) and best["skill"].iloc[0] > 2 * best["fold_spread"].iloc[0]:
-        table["ratio"] = table["skill"] / best["skill"].iloc[0]
+    if best is not None and best["skill"] > 0 and clear_of_0(best["skill"], best["fold_spread"], len(folds)):
+        table["ratio"] = table["skill"] / best["skill"]
     return table
 
 
@@ -78,6 +79,8 @@ def _same_volumes(folds, sets, max_order):
             there[lag:] &= known[:-lag]
         if there[used].mean() < ENOUGH:
             reasons[one.name] = f"not done: covers {there[used].mean():.0%} of the volumes"
+        elif not all((keep & there)[fold.held].any() for fold in folds):
+            reasons[one.name] = "not done: leaves nothing of a held-out block"
         else:
             keep &= there
     return [

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from bold_audio import encoding, horizon, models, nested, out_of_fold, pairing, sweep
+from bold_audio import encoding, horizon, models, nested, out_of_fold, pairing, scores, sweep
 from bold_audio.files import ParameterError
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -29,8 +29,8 @@ def nearest_volumes(fit, held, n):
     return np.sort(fit[np.argsort(away, kind="stable")[:n]])
 
 
-def learning_curve(folds, sound, delays, *, alphas, max_order, n_folds, gap_volumes, shares=SHARES):
-    """Score ``sound`` and ``history_sound`` fitted on a growing share of the volumes.
+def learning_curve(folds, sound, delays, *, alphas, max_order, n_folds, gap_volumes):
+    """Score ``sound`` and ``history_sound`` fitted on `SHARES` of each fold's volumes.
 
     Parameters
     ----------
@@ -42,19 +42,18 @@ def learning_curve(folds, sound, delays, *, alphas, max_order, n_folds, gap_volu
     max_order : int
     n_folds, gap_volumes : int
         Inner folds, as for `pairing.blocked_folds`.
-    shares : sequence of float
-        Shares of each fold's volumes.
 
     Returns
     -------
     DataFrame
         ``share``, ``n_fit`` (volumes, mean over folds), ``skill`` of the sound over the mean of the same volumes,
-        ``fold_spread``, ``gain`` of the sound over own history, ``gain_spread``, ``delay_low``, ``delay_high`` (s, over
-        folds), ``n_volumes``, ``n_voxels``, ``n_region``, ``note`` (why a share was not done).
+        ``fold_spread``, ``rise_spread`` (standard error over folds of its rise from the share done before), ``gain`` of
+        the sound over own history, ``gain_spread``, ``delay_low``, ``delay_high`` (s, over folds), ``n_volumes``,
+        ``n_voxels``, ``n_region``, ``n_folds``, ``note`` (why a share was not done).
     """
     heard = sweep.Sound(np.asarray(delays, dtype=float), np.stack([sound.at(delay) for delay in delays]))
-    counts, lines = nested.counts(folds), []
-    for share in shares:
+    counts, lines, before = nested.counts(folds), [], np.full(len(folds), np.nan)
+    for share in SHARES:
         used = [nearest_volumes(fold.fit, fold.held, int(round(share * len(fold.fit)))) for fold in folds]
         line = {"share": share, "n_fit": float(np.mean([len(rows) for rows in used]))}
         try:
@@ -66,7 +65,9 @@ def learning_curve(folds, sound, delays, *, alphas, max_order, n_folds, gap_volu
             _one_fold(replace(fold, fit=rows, inner=folds_inside), sound, heard, alphas, max_order)
             for fold, rows, folds_inside in zip(folds, used, inner, strict=True)
         ]
-        lines.append(line | _line(known) | counts | {"note": ""})
+        skills = np.array([scores.skill(one["sound"], one["constant"]) for one in known])
+        lines.append(line | _line(known, skills - before) | counts | {"note": ""})
+        before = skills
     return pd.DataFrame(lines)
 
 
@@ -81,11 +82,16 @@ def _one_fold(fold, sound, heard, alphas, max_order):
     return errors | {"delay": found.delay}
 
 
-def _line(known):
+def _line(known, rise):
     column = {name: np.array([one[name] for one in known]) for name in (*NAMES, "delay")}
     skill, spread = out_of_fold.skill_and_spread(column["sound"], column["constant"])
     gain, gain_spread = out_of_fold.skill_and_spread(column["history_sound"], column["history"])
-    return {"skill": skill, "fold_spread": spread, "gain": gain, "gain_spread": gain_spread} | {
-        "delay_low": column["delay"].min(),
-        "delay_high": column["delay"].max(),
-    }
+    made = {"skill": skill, "fold_spread": spread, "rise_spread": np.std(rise, ddof=1) / np.sqrt(len(rise))}
+    return (
+        made
+        | {"gain": gain, "gain_spread": gain_spread}
+        | {
+            "delay_low": column["delay"].min(),
+            "delay_high": column["delay"].max(),
+        }
+    )

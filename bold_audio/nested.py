@@ -239,9 +239,9 @@ def predict_held(fold, *, free=None, ridge=None, past=None, alphas=(np.inf,), fo
 
 
 def counts(folds):
-    """What a row of a region's table is about: dict of ``n_volumes``, ``n_voxels`` (used) and ``n_region`` (all)."""
+    """What a row of a region's table is about: ``n_volumes``, ``n_voxels`` (used), ``n_region`` (all), ``n_folds``."""
     sizes = {"n_voxels": max(fold.Y.shape[1] for fold in folds), "n_region": max(fold.n_region for fold in folds)}
-    return {"n_volumes": sum(len(fold.held) for fold in folds)} | sizes
+    return {"n_volumes": sum(len(fold.held) for fold in folds)} | sizes | {"n_folds": len(folds)}
 
 
 def squared_error(fold, predicted):

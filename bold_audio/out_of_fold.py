@@ -6,8 +6,8 @@ chosen inside the volumes fitted on.
 The mask, what ``realign``, ``detrend`` and ``confounds`` take off, and the range that scales ``mse`` are those of the
 subject's train part, as everywhere; none of them knows the sound.
 
-**No prediction is kept.** Of each fold, model and voxel a few sums remain (`moments`): of 24,000 voxels, 5 folds and 8
-models about 50 MB, where the predictions would be 480 MB. Correlations take off each block's own mean, of the measured
+**No prediction is kept.** Of each fold, model and voxel a few sums remain (`moments`): of 24,000 voxels, 5 folds and 7
+models about 33 MB, where the predictions would be 420 MB. Correlations take off each block's own mean, of the measured
 and of the predicted volumes: the mean of the other blocks is high where the held-out one is low, so over all blocks
 together a model that knows nothing would have a negative r.
 """
@@ -171,8 +171,8 @@ def score_table(tallies, masks, *, value_range):
     Returns
     -------
     DataFrame
-        The columns of ``scores.tsv``, and ``fold_spread``: standard error of the skill over folds. ``n_volumes`` are
-        all that were held out once.
+        The columns of ``scores.tsv``, ``fold_spread`` (standard error of the skill over folds) and ``n_folds``.
+        ``n_volumes`` are all that were held out once.
     """
     lines = []
     for region, inside in masks.items():
@@ -192,7 +192,7 @@ def score_table(tallies, masks, *, value_range):
                 | {"r2": scores.median_of(1 - known["sse"][varies] / known["yy"][varies])}
                 | dict(zip(("skill", "fold_spread"), fold_skill(tally, against, inside), strict=True))
                 | {"reference": tally.reference, "n_volumes": int(tally.n_held.sum()), "n_voxels": int(there.sum())}
-                | {"partial_r_median": scores.median_of(partial)}
+                | {"partial_r_median": scores.median_of(partial), "n_folds": len(tally.n_held)}
             )
     return pd.DataFrame(lines)
 

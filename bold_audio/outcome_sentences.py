@@ -3,13 +3,9 @@
 import numpy as np
 
 from bold_audio.sentences import heard
+from bold_audio.significance import clear_of_0
 
 NEAR = 0.01  # skill below which a model predicts no better than the mean, for the eye
-CLEAR = 2.0  # standard errors over folds that a number must be away from 0 to be called more than nothing
-
-
-def _sure(value, spread):
-    return np.isfinite(spread) and abs(value) > CLEAR * spread
 
 
 def _with_spread(value, spread):
@@ -32,8 +28,8 @@ def about_out_of_fold(table, region, *, feature_source="audio"):
         row = _row(table, model=model, region=region)
         if row is None:
             continue
-        verdict = "adds next to nothing to"
-        if _sure(row["skill"], row["fold_spread"]):
+        verdict = "is not shown to add to"
+        if clear_of_0(row["skill"], row["fold_spread"], row["n_folds"]):
             verdict = "adds to" if row["skill"] > 0 else "takes away from"
         partial = f", partial r {row['partial_r_median']:.3f} in the median voxel that has it"
         partial = partial if np.isfinite(row["partial_r_median"]) else ", no voxel was given it"
@@ -80,42 +76,49 @@ def _voxels(row):
 
 def about_ablations(table, region):
     """Whether loudness alone does what all coefficients do, and whether the rest does it without loudness."""
-    done = table.dropna(subset=["skill"])
+    done, missing = table.dropna(subset=["skill"]), _not_done(table)
     if done.empty:
-        return f"No feature set could be compared in `{region}`."
+        return f"No feature set could be compared in `{region}`.{missing}"
     best = done.loc[done["skill"].idxmax()]
     text = (
         f"In `{region}` ({_voxels(best)}, {best['n_volumes']:.0f} volumes, out of fold) the best of {len(done)} "
         f"feature sets is {best['features']}: skill {_with_spread(best['skill'], best['fold_spread'])}, "
         f"gain over own history {_with_spread(best['gain'], best['gain_spread'])}."
     )
-    if not _sure(best["skill"], best["fold_spread"]) or best["skill"] <= 0:
-        return f"{text} That is within what chance gives: nothing here tells the sets apart."
+    if not _is_more_than_nothing(best):
+        return f"{text} That is within what chance gives: nothing here tells the sets apart.{missing}"
     loud, rest, whole = (_row(done, features=name) for name in ("c0 (loudness) only", "MFCCs without c0", "all MFCCs"))
-    if loud is not None and rest is not None and whole is not None and whole["skill"] > 0:
+    if loud is not None and rest is not None and whole is not None and _is_more_than_nothing(whole):
         text += (
             f" Loudness alone reaches {loud['skill'] / whole['skill']:.0%} of the skill of all MFCCs, the others "
             f"without it {rest['skill'] / whole['skill']:.0%}."
         )
+    return text + missing
+
+
+def _is_more_than_nothing(row):
+    return row["skill"] > 0 and clear_of_0(row["skill"], row["fold_spread"], row["n_folds"])
+
+
+def _not_done(table):
+    """Which sets were not done and why, to stand at the end; nothing where all were."""
     missing = table[table["skill"].isna()]
-    if len(missing):
-        text += " " + "; ".join(f"{row.features}: {row.note}" for row in missing.itertuples()) + "."
-    return text
+    return " " + "; ".join(f"{row.features}: {row.note}" for row in missing.itertuples()) + "." if len(missing) else ""
 
 
 def about_responses(table, region, *, feature_source="audio"):
     """What a single delay loses against windows over 12 s and the canonical response."""
-    single, done = table.iloc[0], table.dropna(subset=["skill"])
+    single, done, missing = table.iloc[0], table.dropna(subset=["skill"]), _not_done(table)
     if not len(done) or single["features"] not in set(done["features"]):
         return f"The responses could not be compared in `{region}`: {single['note']}."
     parts = [f"{row.features} {row.skill:+.4f} ± {row.fold_spread:.4f}" for row in done.itertuples()]
     text = f"Out-of-fold skill of {heard(feature_source)} alone in `{region}` ({_voxels(single)}): {', '.join(parts)}."
     best = done.loc[done["skill"].idxmax()]
     if not np.isfinite(best["ratio"]):
-        return f"{text} None is clearly above 0, so what a single delay loses cannot be said."
+        return f"{text} None is clearly above 0, so what a single delay loses cannot be said.{missing}"
     if best["features"] == single["features"]:
-        return f"{text} A single delay loses nothing here."
-    return f"{text} A single delay reaches {single['ratio']:.0%} of the best, {best['features']}."
+        return f"{text} A single delay loses nothing here.{missing}"
+    return f"{text} A single delay reaches {single['ratio']:.0%} of the best, {best['features']}.{missing}"
 
 
 def about_horizon(table, t_r, region):
@@ -127,7 +130,9 @@ def about_horizon(table, t_r, region):
         if name == "constant":
             continue
         below = rows["horizon"][rows["skill"] < NEAR]
-        if len(below):
+        if len(below) and below.iloc[0] == rows["horizon"].iloc[0]:
+            parts.append(f"`{name}` is no better than the mean at the first volume already")
+        elif len(below):
             parts.append(f"`{name}` first falls to the mean after {below.iloc[0] * t_r:.1f} s")
         else:
             parts.append(f"`{name}` is better than it through {rows['horizon'].iloc[-1] * t_r:.0f} s")
@@ -141,9 +146,9 @@ def about_learning_curve(table, region, *, feature_source="audio"):
     if len(done) < 2:
         return f"Too few volumes to see in `{region}` how the skill grows with data."
     last, before = done.iloc[-1], done.iloc[-2]
-    spread = np.hypot(last["fold_spread"], before["fold_spread"])
-    change = last["skill"] - before["skill"]
-    verdict = "is still rising" if change > spread else "is falling" if change < -spread else "does not clearly change"
+    change, verdict = last["skill"] - before["skill"], "does not clearly change"
+    if clear_of_0(change, last["rise_spread"], last["n_folds"]):
+        verdict = "is still rising" if change > 0 else "is falling"
     return (
         f"In `{region}` the out-of-fold skill of {heard(feature_source)} {verdict} from {before['n_fit']:.0f} to "
         f"{last['n_fit']:.0f} volumes fitted on ({before['skill']:+.4f} to "

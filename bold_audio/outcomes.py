@@ -50,7 +50,7 @@ class OutOfFold:
     Parameters
     ----------
     table : DataFrame
-        The columns of ``scores.tsv`` and ``fold_spread``.
+        From `out_of_fold.score_table`.
     voxels : dict of (str, str) to dict
         As `models.score_rows` gives them: per model and ``one_step`` each voxel's ``mse``, ``r``, ``gain``,
         ``partial_r``.

@@ -38,7 +38,8 @@ def partition_region(folds, sound, blocks=None, *, alphas, max_order):
     -------
     DataFrame
         ``kind`` (model, unique or shared), ``bands`` (joined by +), ``skill`` over the mean of the volumes fitted on,
-        ``fold_spread`` (its standard error over folds), ``n_volumes``, ``n_voxels``, ``n_region``.
+        ``fold_spread`` (its standard error over folds), ``n_volumes``, ``n_voxels``, ``n_region``,
+        ``n_folds``.
     """
     names = [name for name in BANDS if name != "blocks" or blocks is not None]
     subsets = [frozenset(one) for size in range(1, len(names) + 1) for one in combinations(names, size)]

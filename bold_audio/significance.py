@@ -12,6 +12,7 @@ once and serves every shift and every delay.
 import math
 
 import numpy as np
+from scipy import stats
 from scipy.ndimage import maximum_filter1d
 
 AWAY = 10.0  # s beyond the longest delay, at least, between the sound and its surrogate
@@ -157,6 +158,21 @@ def threshold_of(surrogates, *, alike=1, level=LEVEL):
     """
     n_above = math.floor(level * (alike + len(surrogates)) - alike + 1e-9)
     return math.inf if n_above < 0 else float(np.sort(surrogates)[::-1][n_above])
+
+
+def clear_of_0(value, spread, n_folds):
+    """Whether a number is further from 0 than its standard error over folds lets it be by chance: Student's t.
+
+    Folds share most of what they are fitted on, so this is for words, not a test: see `inferred` for p values.
+
+    Examples
+    --------
+    >>> [clear_of_0(0.05, 0.02, n_folds) for n_folds in (2, 4, 5)], clear_of_0(0.05, math.nan, 5)
+    ([False, False, False], False)
+    >>> [clear_of_0(-0.06, 0.02, n_folds) for n_folds in (2, 4, 5)]
+    [False, False, True]
+    """
+    return bool(abs(value) > stats.t.ppf(1 - LEVEL / 2, n_folds - 1) * spread)
 
 
 def versions_needed(n_rows, alike, *, p):

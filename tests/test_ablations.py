@@ -83,6 +83,22 @@ def test_a_set_that_covers_too_little_or_is_missing_says_so(loud):
     assert (table["n_volumes"].dropna() == 410).all(), "it takes no volume from the others"
 
 
+def test_a_set_that_leaves_nothing_of_a_held_out_block_is_not_done():
+    """Many short blocks and a set that begins late, as `hrf` does: notebook 06 ended with a zero-size array."""
+    rng = np.random.default_rng(0)
+    sound = make_sound(rng)
+    subject = make_subject(raw(noise(rng, 20) + 0.8 * heard(sound)[:, :1], rng), sound, n_folds=20, gap=4.0)
+    folds = nested.region_folds(
+        subject, nested.choose_folds(subject, subject.Y, delays.delayed_sound(subject, DELAYS)), "brain", subject.Y
+    )
+    design = subject.designs["sound"]
+    late = replace(design, frames=design.frames[460:], frame_times=design.frame_times[460:])
+    sets = [FeatureSet("all", design, DELAYS), FeatureSet("late", late, DELAYS)]
+    table = ablations.compare_sets(folds, sets, alphas=ALPHAS, max_order=2)
+    assert list(table["note"]) == ["", "not done: leaves nothing of a held-out block"]
+    assert table["n_volumes"].iloc[0] == 410 and table["n_folds"].iloc[0] == 20 and table["skill"].iloc[0] > 0.2
+
+
 def test_noise_has_no_ratio():
     rng = np.random.default_rng(4)
     subject = make_subject(raw(noise(rng, 40, rho=0.8), rng), make_sound(rng))

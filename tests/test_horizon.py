@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import ALPHAS, DELAYS, make_sound, make_subject, noise, planted_subject, raw
 
-from bold_audio import ablations, delays, effective, encoding, horizon, learning_curve, nested
+from bold_audio import ablations, delays, effective, encoding, horizon, learning_curve, nested, pairing, sweep
 from bold_audio.feature_sets import FeatureSet
 from bold_audio.files import DataError
 
@@ -87,14 +87,28 @@ def test_skill_grows_with_data_and_the_last_point_is_the_whole():
     table = learning_curve.learning_curve(folds, subject.designs["sound"], DELAYS, **settings)
     assert list(table["share"]) == [0.25, 0.5, 0.75, 1.0] and (table["note"] == "").all()
     assert table["skill"].iloc[-1] > table["skill"].iloc[0] and table["gain"].iloc[-1] > 0.05
+    assert np.isnan(table["rise_spread"].iloc[0]) and (table["n_folds"] == len(folds)).all()
     assert table["n_fit"].iloc[-1] == np.mean([len(fold.fit) for fold in folds])
     one = FeatureSet("all", subject.designs["sound"], DELAYS)
     whole = ablations.compare_sets(folds, [one], alphas=ALPHAS, max_order=2).iloc[0]
     assert table["skill"].iloc[-1] == pytest.approx(whole["skill"], abs=1e-6)
     assert table["gain"].iloc[-1] == pytest.approx(whole["gain"], abs=1e-6)
+    # The spread of the rise is that of the folds' own rises: their skills go up and down together.
+    heard = sweep.Sound(np.array(DELAYS), np.stack([subject.designs["sound"].at(d) for d in DELAYS]))
+    skills = []
+    for share in (0.75, 1.0):
+        used = [learning_curve.nearest_volumes(f.fit, f.held, round(share * len(f.fit))) for f in folds]
+        inner = [pairing.blocked_folds(rows, n_folds=4, gap_volumes=12) for rows in used]
+        made = [
+            learning_curve._one_fold(replace(f, fit=rows, inner=i), subject.designs["sound"], heard, ALPHAS, 2)
+            for f, rows, i in zip(folds, used, inner, strict=True)
+        ]
+        skills.append([1 - one["sound"] / one["constant"] for one in made])
+    rise = np.subtract(*skills[::-1])
+    assert table["rise_spread"].iloc[-1] == pytest.approx(rise.std(ddof=1) / np.sqrt(len(folds)))
 
 
-def test_what_is_fitted_on_is_next_to_the_gap_and_knows_no_more():
+def test_what_is_fitted_on_is_next_to_the_gap_and_knows_no_more(monkeypatch):
     subject = planted_subject(seed=4)
     fold = folds_of(subject)[1]
     rows = learning_curve.nearest_volumes(fold.fit, fold.held, 60)
@@ -107,7 +121,8 @@ def test_what_is_fitted_on_is_next_to_the_gap_and_knows_no_more():
     spoilt = fold.Y.copy()
     unused = np.setdiff1d(np.arange(420), np.r_[rows, rows - 1, rows - 2, fold.held, fold.held - 1, fold.held - 2])
     spoilt[unused] = 0
-    settings = {"alphas": ALPHAS, "max_order": 2, "n_folds": 4, "gap_volumes": 12, "shares": (60 / len(fold.fit),)}
+    monkeypatch.setattr(learning_curve, "SHARES", (60 / len(fold.fit),))
+    settings = {"alphas": ALPHAS, "max_order": 2, "n_folds": 4, "gap_volumes": 12}
     first, second = (
         learning_curve.learning_curve([replace(fold, Y=Y, smooth=Y)] * 2, subject.designs["sound"], DELAYS, **settings)
         for Y in (fold.Y, spoilt)
@@ -115,9 +130,10 @@ def test_what_is_fitted_on_is_next_to_the_gap_and_knows_no_more():
     assert first.equals(second)
 
 
-def test_a_share_that_is_too_small_says_so():
+def test_a_share_that_is_too_small_says_so(monkeypatch):
+    monkeypatch.setattr(learning_curve, "SHARES", (0.1, 1.0))
     subject = planted_subject(seed=4)
-    settings = {"alphas": ALPHAS, "max_order": 2, "n_folds": 4, "gap_volumes": 12, "shares": (0.1, 1.0)}
+    settings = {"alphas": ALPHAS, "max_order": 2, "n_folds": 4, "gap_volumes": 12}
     table = learning_curve.learning_curve(folds_of(subject), subject.designs["sound"], DELAYS, **settings)
     assert table["note"].iloc[0].startswith("not done: ") and np.isnan(table["skill"].iloc[0])
     assert table["note"].iloc[1] == ""

@@ -129,18 +129,22 @@ def test_the_region_of_a_study():
     assert of(["volume", "LPTL"], "brain", 6) == "volume" and of(["volume", "LPTL"], "responsive", 6) == "volume"
 
 
-def gains(skill, spread, partial=0.2):
+def gains(skill, spread, partial=0.2, n_folds=5):
     rows = [{"model": m, "region": "auditory", "skill": s, "fold_spread": spread, "partial_r_median": partial}
             for m, s in (("history", 0.4), ("history_sound", skill), ("history_blocks_sound", skill / 2))]  # fmt: skip
-    return pd.DataFrame(rows).assign(n_volumes=571, n_voxels=80)
+    return pd.DataFrame(rows).assign(n_volumes=571, n_voxels=80, n_folds=n_folds)
 
 
 def test_a_gain_is_only_said_where_it_is_clear_of_its_spread():
     assert "adds to what own history predicts: gain +0.0200 ± 0.0020" in outcome_sentences.about_out_of_fold(
         gains(0.02, 0.002), "auditory"
     )
-    said = outcome_sentences.about_out_of_fold(gains(0.02, 0.02), "auditory")
-    assert "adds next to nothing to what own history predicts" in said and "No significance is claimed" in said
+    said = outcome_sentences.about_out_of_fold(gains(0.05, 0.03), "auditory")
+    assert "the sound is not shown to add to what own history predicts" in said and "No significance is claimed" in said
+    # 2.5 standard errors are p = .07 with 5 folds, .24 with 2, and .02 with 20.
+    for n_folds, sure in ((2, False), (5, False), (20, True)):
+        said = outcome_sentences.about_out_of_fold(gains(0.05, 0.02, n_folds=n_folds), "auditory")
+        assert ("the sound adds to what own history predicts" in said) == sure
     assert "takes away from" in outcome_sentences.about_out_of_fold(gains(-0.02, 0.002), "auditory")
     assert "no voxel was given it" in outcome_sentences.about_out_of_fold(gains(0.0, 0.0, np.nan), "auditory")
 
@@ -158,7 +162,7 @@ def responses(single, fir, spread=0.01, ratio=True):
     best = max(single, fir)
     rows = [{"features": n, "skill": s, "ratio": s / best if ratio else np.nan}
             for n, s in (("delay (one window)", single), ("fir (0 to 12 s)", fir))]  # fmt: skip
-    return pd.DataFrame(rows).assign(fold_spread=spread, n_voxels=200, n_region=638, note="")
+    return pd.DataFrame(rows).assign(fold_spread=spread, n_voxels=200, n_region=638, n_folds=5, note="")
 
 
 def test_what_a_single_delay_loses_is_said_as_it_is():
@@ -168,20 +172,29 @@ def test_what_a_single_delay_loses_is_said_as_it_is():
     assert "A single delay loses nothing" in outcome_sentences.about_responses(responses(0.1, 0.05), "auditory")
     none = outcome_sentences.about_responses(responses(0.001, 0.002, ratio=False), "auditory")
     assert "cannot be said" in none and "%" not in none
+    hrf = {"features": ["hrf (canonical)"], "note": ["not done: leaves nothing of a held-out block"]}
+    some = pd.concat([responses(0.05, 0.1), pd.DataFrame(hrf)], ignore_index=True)
+    assert outcome_sentences.about_responses(some, "auditory").endswith(
+        "the best, fir (0 to 12 s). hrf (canonical): not done: leaves nothing of a held-out block."
+    )
 
 
 def test_sets_within_chance_are_not_told_apart():
     rows = [{"features": n, "skill": s, "gain": s / 2} for n, s in
             (("c0 (loudness) only", 0.04), ("MFCCs without c0", 0.07), ("all MFCCs", 0.1))]  # fmt: skip
     table = pd.DataFrame([*rows, {"features": "envelope (RMS)", "note": "not done: no file"}])
-    table = table.assign(fold_spread=0.01, gain_spread=0.01, n_voxels=80, n_region=80, n_volumes=571).fillna(
-        {"note": ""}
-    )
+    table = table.assign(fold_spread=0.01, gain_spread=0.01, n_voxels=80, n_region=80, n_volumes=571, n_folds=5)
+    table = table.fillna({"note": ""})
     said = outcome_sentences.about_ablations(table, "auditory")
     assert "the best of 3 feature sets is all MFCCs: skill +0.1000 ± 0.0100" in said
     assert "Loudness alone reaches 40% of the skill of all MFCCs, the others without it 70%" in said
-    assert "envelope (RMS): not done: no file" in said
-    assert "nothing here tells the sets apart" in outcome_sentences.about_ablations(table.assign(fold_spread=0.1), "x")
+    assert said.endswith("envelope (RMS): not done: no file.")
+    unsure = outcome_sentences.about_ablations(table.assign(fold_spread=0.1), "x")
+    assert "nothing here tells the sets apart" in unsure and unsure.endswith("envelope (RMS): not done: no file.")
+    # A clear envelope, and MFCCs that may be nothing: no share of them.
+    table.loc[3, ["skill", "gain"]], table.loc[2, ["skill", "fold_spread"]] = (0.2, 0.1), (0.0005, 0.02)
+    said = outcome_sentences.about_ablations(table, "auditory")
+    assert "the best of 4 feature sets is envelope (RMS)" in said and "Loudness alone" not in said
 
 
 def test_a_horizon_is_the_first_volume_at_the_mean_or_below():
@@ -189,18 +202,21 @@ def test_a_horizon_is_the_first_volume_at_the_mean_or_below():
     table = pd.concat([
         pd.DataFrame({"model": "copy_previous", "horizon": steps, "skill": 0.35 - 0.1 * steps}),
         pd.DataFrame({"model": "history", "horizon": steps, "skill": 0.8**steps}),
+        pd.DataFrame({"model": "history_sound", "horizon": steps, "skill": -0.6}),
     ]).assign(n_starts=99)  # fmt: skip
     said = outcome_sentences.about_horizon(table, 2.0, "auditory")
     assert "`copy_previous` first falls to the mean after 8.0 s" in said
     assert "`history` is better than it through 20 s" in said and "99 starting points" in said
+    assert "`history_sound` is no better than the mean at the first volume already" in said
 
 
 @pytest.mark.parametrize(
-    ("last", "verdict"), [(0.1, "is still rising"), (0.051, "does not clearly"), (0.0, "is falling")]
+    ("last", "verdict"),
+    [(0.1, "is still rising"), (0.07, "does not clearly"), (0.03, "does not clearly"), (0.0, "is falling")],
 )
 def test_the_learning_curve_says_where_it_goes(last, verdict):
     table = pd.DataFrame({"share": [0.5, 0.75, 1.0], "n_fit": [200, 300, 400], "skill": [0.04, 0.05, last]})
-    table = table.assign(fold_spread=0.005, gain=0.01, gain_spread=0.001)
+    table = table.assign(fold_spread=0.005, rise_spread=0.01, n_folds=5, gain=0.01, gain_spread=0.001)
     assert verdict in outcome_sentences.about_learning_curve(table, "auditory")
     assert "Too few volumes" in outcome_sentences.about_learning_curve(table.iloc[:1], "auditory")
 
