@@ -75,14 +75,13 @@ def about_motion(table, still, region, people, *, limit):
     """Whether the answer changes without the people who moved much."""
     known = people["mean_fd"].notna()
     moved = people.loc[people["mean_fd"] > limit, "subject"]
-    unknown = f" The head motion of {(~known).sum()} people is not known." if not known.all() else ""
+    unknown = f" The head motion of {_people((~known).sum())} is not known." if not known.all() else ""
     if not known.any():
         return "The head motion is known of nobody."
     if not len(moved):
         return f"Nobody moved more than {limit:g} mm on average (framewise displacement).{unknown}"
     whole, rest = (part[part["region"] == region] for part in (table, still))
-    who = "one person" if len(moved) == 1 else f"{len(moved)} people"
-    text = f"Without {who} who moved more than {limit:g} mm on average ({_named(moved)})"
+    text = f"Without {_people(len(moved))} who moved more than {limit:g} mm on average ({_named(moved)})"
     if not len(whole) or not len(rest) or not rest["n_people"].iloc[0] > 1:
         return f"{text} too few are left to ask again.{unknown}"
     a, b = whole.iloc[0], rest.iloc[0]
@@ -134,7 +133,7 @@ def about_age(table, region):
     """Whether the gain goes along with age; one region, so nothing is corrected."""
     rows = table[table["region"] == region]
     if not len(rows):
-        return "Age: not known of four people or more, or all the same."
+        return "Age: fewer than four people have a known age and a gain, or one of the two does not vary."
     row = rows.iloc[0]
     return (
         f"Age: r = {row['r']:+.2f} with the gain in `{region}` (95 % interval {row['low']:+.2f} to {row['high']:+.2f}, "
@@ -151,8 +150,14 @@ def about_dominance(table, region):
     for row in rows.itertuples():
         span = f" (95 % interval {row.low:+.4f} to {row.high:+.4f})" if np.isfinite(row.low) else ""
         side = "both sides" if row.language_side == "bilateral" else f"the {row.language_side} side"
-        told.append(f"{row.mean:+.4f}{span} in {row.n_people} people with language on {side}")
+        unsure = row.n_people - row.n_certain
+        hedge = f" ({unsure} of them possibly)" if unsure else ""
+        told.append(f"{row.mean:+.4f}{span} in {_people(row.n_people)} with language on {side}{hedge}")
     return f"Left − right of the gain in `{region}`: {'; '.join(told)}."
+
+
+def _people(n):
+    return "one person" if n == 1 else f"{n} people"
 
 
 def _named(names):

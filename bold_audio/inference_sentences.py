@@ -50,6 +50,8 @@ def about_region(table, region, *, intervals=None, feature_source="audio", may_c
     if region is None or not len(rows):
         return "No region was named before, so there is no primary outcome: the table is for looking."
     row, name = rows.loc[WITHIN if WITHIN in rows.index else OVER_PAST], heard(feature_source)
+    if not np.isfinite(row["gain"]):
+        return f"`{region}` does not vary, so nothing can be asked of it."
     used = f"{row['n_voxels']:.0f}" + (f" of {row['n_region']:.0f}" if row["n_voxels"] < row["n_region"] else "")
     text = (
         f"In `{region}` {lowered(feature_source, row['gain'], row['over'])} (gain {row['gain']:+.4f}, "
@@ -107,8 +109,9 @@ def about_other_regions(table, region):
     others = others[others["model"] == model]
     passed = list(others.loc[others["p"] <= LEVEL, "region"])
     named = ", ".join(f"`{name}`" for name in passed) or "none"
+    other = "other regions" if region in set(table["region"]) else "regions"
     return (
-        f"Of {len(others)} other regions {len(passed)} reach p ≤ {LEVEL:g} by themselves ({named}); these p values are "
+        f"Of {len(others)} {other} {len(passed)} reach p ≤ {LEVEL:g} by themselves ({named}); these p values are "
         f"not corrected for the number of regions, chance alone gives {LEVEL * len(others):.1f}."
     )
 

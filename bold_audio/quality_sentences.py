@@ -12,12 +12,12 @@ def about_steadiness(found):
     """What the noise of the median voxel leaves of a response of 1 %."""
     middle = np.median(found.tsnr)
     worst, best = np.percentile(found.tsnr, (10, 90))
-    r = min(BLOCK_SD * middle, 1)
+    r, weak = (min(share * BLOCK_SD * middle, 1) for share in (1, 0.2))
     return (
         f"The median voxel's mean is {middle:.0f} times its standard deviation over time (tSNR; 80 % of the voxels lie "
         f"between {worst:.0f} and {best:.0f}). A response to the blocks of 1 % of the mean, the size expected in "
         f"auditory cortex, would make up r = {r:.2f} ({r**2:.0%} of the variance) of such a voxel's time course, one "
-        f"of 0.2 % r = {r / 5:.2f}: no model of the sound can reach more there."
+        f"of 0.2 % r = {weak:.2f}: no model of the sound can reach more there."
         + (" Outlier volumes were left out of this; the models are not spared them." if len(found.outliers) else "")
     )
 

@@ -47,11 +47,12 @@ def about_left_out(n_volumes, n_used, params):
     left = n_volumes - n_used
     if not left:
         return ""
-    delays = [*params.delays, *params.mlp_delays]
+    delays, order = [*params.delays, *params.mlp_delays], params.history_order
     return (
         f"{left} of {n_volumes} volumes are in no part: they lie in the first {params.skip_initial:g} s, or not all of "
         f"the sound that reaches them at some delay of {min(delays):g} to {max(delays):g} s is there (a response lasts "
-        "half a minute; all delays are compared on the same volumes)."
+        "half a minute; all delays are compared on the same volumes)"
+        + (f", or fewer than {order} volumes with all of it lie before them." if order else ".")
     )
 
 
@@ -63,7 +64,10 @@ def about_delay(found, *, block_length=None, truth=None, feature_source="audio")
     sure = f"p = {row['p']:.2g} among {row['n_surrogates']:.0f} surrogates of {again}"
     if row["alike"] > 1:
         sure += f", of which {row['alike']:.0f} neighbouring shifts count as one"
-    span = f" (95 % interval {row['low']:g} to {row['high']:g} s)" if np.isfinite(row["low"]) else ""
+    span = f"95 % interval {row['low']:g} to {row['high']:g} s" if np.isfinite(row["low"]) else ""
+    if not np.isclose(found.delay, row["delay"]):  # evidence has the interval, skill chose
+        span = f"chosen by skill; by evidence {row['delay']:g} s" + (f", {span}" if span else "")
+    span = f" ({span})" if span else ""
     if row["identifiable"]:
         text = f"Inside train, the volumes of `{found.region}` follow {heard(feature_source)} best at "
         text += f"**Δt = {found.delay:g} s**{span}; "
@@ -76,7 +80,7 @@ def about_delay(found, *, block_length=None, truth=None, feature_source="audio")
         text += f"Δt = {found.delay:g} s{span} is only the largest of what chance gives. "
     text += f"At that delay the skill on held-out volumes is {here['skill']:.4f} ± {here['fold_spread']:.4f}"
     text += f"; by skill alone the best delay is {curve['skill'].idxmax():g} s."
-    if not span:
+    if not np.isfinite(row["low"]):
         text += " An interval needs at least three delays."
     if found.at_edge:
         text += " It lies at the edge of the delays tried: try a wider grid before trusting it."
@@ -135,9 +139,10 @@ def about_baselines(table, region):
     """How strong the models that hear nothing are."""
     copy, history = (row_of(table, name, region) for name in ("copy_previous", "history"))
     return (
-        f"Copying the previous volume removes {copy['skill']:.1%} of the train mean's squared error in `{region}` "
-        f"(r = {copy['r_median']:.2f} in the median voxel), each voxel's own history {history['skill']:.1%} "
-        f"(r = {history['r_median']:.2f}). Neither knows what was heard: a model that does must add to these."
+        f"Copying the previous volume {_changes(copy['skill'])} the train mean's squared error in `{region}` by "
+        f"{abs(copy['skill']):.1%} ({_r(copy['r_median'])} in the median voxel), each voxel's own history "
+        f"{_changes(history['skill'])} it by {abs(history['skill']):.1%} ({_r(history['r_median'])}). Neither knows "
+        "what was heard: a model that does must add to these."
     )
 
 
@@ -207,8 +212,16 @@ def lowered(feature_source, gain, over):
     'the sound raises the squared error that the past leaves by 0.20%'
     """
     leave = "leave" if " and " in over else "leaves"
-    change = "lowers" if gain >= 0 else "raises"
-    return f"{heard(feature_source)} {change} the squared error that {over} {leave} by {abs(gain):.2%}"
+    return f"{heard(feature_source)} {_changes(gain)} the squared error that {over} {leave} by {abs(gain):.2%}"
+
+
+def _changes(skill):
+    """What a model does to an error of which its skill is this share."""
+    return "lowers" if skill >= 0 else "raises"
+
+
+def _r(value):
+    return f"r = {value:.2f}" if np.isfinite(value) else "no r"
 
 
 def _voxel_with_r(row):
@@ -225,8 +238,7 @@ def headline(table, region, delay, *, feature_source="audio", identifiable=True)
     alone_r = "no r (its strength vanished)"
     if np.isfinite(alone["r_median"]):
         alone_r = f"r = {alone['r_median']:.2f} in the median {_voxel_with_r(alone)}"
-    change = "lowers" if row["skill"] >= 0 else "raises"
     return (
         f"In `{region}` {heard(feature_source)} alone reaches {alone_r} at {at}; added "
-        f"to `{row['reference']}`, it {change} the one-step squared error by {abs(row['skill']):.2%}."
+        f"to `{row['reference']}`, it {_changes(row['skill'])} the one-step squared error by {abs(row['skill']):.2%}."
     )

@@ -158,6 +158,8 @@ def test_motion_says_whether_the_answer_changes():
     said = group_sentences.about_motion(whole, still, "auditory", people, limit=0.5)
     assert "Without 2 people who moved more than 0.5 mm on average (00, 04) the answer is the same" in said
     assert said.endswith("The head motion of 2 people is not known.")
+    one = group_sentences.about_motion(whole, still, "auditory", people[:4], limit=0.5)
+    assert one.startswith("Without one person who") and one.endswith("The head motion of one person is not known.")
     fewer = group_stats.region_table(table[table["subject"] < "04"], "gain")
     assert "**the answer changes**" in group_sentences.about_motion(whole, fewer, "auditory", people, limit=0.5)
     assert "too few are left" in group_sentences.about_motion(whole, still[:0], "auditory", people, limit=0.5)
@@ -181,9 +183,14 @@ def test_delay_age_and_language_say_what_is_not_known():
     people["language_side"] = ["left", "left", "left", "right", "bilateral", "n/a"]
     age = group_stats.age_table(table, "gain", people)
     assert "with the gain in `auditory` (95 % interval" in group_sentences.about_age(age, "auditory")
-    assert "not known of four" in group_sentences.about_age(age[:0], "auditory")
+    assert "fewer than four people have a known age and a gain, or" in group_sentences.about_age(age[:0], "auditory")
     said = group_sentences.about_dominance(group_stats.dominance_table(table, "gain", people), "auditory")
     assert "people with language on the left side" in said and "on both sides" in said and "n/a" not in said
+    assert "in 3 people with language on the left side;" in said
+    people.loc[:1, "language_certain"] = False
+    said = group_sentences.about_dominance(group_stats.dominance_table(table, "gain", people), "auditory")
+    assert "in 3 people with language on the left side (2 of them possibly);" in said
+    assert "in one person with language on the right side." in said
     nobody = group_stats.dominance_table(table, "gain", people.assign(language_side="n/a"))
     assert "not known of anybody" in group_sentences.about_dominance(nobody, "auditory")
 

@@ -73,6 +73,13 @@ def test_without_a_positive_control_the_claim_is_hedged():
     assert "It follows the sound" in text and "not every region that must answer to speech was shown to" in text
 
 
+def test_a_region_that_never_varies_is_asked_nothing():
+    table = regions()
+    table[["gain", "partial_r", "p"]] = np.nan
+    text = inference_sentences.about_region(table, "auditory")
+    assert text == "`auditory` does not vary, so nothing can be asked of it."
+
+
 def test_a_part_of_the_voxels_is_said():
     table = regions()
     table["n_region"] = 1934
@@ -117,6 +124,8 @@ def test_primary_region_is_named_before():
 def test_other_regions_are_counted_against_chance():
     text = inference_sentences.about_other_regions(regions(names=("auditory", "a", "b")), "auditory")
     assert "Of 2 other regions 2 reach" in text and "`a`, `b`" in text and "chance alone gives 0.1" in text
+    nobody = inference_sentences.about_other_regions(regions(names=("a", "b")), None)
+    assert nobody.startswith("Of 2 regions 2 reach")
     assert "No other region" in inference_sentences.about_other_regions(regions(), "auditory")
 
 

@@ -1,5 +1,7 @@
 """Figures of quality show what was measured, with units and notes; sentences turn when the numbers turn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +123,11 @@ def test_steadiness_says_what_a_response_can_reach():
     text = says.about_steadiness(measured())
     assert "is 83 times its standard deviation" in text or "is 84 times" in text
     assert "r = 0.42 (17% of the variance)" in text and "r = 0.08" in text
+
+
+def test_a_weak_response_is_not_cut_with_a_strong_one():
+    text = says.about_steadiness(replace(measured(), tsnr=np.full(9, 400.0)))
+    assert "r = 1.00 (100% of the variance)" in text and "0.2 % r = 0.40" in text
 
 
 def test_outliers_left_out_of_the_steadiness_are_told():

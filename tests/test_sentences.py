@@ -46,11 +46,12 @@ def table(*, without=(), partial=0.123, **changes):
     return pd.DataFrame(lines)
 
 
-def sweep(skill, *, spread=0.01, delays=(4.0, 5.0, 6.0, 7.0, 8.0), delay=None, voxels=None, **region):
+def sweep(skill, *, spread=0.01, delays=(4.0, 5.0, 6.0, 7.0, 8.0), delay=None, evidence=None, voxels=None, **region):
     curve = pd.DataFrame({"delay": delays, "region": "responsive", "skill": skill, "fold_spread": spread})
     whole = curve.assign(region="brain", skill=0.9)
     chosen = delays[int(np.argmax(skill))] if delay is None else delay
     row = {
+        "delay": evidence or chosen,
         "low": 5.4,
         "high": 6.8,
         "p": 0.01,
@@ -137,6 +138,14 @@ def test_skill_that_prefers_another_delay_is_shown_beside():
     assert "Δt = 5 s" in sentences.about_delay(sweep(PEAK, delay=5.0))
 
 
+def test_a_delay_chosen_by_skill_is_not_given_the_interval_of_the_evidence():
+    text = sentences.about_delay(sweep(PEAK, delay=8.0, evidence=6.0))
+    assert "**Δt = 8 s** (chosen by skill; by evidence 6 s, 95 % interval 5.4 to 6.8 s); p = 0.01" in text
+    text = sentences.about_delay(sweep([0.1, 0.2], delays=(5.0, 6.0), evidence=5.0, low=np.nan, high=np.nan))
+    assert "(chosen by skill; by evidence 5 s); " in text and "needs at least three delays" in text
+    assert "chosen by skill" not in sentences.about_delay(sweep(PEAK, delay=6.0, evidence=6.0 + 1e-9))
+
+
 def test_missing_interval_is_explained():
     text = sentences.about_delay(sweep([0.1, 0.2], delays=(5.0, 6.0), low=np.nan, high=np.nan))
     assert "needs at least three delays" in text and "95 % interval" not in text
@@ -217,8 +226,10 @@ def test_simulated_truth_is_called_simulated_with_its_signed_difference(truth, o
 
 def test_baseline_sentence_holds_the_numbers_of_the_region():
     text = sentences.about_baselines(table(), REGION)
-    assert "removes 50.3% of the train mean's squared error in `auditory` (r = 0.71 in the median voxel)" in text
-    assert "own history 60.4% (r = 0.77)" in text
+    assert "lowers the train mean's squared error in `auditory` by 50.3% (r = 0.71 in the median voxel)" in text
+    assert "own history lowers it by 60.4% (r = 0.77)" in text
+    text = sentences.about_baselines(table(copy_previous={"skill": -0.6, "r_median": np.nan}), REGION)
+    assert "raises the train mean's squared error in `auditory` by 60.0% (no r in the median voxel)" in text
 
 
 @pytest.mark.parametrize(
@@ -316,10 +327,13 @@ def test_simulated_data_are_called_that_whatever_the_dataset_is_named(sim_dir):
 
 
 def test_volumes_in_no_part_are_explained():
-    params = SimpleNamespace(skip_initial=10.0, delays=[2.0, 10.0], mlp_delays=[4.0, 12.0])
+    params = SimpleNamespace(skip_initial=10.0, delays=[2.0, 10.0], mlp_delays=[4.0, 12.0], history_order=4)
     assert sentences.about_left_out(240, 240, params) == ""
     told = sentences.about_left_out(240, 170, params)
     assert told.startswith("70 of 240 volumes are in no part") and "first 10 s" in told and "2 to 12 s" in told
+    assert told.endswith(", or fewer than 4 volumes with all of it lie before them.")
+    params.history_order = 0
+    assert sentences.about_left_out(240, 170, params).endswith("on the same volumes).")
 
 
 def test_a_delay_that_is_not_identifiable_is_called_so_in_the_headline():
