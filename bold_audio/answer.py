@@ -81,6 +81,7 @@ def test_sound(subject, features, regions):
     Parameters
     ----------
     features : features.SoundFeatures
+        From `controls.other_film`: of a single run with blocks.
     regions : dict of str to array of bool, shape (n_voxels,)
         The first one counts.
 
@@ -90,9 +91,8 @@ def test_sound(subject, features, regions):
     """
     files, params = subject.run.files, subject.params
     how = {"response": params.response, "n_lags": params.sound_lags}
-    design = hearing.design_of([features] * len(files.parts), files, **how)
-    model = OVER_PAST if subject.blocks is None else WITHIN
-    table = inferred.infer_subject_regions(subject, regions, design=design, questions=[model])
+    design = hearing.design_of([features], files, **how)
+    table = inferred.infer_subject_regions(subject, regions, design=design, questions=[WITHIN])
     return float(table["gain"].iloc[0]), float(table["p"].iloc[0])
 
 

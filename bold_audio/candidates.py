@@ -49,15 +49,10 @@ def subject_targets(subject):
     fit, val = inner_validation(subject)
     if params.target == "whitened":
         order = params.history_order
-        found = gram.gram_matrices(
-            subject.Y,
-            volumes=np.arange(fit[0] - order, fit[-1] + 1),
-            train=fit,
-            regions={"all": np.ones(subject.run.n_voxels, bool)},
-            scaled=True,
-            chunk_voxels=params.chunk_voxels,
-        )["all"]
-        whitening = np.r_[1.0, -found.shared_history(fit, order)]
+        volumes = np.arange(fit[0] - order, fit[-1] + 1)
+        whitening = gram.shared_filter(
+            subject.Y, volumes=volumes, train=fit, order=order, chunk_voxels=params.chunk_voxels
+        )
     return coordinates.make_targets(
         subject.Y,
         target=params.target,

@@ -175,11 +175,28 @@ def nuisance_columns(names, *, n_volumes, t_r, train, line=False, estimate=None,
     return pd.DataFrame(columns, index=range(n_volumes))
 
 
-def _drift(n_volumes, t_r, train):
+def slow_cosines(times, *, period=DRIFT_PERIOD):
+    """The discrete cosine basis (`nilearn`'s) down to a period, without the constant.
+
+    Parameters
+    ----------
+    times : array of shape (n_volumes,)
+        Evenly spaced, in seconds.
+    period : float
+        Shortest period of a cosine, in seconds.
+
+    Returns
+    -------
+    array of shape (n_volumes, n_waves)
+    """
     from nilearn.glm.first_level.design_matrix import create_cosine_drift
 
+    return create_cosine_drift(1 / period, times)[:, :-1]  # the last is the constant
+
+
+def _drift(n_volumes, t_r, train):
     first, last = train[0], train[-1] + 1
-    waves = create_cosine_drift(1 / DRIFT_PERIOD, np.arange(last - first) * t_r)[:, :-1]  # the last is the constant
+    waves = slow_cosines(np.arange(last - first) * t_r)
     held = max(1, min(int(round(HOLD / t_r)), last - first))
     parts = [
         np.repeat(waves[:held].mean(axis=0)[None], first, axis=0),

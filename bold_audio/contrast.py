@@ -38,8 +38,6 @@ class ContrastMap:
         distribution does not hold, see `threshold_of`.
     percent : array of shape (n_voxels,)
         Speech against music, in % of the voxel's mean.
-    taps : array of shape (1 + order,)
-        The filter that whitened all voxels.
     n_volumes : int
     dof : int
         Degrees of freedom of t, were the noise white.
@@ -47,7 +45,6 @@ class ContrastMap:
 
     t: np.ndarray
     percent: np.ndarray
-    taps: np.ndarray
     n_volumes: int
     dof: int
 
@@ -118,7 +115,7 @@ def contrast_map(Y, boxcar, *, rows, t_r, order, period=DRIFT_PERIOD, chunk_voxe
         return t, np.where(power > 0, percent, np.nan)
 
     t, percent = (np.concatenate(parts) for parts in zip(*slabs.map(fit), strict=True))
-    return ContrastMap(t, percent, white.taps, len(rows), white.dof - 1)
+    return ContrastMap(t, percent, len(rows), white.dof - 1)
 
 
 def threshold_of(t, level=LEVEL, *, dof=np.inf):
@@ -162,7 +159,7 @@ def threshold_of(t, level=LEVEL, *, dof=np.inf):
     return float(max(spread, 1.0) * stats.t.isf(level / 2 / len(t), dof))
 
 
-def blocks_region(Y, boxcar, *, train, level=LEVEL, **how):
+def blocks_region(Y, boxcar, *, train, **how):
     """Voxels whose contrast inside train alone is over the threshold, in either direction.
 
     Parameters
@@ -171,8 +168,6 @@ def blocks_region(Y, boxcar, *, train, level=LEVEL, **how):
         As for `contrast_map`.
     train : array of int
         Train volumes; no other is looked at, but for the ``order`` before each.
-    level : float
-        Family-wise error over the voxels of ``Y``.
     **how
         ``t_r``, ``order``, ``period``, ``chunk_voxels`` of `contrast_map`.
 
@@ -182,10 +177,10 @@ def blocks_region(Y, boxcar, *, train, level=LEVEL, **how):
         May be all False: then the blocks show nowhere in train.
     """
     found = contrast_map(Y, boxcar, rows=train, **how)
-    return np.abs(np.nan_to_num(found.t)) > threshold_of(found.t, level, dof=found.dof)
+    return np.abs(np.nan_to_num(found.t)) > found.threshold
 
 
-def block_pairs(events, volume_times, *, rows, t_r, delay, rise=RISE):
+def block_pairs(events, volume_times, *, rows, t_r, delay):
     """Pair neighbouring speech and music blocks, each by the volumes that show it fully.
 
     Parameters
@@ -200,18 +195,17 @@ def block_pairs(events, volume_times, *, rows, t_r, delay, rise=RISE):
         Repetition time, in seconds.
     delay : float
         From sound to the response half way up, in seconds; the same as the delay of the peak to a short sound.
-    rise : float
-        Seconds left out on both sides of each change of block, at most a quarter of a block.
 
     Returns
     -------
     list of (music, speech) arrays of int
-        Volumes; no block is in two pairs. A block of which fewer than half of the volumes may be used is in none.
+        Volumes, without `RISE` seconds (at most a quarter of a block) on both sides of each change; no block is in two
+        pairs. A block of which fewer than half of the volumes may be used is in none.
 
     Examples
     --------
     >>> film = pd.DataFrame({"onset": [0, 8, 16], "duration": 8, "trial_type": ["music", "speech", "music"]})
-    >>> block_pairs(film, np.arange(30), rows=np.arange(30), t_r=1.0, delay=3, rise=2)
+    >>> block_pairs(film, np.arange(30), rows=np.arange(30), t_r=1.0, delay=3)
     [(array([5, 6, 7, 8]), array([13, 14, 15, 16]))]
     """
     middle = np.asarray(volume_times, dtype=float) + t_r / 2
@@ -220,7 +214,7 @@ def block_pairs(events, volume_times, *, rows, t_r, delay, rise=RISE):
     pairs, waiting = [], None
     for onset, duration, kind in events[["onset", "duration", "trial_type"]].itertuples(index=False):
         onset, duration = float(onset), float(duration)
-        edge = min(rise, duration / 4)
+        edge = min(RISE, duration / 4)
         shown = (middle >= onset + delay + edge) & (middle < onset + duration + delay - edge)
         expected = volumes_of(duration - 2 * edge, t_r)
         if not 2 * np.count_nonzero(shown & usable) >= expected:

@@ -3,21 +3,15 @@
 import numpy as np
 import pandas as pd
 
-from bold_audio.significance import LEVEL
-
 LANGUAGE = {"left": "on the left", "right": "on the right", "bilateral": "on both sides"}
 
 
-def about_contrast(found, *, regions=None, inside=None):
-    """Where speech and music differ: the map, and the test of each region.
+def about_contrast(found):
+    """Where speech and music differ on the map.
 
     Parameters
     ----------
     found : contrast.ContrastMap
-    regions : DataFrame, optional
-        From `contrast.region_contrast`, with the column ``region``.
-    inside : array of bool, shape (n_voxels,), optional
-        Voxels in the named regions: the sentence then says how many of those over the threshold lie there.
     """
     known = np.isfinite(found.t)
     if not known.any():
@@ -31,24 +25,9 @@ def about_contrast(found, *, regions=None, inside=None):
     text += f"; the median t is {np.median(found.t[known]):+.1f}). "
     if over:
         peak = int(np.nanargmax(found.t))
-        text += f"The highest t is {found.t[peak]:.1f} ({found.percent[peak]:+.2f} % of that voxel's mean)"
-        text += (
-            f"; {int(np.sum(found.t[inside] > limit))} of the {over} lie in the named regions. "
-            if inside is not None
-            else ". "
-        )
+        text += f"The highest t is {found.t[peak]:.1f} ({found.percent[peak]:+.2f} % of that voxel's mean). "
     elif not under:
         text += "The blocks show nowhere on this map. "
-    for row in () if regions is None else regions.itertuples():
-        if not np.isfinite(row.t):
-            text += f"`{row.region}` does not vary. "
-            continue
-        verdict = "higher during speech" if row.t > 0 else "higher during music"
-        verdict = verdict if row.p <= LEVEL else "not different"
-        text += (
-            f"`{row.region}` is {verdict} ({row.percent:+.2f} %, t = {row.t:.1f} over {row.n_pairs} pairs of blocks, "
-            f"p = {row.p:.2g}). "
-        )
     return text.strip()
 
 

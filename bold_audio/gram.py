@@ -133,6 +133,23 @@ def gram_matrices(Y, *, volumes, train, regions, scaled, chunk_voxels=8192):
     return {name: Gram(K, first, counts[name]) for name, K in sums.items()}
 
 
+def shared_filter(Y, *, volumes, train, order, chunk_voxels=8192):
+    """The filter 1, −φ_1, … that whitens ``train``, one for all voxels, each of which counts alike.
+
+    Y, volumes, train and chunk_voxels are as for `gram_matrices`.
+
+    Returns
+    -------
+    array of shape (1 + order,)
+        Drift is left in what it is estimated of.
+    """
+    everything = {"all": np.ones(Y.shape[1], bool)}
+    K = gram_matrices(Y, volumes=volumes, train=train, regions=everything, scaled=True, chunk_voxels=chunk_voxels)[
+        "all"
+    ]
+    return np.r_[1.0, -K.shared_history(train, order)]
+
+
 def centred_slab(Y, train, *, scaled):
     """Take off each voxel's mean over ``train`` and, with ``scaled``, divide by its standard deviation there.
 

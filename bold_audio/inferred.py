@@ -37,12 +37,12 @@ def ensure_voxels(subject):
         found = infer_subject_voxels(subject)
         arrays = {name: found.voxels[name].to_numpy() for name in found.voxels}
         counts = np.array([found.n_shifts, found.n_randomised])
-        write_arrays(path, arrays | {"largest": found.largest, "counts": counts})
+        write_arrays(path, arrays | {"counts": counts})
         write_voxel_maps(subject, found)
         subject.record(STEP[0], key=key)
     with np.load(path) as kept:
-        voxels = pd.DataFrame({name: kept[name] for name in kept.files if name not in ("largest", "counts")})
-        return voxel_inference.VoxelInference(voxels, kept["largest"], *map(int, kept["counts"]))
+        voxels = pd.DataFrame({name: kept[name] for name in kept.files if name != "counts"})
+        return voxel_inference.VoxelInference(voxels, *map(int, kept["counts"]))
 
 
 def infer_subject_voxels(subject, *, seed=None):
@@ -186,12 +186,11 @@ def _scaled(A, taps, rows, fit):
 
 
 def _taps(Y, volumes, rows, params):
-    """The filter 1, −φ_1, … that whitens ``rows``, one for all voxels of Y."""
-    everything = {"all": np.ones(Y.shape[1], bool)}
-    K = gram.gram_matrices(
-        Y, volumes=volumes, train=rows, regions=everything, scaled=True, chunk_voxels=params.chunk_voxels
-    )["all"]
-    return np.r_[1.0, -K.shared_history(rows, params.history_order)]
+    """The filter that whitens ``rows``, one for all voxels of Y."""
+    # Estimated with the drift in, unlike that of `whitening`. Voxels lose it afterwards, by cosines filtered alike
+    # (`drift_of`); of regions the filter itself takes what it can. The rates in calibration.tsv were measured so.
+    how = {"order": params.history_order, "chunk_voxels": params.chunk_voxels}
+    return gram.shared_filter(Y, volumes=volumes, train=rows, **how)
 
 
 def _shifts(subject, grid):

@@ -115,9 +115,7 @@ def choose_delay(Y, sound, *, rows, order, alphas, chooses=None, chunk_voxels=81
     """
     chooses = np.ones(Y.shape[1], bool) if chooses is None else chooses
     run = {"volumes": np.arange(rows[0] - order, rows[-1] + 1), "train": rows}
-    whole = {"all": np.ones(Y.shape[1], bool)}
-    found = gram.gram_matrices(Y, **run, regions=whole, scaled=True, chunk_voxels=chunk_voxels)["all"]
-    white = np.r_[1.0, -found.shared_history(rows, order)]
+    white = gram.shared_filter(Y, **run, order=order, chunk_voxels=chunk_voxels)
     basis = evidence.make_basis(np.stack([sweep.features_of(A, white, rows) for A in sound.at]), alphas)
     slabs = gram.Slabs(Y, **run, taps=white, chunk_voxels=min(chunk_voxels, sweep.SLAB))
     log_b = np.concatenate(slabs.map(lambda _, y: evidence.log_evidence(y, basis)), axis=1)

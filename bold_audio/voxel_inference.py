@@ -2,19 +2,19 @@ r"""Which voxels follow the sound, over the whole run: one statistic, every surr
 
 **The statistic** is the log evidence of `evidence` at a few fixed ridge strengths: what the sound explains of a voxel
 once the past (a filter that whitens) and the run's drift are taken off both, in place: nothing is held out. It is
-averaged over the delays of the window as over the strengths, for the sound in its place and for every surrogate alike:
-which delay is inside. (The largest in place of the average found .69 of the weak voxels that were planted in place of
-.75.) It is never exactly zero, as a gain after selection is.
+averaged over the delays of the window as over the strengths, for the sound in its place and for every surrogate alike,
+so the choice of the delay is part of the statistic. (The largest in place of the average found .69 of the weak voxels
+that were planted in place of .75.) It is never exactly zero, as a gain after selection is.
 
 **Surrogates.** Shift and delay compose: n volumes have n designs delayed by whole repetition times (and as many in
 between where the repetition time is long); each is scored once and serves every shift at every delay. Played are the
 sound itself, at its admissible circular shifts, and phase-randomised versions of it, at every shift.
 
 **Three p values.** A run has a few hundred shifts, so one voxel's rank among its own cannot reach what 20,000 voxels
-need. Each voxel is therefore studentised by the mean and spread of its own surrogates, and ranked among those of all
-voxels together (`p`; `q` is Benjamini and Hochberg's). `p_fwe` ranks it among the largest of all voxels in each
-surrogate: the family-wise error, whatever the voxels have in common; as many neighbouring shifts as a window of delays
-holds count as one.
+need. Each voxel is therefore scaled by the median, and the distance from it to the 90 % quantile, of all its circular
+designs, the sound's own place among them, and ranked among the surrogates of all voxels together (`p`; `q` is Benjamini
+and Hochberg's). `p_fwe` ranks it among the largest of all voxels in each surrogate: the family-wise error, whatever the
+voxels have in common; as many neighbouring shifts as a window of delays holds count as one.
 
 .. [1] Nichols & Holmes (2002). Nonparametric permutation tests for functional neuroimaging. Hum. Brain Mapp. 15, 1-25.
 """
@@ -26,7 +26,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from bold_audio import evidence, significance
-from bold_audio.confounds import DRIFT_PERIOD
+from bold_audio.confounds import slow_cosines
 from bold_audio.gram import filtered, on_all_cores
 
 ALPHAS = (32.0, 128.0, 512.0, 2048.0)  # strengths averaged over, for features of variance 1
@@ -102,14 +102,11 @@ class VoxelInference:
     voxels : DataFrame
         One row per voxel: ``z`` (scaled evidence), ``p`` (pooled), ``q``, ``p_fwe``, ``delay``, ``low``, ``high``
         (s; posterior median and 95 % interval over the window).
-    largest : array of shape (n_surrogates,)
-        Largest z of all voxels in each surrogate.
     n_shifts, n_randomised : int
         Surrogates that are circular shifts of the sound, and of its phase-randomised versions.
     """
 
     voxels: pd.DataFrame
-    largest: np.ndarray
     n_shifts: int
     n_randomised: int
 
@@ -164,7 +161,7 @@ def infer_voxels(slabs, X, grid, *, nuisance, shifts, n_randomised=None, alphas=
     voxels.insert(1, "p", p)
     voxels.insert(2, "q", false_discovery_control(p))
     voxels.insert(3, "p_fwe", significance.p_value(z, largest[:, None], alike=grid.alike))
-    return VoxelInference(voxels, largest, len(shifts), n_randomised * n_rows)
+    return VoxelInference(voxels, len(shifts), n_randomised * n_rows)
 
 
 def orthonormal(nuisance, n_rows):
@@ -188,11 +185,10 @@ def drift_of(volume_times, starts, rows, taps):
     taps : sequence of float
         Filter, as for `gram.Gram.target`.
     """
-    from nilearn.glm.first_level.design_matrix import create_cosine_drift
-
     columns = []
     for first, stop in zip(starts, [*starts[1:], len(volume_times)], strict=True):
-        waves = create_cosine_drift(1 / DRIFT_PERIOD, volume_times[first:stop])  # the last column is the mean
+        waves = slow_cosines(volume_times[first:stop])
+        waves = np.column_stack([waves, np.ones(len(waves))])
         own = np.zeros((len(volume_times), waves.shape[1]))
         own[first:stop] = waves
         columns.append(own)

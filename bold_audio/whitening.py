@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bold_audio import gram
-from bold_audio.confounds import DRIFT_PERIOD
+from bold_audio.confounds import DRIFT_PERIOD, slow_cosines
 from bold_audio.files import ParameterError
 from bold_audio.pairing import stretches
 
@@ -52,8 +52,6 @@ def drift_cosines(n_volumes, t_r, *, rows, before=0, period=DRIFT_PERIOD):
            [-0.38,  1.  ],
            [-0.92,  1.  ]])
     """
-    from nilearn.glm.first_level.design_matrix import create_cosine_drift
-
     if not period > 0:
         raise ParameterError(f"period must be > 0 s, got {period} - 128 s keeps the film's blocks")
     parts = []
@@ -62,7 +60,7 @@ def drift_cosines(n_volumes, t_r, *, rows, before=0, period=DRIFT_PERIOD):
         part = np.zeros((n_volumes, 1))
         part[volumes] = 1
         if len(volumes) > 2:
-            waves = create_cosine_drift(1 / period, np.arange(len(volumes)) * t_r)[:, :-1]  # the last is the constant
+            waves = slow_cosines(np.arange(len(volumes)) * t_r, period=period)
             part = np.pad(part, ((0, 0), (waves.shape[1], 0)))
             part[volumes, :-1] = waves / np.sqrt(2 / len(volumes))
         parts.append(part)

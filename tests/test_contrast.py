@@ -122,7 +122,8 @@ def test_map_equals_nilearns_glm_on_filtered_volumes_widened_by_what_the_filter_
     Y = (noise(rng, 25) + 8 * np.nan_to_num(BOXCAR) * np.arange(25)).astype(np.float32)
     found = contrast.contrast_map(Y, BOXCAR, rows=ROWS, chunk_voxels=7, **HOW)
     design = np.hstack([np.nan_to_num(BOXCAR), whitening.drift_cosines(N, T_R, rows=ROWS, before=ORDER)])
-    filtered = [lfilter(found.taps, [1.0], one.astype(float), axis=0)[ROWS] for one in (Y - 1000, design)]
+    taps = whitening.fit_whitening(Y, rows=ROWS, chunk_voxels=7, **HOW).taps
+    filtered = [lfilter(taps, [1.0], one.astype(float), axis=0)[ROWS] for one in (Y - 1000, design)]
     labels, results = run_glm(*filtered, noise_model="ols")
     known = compute_contrast(labels, results, np.eye(design.shape[1])[0], stat_type="t")
     weights, *_ = np.linalg.lstsq(filtered[1], filtered[0], rcond=None)
