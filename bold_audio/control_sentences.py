@@ -22,10 +22,10 @@ def about_contrast(found):
         f"Speech against music blocks, {found.n_volumes} volumes: {over} of {known.sum()} voxels are higher during "
         f"speech and {under} during music (|t| > {limit:.1f}, 5 % family-wise by the spread of all t values"
     )
-    text += f"; the median t is {np.median(found.t[known]):+.1f}). "
+    text += f"; the median t is {np.median(found.t[known]):+z.1f}). "
     if over:
         peak = int(np.nanargmax(found.t))
-        text += f"The highest t is {found.t[peak]:.1f} ({found.percent[peak]:+.2f} % of that voxel's mean). "
+        text += f"The highest t is {found.t[peak]:z.1f} ({found.percent[peak]:+z.2f} % of that voxel's mean). "
     elif not under:
         text += "The blocks show nowhere on this map. "
     return text.strip()
@@ -65,7 +65,7 @@ def about_controls(table):
         found = f"**`{row.region}` shows the film** (p = {row.p:.2g})"
         if row.control not in BY_BLOCKS:  # a sound that nobody heard
             found = (
-                f"**{row.control}, adds within the blocks of `{row.region}`** (gain {row.value:+.4f}, p = {row.p:.2g})"
+                f"**{row.control}, adds within the blocks of `{row.region}`** (gain {row.value:+z.4f}, p = {row.p:.2g})"
             )
         text += f"{found}, which it must not: look for motion, drift or leaks. "
     if len(negative) == 1:
@@ -100,9 +100,9 @@ def about_ceiling(table, *, left_out=None, reason=""):
     n_people = int(best["n_people"])
     text = (
         f"The mean of the other people's scans predicts a person's best in `{best['region']}`, r = "
-        f"{best['ceiling']:.2f} (Fisher mean of {n_people} people"
+        f"{best['ceiling']:z.2f} (Fisher mean of {n_people} people"
     )
-    text += f", from {best['low']:.2f} to {best['high']:.2f}). " if "low" in table else "). "
+    text += f", from {best['low']:z.2f} to {best['high']:z.2f}). " if "low" in table else "). "
     if "chance" in table:
         under = table[table["ceiling"] <= table["chance"]]
         if len(under):
@@ -110,12 +110,12 @@ def about_ceiling(table, *, left_out=None, reason=""):
     if "own" in table:
         if np.isfinite(best["share"]):
             text += (
-                f"Of this person it predicts r = {best['own']:.2f} there; `sound` reaches r = {best['r']:.2f}, "
+                f"Of this person it predicts r = {best['own']:z.2f} there; `sound` reaches r = {best['r']:z.2f}, "
                 f"{best['share']:.0%} of that. "
             )
         elif np.isfinite(best["own"]):
             text += (
-                f"Of this person it predicts r = {best['own']:.2f} there, which is not shown to be more than chance: "
+                f"Of this person it predicts r = {best['own']:z.2f} there, which is not shown to be more than chance: "
                 "`sound` has no ceiling to be held against. "
             )
         over = table[table["r"] > table["own"]]
@@ -154,7 +154,7 @@ def about_hemispheres(table):
                 f"{row.delay_right:g} s right; {sure})"
             )
         if np.isfinite(row.score_difference):
-            text += f"; gain {row.score_left:+.4f} left, {row.score_right:+.4f} right"
+            text += f"; gain {row.score_left:+z.4f} left, {row.score_right:+z.4f} right"
         lines.append(text + ".")
     first = table.iloc[0]
     if first["language_side"] == "n/a":

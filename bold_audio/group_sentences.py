@@ -48,7 +48,7 @@ def about_region(table, region, *, value, feature_source="audio"):
         return f"`{region}` was found in one person only: there is nothing to say over people."
     text = (
         f"In `{region}` {lowered(feature_source, row['mean'], OVER[value])}, in the mean of {row['n_people']:.0f} "
-        f"people (gain: 95 % interval {row['low']:+.2%} to {row['high']:+.2%}, Student's t; "
+        f"people (gain: 95 % interval {row['low']:+z.2%} to {row['high']:+z.2%}, Student's t; "
         f"above 0 in {row['n_above']:.0f}), "
         f"p = {row['p']:.2g} by sign flips, {row['p_fwe']:.2g} family-wise over {table['p'].notna().sum()} regions. "
     )
@@ -87,7 +87,7 @@ def about_motion(table, still, region, people, *, limit):
     a, b = whole.iloc[0], rest.iloc[0]
     same = "the answer is the same" if (a["p"] <= LEVEL) == (b["p"] <= LEVEL) else "**the answer changes**"
     return (
-        f"{text} {same}: mean {a['mean']:+.4f}, p = {a['p']:.2g} becomes {b['mean']:+.4f}, p = {b['p']:.2g}.{unknown}"
+        f"{text} {same}: mean {a['mean']:+z.4f}, p = {a['p']:.2g} becomes {b['mean']:+z.4f}, p = {b['p']:.2g}.{unknown}"
     )
 
 
@@ -100,7 +100,9 @@ def about_delay(table, region):
     text = f"The delay of `{region}` is identifiable in {row['n_identifiable']} of {row['n_people']} people, mean "
     text += f"{row['delay']:.1f} s"
     return (
-        f"{text} (95 % interval {row['low']:.1f} to {row['high']:.1f} s)." if row["n_identifiable"] > 1 else f"{text}."
+        f"{text} (95 % interval {row['low']:z.1f} to {row['high']:z.1f} s)."
+        if row["n_identifiable"] > 1
+        else f"{text}."
     )
 
 
@@ -136,8 +138,8 @@ def about_age(table, region):
         return "Age: fewer than four people have a known age and a gain, or one of the two does not vary."
     row = rows.iloc[0]
     return (
-        f"Age: r = {row['r']:+.2f} with the gain in `{region}` (95 % interval {row['low']:+.2f} to {row['high']:+.2f}, "
-        f"{row['n_people']} people, p = {row['p']:.2g})."
+        f"Age: r = {row['r']:+z.2f} with the gain in `{region}` (95 % interval {row['low']:+z.2f} to "
+        f"{row['high']:+z.2f}, {row['n_people']} people, p = {row['p']:.2g})."
     )
 
 
@@ -148,11 +150,11 @@ def about_dominance(table, region):
         return "Language dominance: not known of anybody here."
     told = []
     for row in rows.itertuples():
-        span = f" (95 % interval {row.low:+.4f} to {row.high:+.4f})" if np.isfinite(row.low) else ""
+        span = f" (95 % interval {row.low:+z.4f} to {row.high:+z.4f})" if np.isfinite(row.low) else ""
         side = "both sides" if row.language_side == "bilateral" else f"the {row.language_side} side"
         unsure = row.n_people - row.n_certain
         hedge = f" ({unsure} of them possibly)" if unsure else ""
-        told.append(f"{row.mean:+.4f}{span} in {_people(row.n_people)} with language on {side}{hedge}")
+        told.append(f"{row.mean:+z.4f}{span} in {_people(row.n_people)} with language on {side}{hedge}")
     return f"Left − right of the gain in `{region}`: {'; '.join(told)}."
 
 

@@ -53,9 +53,10 @@ def about_region(table, region, *, intervals=None, feature_source="audio", may_c
     if not np.isfinite(row["gain"]):
         return f"`{region}` does not vary, so nothing can be asked of it."
     used = f"{row['n_voxels']:.0f}" + (f" of {row['n_region']:.0f}" if row["n_voxels"] < row["n_region"] else "")
+    partial = f"partial r = {row['partial_r']:z.3f}" if np.isfinite(row["partial_r"]) else "no partial r"
     text = (
-        f"In `{region}` {lowered(feature_source, row['gain'], row['over'])} (gain {row['gain']:+.4f}, "
-        f"partial r = {row['partial_r']:.3f} in the median of {used} voxels, out of fold over the whole run), "
+        f"In `{region}` {lowered(feature_source, row['gain'], row['over'])} (gain {row['gain']:+z.4f}, "
+        f"{partial} in the median of {used} voxels, out of fold over the whole run), "
         f"p = {row['p']:.2g} ({row['n_surrogates']:.0f} surrogates)."
     )
     return f"{text} {_verdict(rows, row, name, may_claim)}{_delays(row, region, intervals)}"
@@ -74,7 +75,7 @@ def _verdict(rows, row, name, may_claim):
     if over is not None and over["p"] <= LEVEL and over["gain"] > 0:
         return (
             "**It follows the blocks, not the sound within them**, as far as this run can tell: over the past alone "
-            f"the gain is {over['gain']:+.4f}, p = {over['p']:.2g}; that it follows more than the blocks is not shown."
+            f"the gain is {over['gain']:+z.4f}, p = {over['p']:.2g}; that it follows more than the blocks is not shown."
         )
     return "**Nothing is shown:** chance does as much."
 

@@ -9,7 +9,7 @@ NEAR = 0.01  # skill below which a model predicts no better than the mean, for t
 
 
 def _with_spread(value, spread):
-    return f"{value:+.4f} ± {spread:.4f}"
+    return f"{value:+z.4f} ± {spread:.4f}"
 
 
 def _row(table, **wanted):
@@ -20,7 +20,9 @@ def _row(table, **wanted):
 
 def about_out_of_fold(table, region, *, feature_source="audio"):
     """What the sound adds in a region over the whole run, each volume predicted by a model that never saw it."""
-    lines, name = [], heard(feature_source)
+    lines, name, first = [], heard(feature_source), _row(table, region=region)
+    if not np.isfinite(first["skill"]):
+        return f"`{region}` does not vary, so there is nothing to predict out of fold."
     for model, past in (
         ("history_sound", "own history"),
         ("history_blocks_sound", "own history and the film's blocks"),
@@ -31,13 +33,12 @@ def about_out_of_fold(table, region, *, feature_source="audio"):
         verdict = "is not shown to add to"
         if clear_of_0(row["skill"], row["fold_spread"], row["n_folds"]):
             verdict = "adds to" if row["skill"] > 0 else "takes away from"
-        partial = f", partial r {row['partial_r_median']:.3f} in the median voxel that has it"
+        partial = f", partial r {row['partial_r_median']:z.3f} in the median voxel that has it"
         partial = partial if np.isfinite(row["partial_r_median"]) else ", no voxel was given it"
         lines.append(
             f"In `{region}` {name} {verdict} what {past} predict{'s' if model == 'history_sound' else ''}: gain "
             f"{_with_spread(row['skill'], row['fold_spread'])} (standard error over folds{partial})."
         )
-    first = _row(table, region=region)
     lines.append(
         f"Out of fold over the whole run: {first['n_volumes']} volumes, {_voxels(first)}, one-step; delay, "
         "voxels and strengths were chosen inside each fold. No significance is claimed: that takes surrogates. The "
@@ -49,8 +50,10 @@ def about_out_of_fold(table, region, *, feature_source="audio"):
 def about_partition(table, region, *, feature_source="audio"):
     """What the sound alone explains, and what it shares."""
     whole, sound = table[table["kind"] == "model"].iloc[-1], _row(table, kind="unique", bands="sound")
+    if not np.isfinite(whole["skill"]):
+        return f"`{region}` does not vary, so there is nothing to part."
     text = (
-        f"All bands together reach an out-of-fold skill of {whole['skill']:.3f} in `{region}` "
+        f"All bands together reach an out-of-fold skill of {whole['skill']:z.3f} in `{region}` "
         f"({_voxels(whole)}). Unique to {heard(feature_source)} is "
         f"{_with_spread(sound['skill'], sound['fold_spread'])}"
     )
@@ -62,7 +65,7 @@ def about_partition(table, region, *, feature_source="audio"):
     ):
         row = _row(table, kind="shared", bands=bands)
         if row is not None:
-            parts.append(f"{row['skill']:+.4f} with {what}")
+            parts.append(f"{row['skill']:+z.4f} with {what}")
     text += f"; it shares {', '.join(parts)}."
     if (table.loc[table["kind"] != "model", "skill"] < 0).any():
         text += " Parts below 0 are bands that did not hold on volumes they were not fitted on, or suppression."
@@ -90,8 +93,8 @@ def about_ablations(table, region):
     loud, rest, whole = (_row(done, features=name) for name in ("c0 (loudness) only", "MFCCs without c0", "all MFCCs"))
     if loud is not None and rest is not None and whole is not None and _is_more_than_nothing(whole):
         text += (
-            f" Loudness alone reaches {loud['skill'] / whole['skill']:.0%} of the skill of all MFCCs, the others "
-            f"without it {rest['skill'] / whole['skill']:.0%}."
+            f" Loudness alone reaches {loud['skill'] / whole['skill']:z.0%} of the skill of all MFCCs, the others "
+            f"without it {rest['skill'] / whole['skill']:z.0%}."
         )
     return text + missing
 
@@ -111,21 +114,22 @@ def about_responses(table, region, *, feature_source="audio"):
     single, done, missing = table.iloc[0], table.dropna(subset=["skill"]), _not_done(table)
     if not len(done) or single["features"] not in set(done["features"]):
         return f"The responses could not be compared in `{region}`: {single['note']}."
-    parts = [f"{row.features} {row.skill:+.4f} ± {row.fold_spread:.4f}" for row in done.itertuples()]
+    parts = [f"{row.features} {row.skill:+z.4f} ± {row.fold_spread:.4f}" for row in done.itertuples()]
     text = f"Out-of-fold skill of {heard(feature_source)} alone in `{region}` ({_voxels(single)}): {', '.join(parts)}."
     best = done.loc[done["skill"].idxmax()]
     if not np.isfinite(best["ratio"]):
         return f"{text} None is clearly above 0, so what a single delay loses cannot be said.{missing}"
     if best["features"] == single["features"]:
         return f"{text} A single delay loses nothing here.{missing}"
-    return f"{text} A single delay reaches {single['ratio']:.0%} of the best, {best['features']}.{missing}"
+    return f"{text} A single delay reaches {single['ratio']:z.0%} of the best, {best['features']}.{missing}"
 
 
 def about_horizon(table, t_r, region):
     """How long each model tells more than the mean, to within 1 % of its error."""
-    models = list(dict.fromkeys(table["model"]))
+    if not table["skill"].notna().any():
+        return f"`{region}` does not vary, so nothing can be said of how far ahead a model sees."
     parts = []
-    for name in models:
+    for name in dict.fromkeys(table["model"]):
         rows = table[table["model"] == name].sort_values("horizon")
         if name == "constant":
             continue
@@ -151,14 +155,16 @@ def about_learning_curve(table, region, *, feature_source="audio"):
         verdict = "is still rising" if change > 0 else "is falling"
     return (
         f"In `{region}` the out-of-fold skill of {heard(feature_source)} {verdict} from {before['n_fit']:.0f} to "
-        f"{last['n_fit']:.0f} volumes fitted on ({before['skill']:+.4f} to "
+        f"{last['n_fit']:.0f} volumes fitted on ({before['skill']:+z.4f} to "
         f"{_with_spread(last['skill'], last['fold_spread'])}); its gain over own history goes from "
-        f"{before['gain']:+.4f} to {_with_spread(last['gain'], last['gain_spread'])}."
+        f"{before['gain']:+z.4f} to {_with_spread(last['gain'], last['gain_spread'])}."
     )
 
 
 def about_effective(table, region):
     """How few independent samples a correlation is worth."""
+    if not table["n_eff"].notna().any():
+        return f"Neither `{region}` nor a feature varies, so no correlation is worth anything."
     low, high = table.loc[table["n_eff"].idxmin()], table.loc[table["n_eff"].idxmax()]
     return (
         f"A correlation of a feature with a voxel of `{region}` over {low['n_volumes']:.0f} volumes is worth "

@@ -78,7 +78,7 @@ def about_delay(found, *, block_length=None, truth=None, feature_source="audio")
             f"shifted ({sure}). "
         )
         text += f"Δt = {found.delay:g} s{span} is only the largest of what chance gives. "
-    text += f"At that delay the skill on held-out volumes is {here['skill']:.4f} ± {here['fold_spread']:.4f}"
+    text += f"At that delay the skill on held-out volumes is {here['skill']:z.4f} ± {here['fold_spread']:.4f}"
     text += f"; by skill alone the best delay is {curve['skill'].idxmax():g} s."
     if not np.isfinite(row["low"]):
         text += " An interval needs at least three delays."
@@ -91,7 +91,7 @@ def about_delay(found, *, block_length=None, truth=None, feature_source="audio")
         )
     if truth is not None:
         off = found.delay - truth
-        text += f" The delay that fits the planted (simulated) response best is {truth:.2f} s: off by {off:+.2f} s."
+        text += f" The delay that fits the planted (simulated) response best is {truth:.2f} s: off by {off:+z.2f} s."
     return text
 
 
@@ -119,13 +119,13 @@ def about_settings(table, *, feature_source="audio"):
     best = sound.loc[sound["skill"].idxmax()]
     text = (
         f"{len(table):,} settings. The best with {first} alone: {best['n_features']:.0f} features, "
-        f"{best['n_lags']:.0f} further windows, Δt = {best['delay']:g} s, skill {best['skill']:.4f}. "
+        f"{best['n_lags']:.0f} further windows, Δt = {best['delay']:g} s, skill {best['skill']:z.4f}. "
         "It is the best of many, so it flatters."
     )
     blocks = table[table["n_features"] == 0]
     if len(blocks):
         both = table[table["blocks"] & (table["n_features"] > 0)]
-        text += f" The blocks alone reach {blocks['skill'].max():.4f}, {again} and blocks {both['skill'].max():.4f}."
+        text += f" The blocks alone reach {blocks['skill'].max():z.4f}, {again} and blocks {both['skill'].max():z.4f}."
     return text
 
 
@@ -138,6 +138,8 @@ def row_of(table, model, region, prediction="one_step"):
 def about_baselines(table, region):
     """How strong the models that hear nothing are."""
     copy, history = (row_of(table, name, region) for name in ("copy_previous", "history"))
+    if not np.isfinite(copy["skill"]):
+        return f"`{region}` does not vary in these volumes, so there is nothing to predict."
     return (
         f"Copying the previous volume {_changes(copy['skill'])} the train mean's squared error in `{region}` by "
         f"{abs(copy['skill']):.1%} ({_r(copy['r_median'])} in the median voxel), each voxel's own history "
@@ -155,8 +157,8 @@ def about_mlp(table, region):
     ridge = min((row_of(table, name, region) for name in names), key=lambda row: row["mse"])
     verdict = "has a smaller error than" if mlp["mse"] < ridge["mse"] else "does **not** beat"
     gains = ""
-    if mlp["reference"] == "history":
-        gains = f"; over own history the network gains {mlp['skill']:+.4f}, ridge {ridge['skill']:+.4f}"
+    if mlp["reference"] == "history" and np.isfinite(mlp["skill"]):
+        gains = f"; over own history the network gains {mlp['skill']:+z.4f}, ridge {ridge['skill']:+z.4f}"
     return (
         f"In `{region}` the MLP {verdict} ridge (`{ridge['model']}`): MSE {mlp['mse']:.4g} against "
         f"{ridge['mse']:.4g}, same volumes, one-step{gains}."
@@ -180,10 +182,10 @@ def about_expectations(table, region, *, feature_source="audio"):
         tail += " vanished in every voxel, so it has no r to compare."
     else:
         tail = (
-            f"{name} alone reaches r = {r:.3f} in the median {_voxel_with_r(sound)} of `{region}` and {top:.3f} in the "
-            "best one; "
-            f"it expected {EXPECTED_R[0]}–{EXPECTED_R[1]} on average and {EXPECTED_BEST_R[0]}–{EXPECTED_BEST_R[1]} in "
-            f"the best voxels of auditory cortex{'' if region == 'auditory' else ', which is not the same region'}."
+            f"{name} alone reaches r = {r:z.3f} in the median {_voxel_with_r(sound)} of `{region}` and {top:z.3f} in "
+            f"the best one; it expected {EXPECTED_R[0]}–{EXPECTED_R[1]} on average and "
+            f"{EXPECTED_BEST_R[0]}–{EXPECTED_BEST_R[1]} in the best voxels of auditory cortex"
+            f"{'' if region == 'auditory' else ', which is not the same region'}."
         )
     return (
         f"The original project expected a test MSE of the order {EXPECTED_MSE:.0e}: the smallest one-step MSE here is "
@@ -221,7 +223,7 @@ def _changes(skill):
 
 
 def _r(value):
-    return f"r = {value:.2f}" if np.isfinite(value) else "no r"
+    return f"r = {value:z.2f}" if np.isfinite(value) else "no r"
 
 
 def _voxel_with_r(row):
@@ -235,9 +237,11 @@ def headline(table, region, delay, *, feature_source="audio", identifiable=True)
     at = f"Δt = {delay:g} s" + ("" if identifiable else " (not identifiable: no delay is shown)")
     name = "history_blocks_sound" if row_of(table, "history_blocks_sound", region) is not None else "history_sound"
     row, alone = row_of(table, name, region), row_of(table, "sound", region)
+    if not np.isfinite(row["skill"]):
+        return f"`{region}` does not vary in the test part, so nothing can be said of it."
     alone_r = "no r (its strength vanished)"
     if np.isfinite(alone["r_median"]):
-        alone_r = f"r = {alone['r_median']:.2f} in the median {_voxel_with_r(alone)}"
+        alone_r = f"r = {alone['r_median']:z.2f} in the median {_voxel_with_r(alone)}"
     return (
         f"In `{region}` {heard(feature_source)} alone reaches {alone_r} at {at}; added "
         f"to `{row['reference']}`, it {_changes(row['skill'])} the one-step squared error by {abs(row['skill']):.2%}."

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bold_audio import anatomy, bids, ceiling, ceiling_figures, runs, workflow
+from bold_audio import anatomy, answer, bids, ceiling, ceiling_figures, group, prepare, runs, workflow
 from bold_audio.files import DataError
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
@@ -184,6 +184,13 @@ def test_people_of_a_dataset_are_read_and_those_who_do_not_fit_are_named(three_p
     assert ceiling.params_of(params, "02").n_mfcc == 5 and ceiling.params_of(params, "02").subject == "02"
     found = ceiling.intersubject_ceiling(people).set_index("region")
     assert found.loc["planted_auditory_right", "ceiling"] > 0.5
+    scores = pd.DataFrame({"region": ["planted_auditory_right"], "r": [0.1]})
+    table, left_out, why = answer.find_ceiling(prepare.open_subject(params), scores)
+    assert (table["own"] > table["own_chance"]).all() and set(left_out) == {"03", "04", "05"} and why == ""
+    assert table["share"].item() == 0.1 / table["own"].item()
+    alone = SimpleNamespace(people=pd.DataFrame({"subject": ["01", "04"]}))
+    table, left_out, why = group.find_ceiling(params, alone)
+    assert table is None and list(left_out) == ["04"] and why.startswith("it takes at least two people who heard the")
     assert abs(found.loc["silent", "ceiling"]) < 0.3
 
 
