@@ -71,7 +71,8 @@ def previous_scores(subject, fit):
     Returns
     -------
     array of shape (n_volumes, mlp_history · n_components)
-        The first rows, before which there are no volumes, hold 0.
+        The first rows of the array, before which there are no volumes, hold 0. No volume of the split is among them,
+        and none has another run's volumes: `prepare.open_subject` leaves out as many at the start of every run.
     space : Space or None
     """
     params = subject.params

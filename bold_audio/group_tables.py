@@ -20,7 +20,7 @@ from bold_audio.subjects import STATUS
 
 # Parameters in which people may differ and still be asked the same: whose scan it is, where it begins, the network's.
 OWN = {"subject", "session", "run", "bids_entities", "audio_onset", "t_r_source", "allow_short"}
-NOT_COMPARED = OWN | NOT_RESULTS | MLP_ONLY | {"mlp_delays"}
+NOT_COMPARED = OWN | NOT_RESULTS | MLP_ONLY | {"mlp_delays", "mlp_history"}
 STEPS = ("inference_regions", "out_of_fold", "dt_sweep")  # in provenance.json: what made the three tables
 GAINS = {"gain": OVER_PAST, "gain_within": WITHIN}
 VALUES = ["r", "gain", "p", "gain_within", "p_within", "delay", "low", "high"]

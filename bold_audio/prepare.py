@@ -38,9 +38,9 @@ NOT_RESULTS = {
     "dvc_timeout",
 }  # fmt: skip
 
-# Of mlp_delays the volumes depend, too, on which everything is compared: it is not among these.
+# On mlp_delays and mlp_history the volumes depend, too, on which everything is compared: they are not among these.
 MLP_ONLY = {
-    "hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay", "target", "mlp_history",
+    "hidden_dims", "dropout", "max_epochs", "batch_size", "n_components", "lr", "weight_decay", "target",
     "mlp_history_components",
 }  # fmt: skip
 
@@ -294,7 +294,7 @@ def open_subject(params):
         train_fraction=params.train_fraction,
         gap=params.gap,
         usable=usable,
-        n_before=params.history_order,
+        n_before=max(params.history_order, params.mlp_history),
         by=params.split_by,
     )
     folds = pairing.blocked_folds(

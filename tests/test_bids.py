@@ -303,6 +303,15 @@ def test_models_are_fitted_as_if_no_other_run_were_near(subject):
     np.testing.assert_array_equal(one.designs["sound"].at(5.0), np.vstack([part.at(5.0) for part in parts]))
 
 
+@pytest.mark.parametrize(("history", "looks_back"), [(0, 2), (9, 9)])
+def test_as_many_volumes_of_its_own_run_precede_each_volume_as_models_look_back(subject, history, looks_back):
+    """History of order 2, or a network that has 9 previous volumes: none of them is a test volume of the run before."""
+    given = {"response": "delay", "delays": [0.0, 1.0], "mlp_delays": [0.0], "skip_initial": 0, "target": "difference"}
+    one = subject(**given, mlp_history=history)
+    first = [part[0] for part in pairing.stretches(one.whole_run)] - one.run.files.starts
+    assert list(first) == [2 + looks_back] * 2, "at 1 s the sound does not reach the first two"
+
+
 @pytest.mark.parametrize("by", ["time", "run"])
 def test_open_loop_starts_anew_in_every_run(subject, by):
     one = subject(split_by=by)
