@@ -145,8 +145,7 @@ def choose_folds(subject, smooth, sound):
     Raises
     ------
     ParameterError
-        If ``delay_region`` is not a region of this run, or the gap is shorter than the history: volumes after a
-        held-out block would then have it among their previous volumes.
+        If ``delay_region`` is not a region of this run.
     """
     params, regions = subject.params, subject.run.regions
     if params.delay_region not in (*regions, "brain", "volume", "responsive"):

@@ -103,19 +103,7 @@ class Subject:
         return np.sort(np.concatenate([self.split.train, self.split.gap, self.split.test]))
 
     def outer_folds(self):
-        """Contiguous held-out blocks of the whole run, with a gap on both sides: list of (fit, held) arrays of int.
-
-        Raises
-        ------
-        ParameterError
-            If the gap is shorter than the history: volumes of a held-out block would be the past of others.
-        """
-        params = self.params
-        if self.gap_volumes < params.history_order:
-            raise ParameterError(
-                f"gap {params.gap:g} s is {self.gap_volumes} volumes, fewer than history_order "
-                f"{params.history_order} - lengthen gap, or lower history_order"
-            )
+        """Held-out blocks of the whole run, with a gap on both sides: list of (fit, held) arrays of int."""
         return pairing.blocked_folds(self.whole_run, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
 
     def inner_folds(self, fit):
@@ -271,9 +259,16 @@ def open_subject(params):
     Raises
     ------
     DataError, ParameterError
-        If the scan or the sound is missing or damaged, or nothing is left to split.
+        If the scan or the sound is missing or damaged, nothing is left to split, or the gap is shorter than the
+        history: volumes of a held-out block would be the past of those that are fitted on.
     """
     files = ensure_scan(params)
+    gap_volumes = pairing.volumes_of(params.gap, files.t_r)
+    if gap_volumes < params.history_order:
+        raise ParameterError(
+            f"gap {params.gap:g} s is {gap_volumes} volumes, fewer than history_order {params.history_order} - "
+            "lengthen gap, or lower history_order"
+        )
     sounds = hearing.read_features(params, files)
     blocks = [hearing.blocks_of(part) for part in files.parts]
     blocks = blocks if all(one is not None for one in blocks) else None
@@ -297,9 +292,7 @@ def open_subject(params):
         n_before=max(params.history_order, params.mlp_history),
         by=params.split_by,
     )
-    folds = pairing.blocked_folds(
-        split.train, n_folds=params.n_folds, gap_volumes=pairing.volumes_of(params.gap, files.t_r)
-    )
+    folds = pairing.blocked_folds(split.train, n_folds=params.n_folds, gap_volumes=gap_volumes)
     run = data.load_run(files, params, train=split.train, level_on=level_volumes(files, split, params))
     found = anatomy.find_anatomy(run, params)
     run.regions.update(found.regions)

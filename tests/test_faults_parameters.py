@@ -152,6 +152,7 @@ def test_delay_that_cannot_be_one(site, nothing_made, row):
 
 PARTS = {
     "P08-gap": ({"gap": 100}, ["of 130 volumes of 0.608 s are left for test", "gap 100 s", "at least 8 are needed"]),
+    "P08-short gap": ({"gap": 0.6}, ["gap 0.6 s is 1 volumes, fewer than history_order 2 - lengthen gap"]),
     "P08-skip": ({"skip_initial": 60}, ["are left for train", "skip_initial 60 s", "at least 8 are needed"]),
     "P08-all train": ({"train_fraction": 1}, ["train_fraction"]),
     "P08-no train": ({"train_fraction": 0}, ["train_fraction"]),
