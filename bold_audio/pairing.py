@@ -272,7 +272,7 @@ def split_volumes(n_volumes, t_r, *, skip_initial, train_fraction, gap, usable=N
     [(17, 447), (448, 474), (475, 640)]
     """
     kept = kept_volumes(n_volumes, t_r, skip_initial=skip_initial, usable=usable)
-    end_train = int(np.floor(train_fraction * n_volumes))
+    end_train = int(np.floor(np.round(train_fraction * n_volumes, 6)))  # .7 of 90 are 63, not 62.99…
     start_test = end_train + volumes_of(gap, t_r)
     parts = Split(kept[kept < end_train], kept[(kept >= end_train) & (kept < start_test)], kept[kept >= start_test])
     for name in ("train", "test"):

@@ -133,6 +133,13 @@ def test_split_is_by_time_and_has_a_gap():
         assert np.all(np.diff(part) == 1)
 
 
+@pytest.mark.parametrize("n_volumes", [90, 170, 180, 330, 641])
+def test_train_is_not_a_volume_short_by_rounding(n_volumes):
+    """.7 · 90 is 62.999… in floating point."""
+    split = pairing.split_volumes(n_volumes, 2.0, skip_initial=0, train_fraction=0.7, gap=16)
+    assert split.train[-1] + 1 == n_volumes * 7 // 10
+
+
 @pytest.mark.parametrize("bad", [{"gap": 300}, {"train_fraction": 0.01}, {"skip_initial": 380}])
 def test_split_that_cannot_be(bad):
     settings = {"skip_initial": 10, "train_fraction": 0.7, "gap": 16} | bad
