@@ -300,7 +300,9 @@ def split_runs(lengths, t_r, *, skip_initial, train_fraction, gap, usable, n_bef
         Previous volumes of the same run, with sound, that every volume used must have: no delay and no lag crosses a
         run's border.
     by : {"time", "run"}
-        ``time``: every run has a train and a test part. ``run``: the last run is the test part, the others train.
+        ``time``: every run has a train and a test part. ``run``: the last run is the test part, the others train. As
+        nothing is fitted on the last run, its level is known from what was measured before its test part, which begins
+        no earlier than ``gap`` seconds after ``skip_initial``.
 
     Returns
     -------
@@ -323,9 +325,12 @@ def split_runs(lengths, t_r, *, skip_initial, train_fraction, gap, usable, n_bef
             )
         else:
             kept, none = kept_volumes(length, t_r, skip_initial=skip_initial, usable=mine), np.zeros(0, int)
-            if len(kept) < MIN_PART:
-                raise ParameterError(f"{len(kept)} volumes of run {k + 1} can be used - at least {MIN_PART} are needed")
-            split = Split(none, none, kept) if k == len(lengths) - 1 else Split(kept, none, none)
+            last = k == len(lengths) - 1
+            before = kept < volumes_of(skip_initial, t_r) + volumes_of(gap, t_r) if last else np.zeros(len(kept), bool)
+            part = kept[~before]
+            if len(part) < MIN_PART:
+                raise ParameterError(f"{len(part)} volumes of run {k + 1} can be used - at least {MIN_PART} are needed")
+            split = Split(none, kept[before], part) if last else Split(part, none, none)
         parts.append([part + start for part in (split.train, split.gap, split.test)])
         start += length
     return Split(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -379,12 +384,13 @@ def volumes_of(seconds, t_r):
 
 
 def blocked_folds(rows, *, n_folds, gap_volumes):
-    """Contiguous held-out blocks with a gap on both sides.
+    """Held-out blocks, each of rows that follow one another, with a gap on both sides.
 
     Parameters
     ----------
     rows : array of int
-        Increasing volumes, the train part or a part of it.
+        Increasing volumes, the train part or a part of it. Of several runs, a block may be the end of one run and the
+        beginning of the next: nothing within the gap of either is fitted on.
     n_folds : int
         Number of blocks.
     gap_volumes : int

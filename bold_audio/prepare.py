@@ -300,14 +300,17 @@ def open_subject(params):
 
 
 def level_volumes(files, split, params):
-    """Volumes of each run that its level is known from: its train part, or what was measured before its test part."""
+    """Volumes of each run that its level is known from: its train part, or what was measured before its test part.
+
+    Of a run without a train part these are all volumes between ``skip_initial`` and its test part, which last as long
+    as ``gap`` at least: see `pairing.split_runs`.
+    """
     if len(files.parts) == 1:
         return None
     skipped, kept = pairing.volumes_of(params.skip_initial, files.t_r), []
     for start, part in zip(files.starts, files.parts, strict=True):
         train = split.train[(split.train >= start) & (split.train < start + part.n_volumes)]
         if not len(train):
-            first = split.test[split.test >= start][0]
-            train = np.arange(min(start + skipped, first - params.history_order), first)
+            train = np.arange(start + skipped, split.test[split.test >= start][0])
         kept.append(train)
     return kept

@@ -225,6 +225,8 @@ def test_split_by_time_and_by_run():
     assert [part.tolist() for part in pairing.stretches(split.train)] == [[*range(7, 30)], [*range(70, 80)]]
     whole = pairing.split_runs([60, 40], T_R, by="run", **options)
     assert whole.train.tolist() == [*range(7, 60)] and whole.test.tolist() == [*range(70, 100)] and not len(whole.gap)
+    later = pairing.split_runs([60, 40], T_R, by="run", **options | {"skip_initial": 10, "gap": 16})
+    assert later.gap.tolist() == [*range(70, 73)] and later.test.tolist() == [*range(73, 100)], "16 s tell the level"
     one = pairing.split_runs([100], T_R, **options | {"usable": np.arange(100) >= 5})
     expected = pairing.split_volumes(100, T_R, skip_initial=0, train_fraction=0.5, gap=4, usable=np.arange(100) >= 7)
     assert all(np.array_equal(getattr(one, part), getattr(expected, part)) for part in ("train", "gap", "test"))
