@@ -88,7 +88,7 @@ def open_feature_grid(subject, found):
     feature_grid.FeatureGrid
     """
     params = subject.params
-    design = subject.designs["sound"].windows(n_lags=MOST_LAGS, window=None)
+    design = subject.designs["sound"].with_lags(MOST_LAGS)
     columns = [[design.at(delay)] for delay in params.delays]
     if subject.blocks is not None:
         for one, delay in zip(columns, params.delays, strict=True):

@@ -1,4 +1,4 @@
-"""Which features: every number of them, lags, window, target and the film's blocks, from the sweep's Gram matrices."""
+"""Which features: every number of them and of windows, with and without blocks, from the sweep's Gram matrices."""
 
 from dataclasses import dataclass
 

@@ -69,7 +69,7 @@ def response_sets(subject):
     n_lags = pairing.volumes_of(FIR_SPAN, subject.run.files.t_r) - 1
     sets = [
         FeatureSet("delay (one window)", one, delays),
-        FeatureSet(f"fir (0 to {FIR_SPAN:g} s)", one.windows(n_lags=n_lags, window=None), (0.0,)),
+        FeatureSet(f"fir (0 to {FIR_SPAN:g} s)", one.with_lags(n_lags), (0.0,)),
     ]
     try:
         convolved = pairing.join_designs([_convolved(part) for part in parts_of(one)])

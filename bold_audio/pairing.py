@@ -141,8 +141,6 @@ class SoundDesign:
         Further windows, each one repetition time earlier.
     shift : float
         Time to peak of the response the frames were convolved with, in seconds.
-    window : float, optional
-        Length of the averaging interval, in seconds; the repetition time without it.
     """
 
     frames: np.ndarray
@@ -151,7 +149,6 @@ class SoundDesign:
     t_r: float
     n_lags: int = 0
     shift: float = 0.0
-    window: float | None = None
 
     def at(self, delay):
         """Features of each volume at ``delay`` s: array of shape (n_volumes, n_features · (1 + n_lags))."""
@@ -161,15 +158,15 @@ class SoundDesign:
                 self.frame_times,
                 self.sound_times,
                 delay=delay - self.shift + lag * self.t_r,
-                window=self.window or self.t_r,
+                window=self.t_r,
             )
             for lag in range(self.n_lags + 1)
         ]
         return np.hstack(windows)
 
-    def windows(self, *, n_lags, window):
-        """The same sound in other windows."""
-        return replace(self, n_lags=n_lags, window=window)
+    def with_lags(self, n_lags):
+        """The same sound in another number of windows."""
+        return replace(self, n_lags=n_lags)
 
 
 @dataclass(frozen=True)
@@ -187,9 +184,9 @@ class JoinedDesign:
         """As `SoundDesign.at`."""
         return np.vstack([part.at(delay) for part in self.parts])
 
-    def windows(self, *, n_lags, window):
-        """As `SoundDesign.windows`."""
-        return JoinedDesign(tuple(part.windows(n_lags=n_lags, window=window) for part in self.parts))
+    def with_lags(self, n_lags):
+        """As `SoundDesign.with_lags`."""
+        return JoinedDesign(tuple(part.with_lags(n_lags) for part in self.parts))
 
 
 def join_designs(parts):

@@ -49,16 +49,6 @@ def test_lags_look_further_back():
     np.testing.assert_allclose(seen[300, 0] - seen[300], T_R * np.arange(4), atol=HOP)
 
 
-@pytest.mark.parametrize("window", [0.3, 2.0])
-def test_a_window_of_another_length_begins_at_the_same_time(window):
-    """Its mean is that of the frames it holds; further windows stay one repetition time apart."""
-    frames, times = frame_clock(step=0.01)
-    design = pairing.SoundDesign(frames, times, np.arange(N_VOLUMES) * T_R, T_R, n_lags=1, window=window)
-    seen = design.at(4.0)[300]
-    assert seen[0] == pytest.approx(300 * T_R - 4.0 + window / 2, abs=0.01)
-    assert seen[0] - seen[1] == pytest.approx(T_R, abs=0.01)
-
-
 def test_hrf_peaks_at_the_delay():
     """A click at 100 s, convolved and shifted, is seen most by the volume acquired Δt later."""
     times = np.arange(40_000) * 0.01
