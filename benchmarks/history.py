@@ -46,9 +46,9 @@ def other_blocks(folds, at):
 def held_errors(Y, fit, held, past, sizes, weight):
     """Held-out error by number of components and strength: array (n_sizes, n_alphas)."""
     space = principal_space(Y, rows=fit, n_components=max(sizes))
-    before = np.vstack([np.zeros((1, space.loadings.shape[1])), space.scores(Y[:-1])])
+    before = space.scores_before(Y)
     options = {"order": past.order, "history_alphas": (past.alpha,), "alphas": ALPHAS}
-    errors = [ridge.fold_errors(Y, fit=fit, helds=(held,), ridge=before[:, :k], **options)[0, 0] for k in sizes]
+    errors = [ridge.fold_errors(Y, fit=fit, held=held, ridge=before[:, :k], **options)[0] for k in sizes]
     return np.array([one @ weight for one in errors])
 
 

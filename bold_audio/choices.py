@@ -12,6 +12,7 @@ import numpy as np
 from bold_audio import evidence
 from bold_audio.ridge import fold_errors
 from bold_audio.scores import column_slabs
+from bold_audio.space import principal_space
 
 SPACE_ALPHAS = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e6)  # of the previous volume's components
 HISTORY_ALPHAS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths tried for the previous volumes
@@ -105,7 +106,7 @@ def choose_history(Y, *, rows, folds, max_order, alphas=HISTORY_ALPHAS, free=Non
     for order in range(1, max_order + 1):
         for fit, held in folds:
             options = {"free": free, "order": order, "history_alphas": alphas, "chunk_voxels": chunk_voxels}
-            errors[order - 1] += fold_errors(Y, fit=fit, helds=(held,), **options)[0, :, 0] @ (1 / variance)
+            errors[order - 1] += fold_errors(Y, fit=fit, held=held, **options)[:, 0] @ (1 / variance)
     order, strength = np.unravel_index(np.argmin(errors), errors.shape)
     relative = errors / (n_held * max(1, np.sum(np.isfinite(variance))))
     return History(int(order) + 1, float(alphas[strength]), relative)
@@ -116,14 +117,15 @@ def _variance(Y, rows):
     return np.concatenate([Y[:, slab][rows].var(axis=0, dtype=np.float64) for slab in column_slabs(Y.shape[1])])
 
 
-def choose_space_alpha(Y, before, history, *, rows, folds, chunk_voxels=8192):
+def choose_space_alpha(Y, n_components, history, *, rows, folds, chunk_voxels=8192):
     """Choose the ridge strength of the previous volume's components, one for all voxels, by blocked folds.
+
+    The components are those of the volumes that a fold fits on, so that none of them has seen what is held out.
 
     Parameters
     ----------
     Y : array of shape (n_volumes, n_voxels)
-    before : array of shape (n_volumes, n_components)
-        Scores of the volume before each, of variance 1.
+    n_components : int
     history : History
         The own history they are added to.
     rows, folds, chunk_voxels
@@ -135,6 +137,10 @@ def choose_space_alpha(Y, before, history, *, rows, folds, chunk_voxels=8192):
     """
     variance = _variance(Y, rows)
     weight = np.where(variance > 0, 1 / np.where(variance > 0, variance, 1), 0)
-    options = {"ridge": before, "order": history.order, "history_alphas": (history.alpha,), "alphas": SPACE_ALPHAS}
-    errors = [fold_errors(Y, fit=fit, helds=(held,), chunk_voxels=chunk_voxels, **options)[0, 0] for fit, held in folds]
-    return SPACE_ALPHAS[int(np.argmin(sum(errors) @ weight))]
+    options = {"order": history.order, "history_alphas": (history.alpha,), "alphas": SPACE_ALPHAS}
+    errors = 0
+    for fit, held in folds:
+        space = principal_space(Y, rows=fit, n_components=n_components, chunk_voxels=chunk_voxels)
+        before = space.scores_before(Y)
+        errors += fold_errors(Y, fit=fit, held=held, ridge=before, chunk_voxels=chunk_voxels, **options)[0] @ weight
+    return SPACE_ALPHAS[int(np.argmin(errors))]

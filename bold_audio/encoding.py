@@ -185,7 +185,7 @@ def fit_linear(
     if len(alphas) > 1 and may.any():
         options = {**band, "history_alphas": (history_alpha,), "alphas": alphas}
         asked = Y if may.all() else Y[:, may]
-        errors = sum(fold_errors(asked, fit=fit, helds=(held,), **options)[0, 0] for fit, held in folds)
+        errors = sum(fold_errors(asked, fit=fit, held=held, **options)[0] for fit, held in folds)
         n_held = sum(len(held) for _, held in folds)
         alpha[may] = alphas[choose_strengths(errors, alphas, n_held=n_held)]
     alpha[~may] = np.inf

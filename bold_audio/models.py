@@ -185,21 +185,20 @@ def fit_rows(
     nothing = np.zeros((len(Y), 0))
     common = {"rows": rows, "chunk_voxels": chunk_voxels}
     chosen = {**common, "folds": folds, "alphas": alphas}
-    past, before, space = {"order": 0}, nothing, None
+    past, before, space, space_alpha = {"order": 0}, nothing, None, 0.0
     if any("history" in name for name in names):
         choosing = Y if history_voxels is None else np.asarray(Y[:, history_voxels])
         found = choices.choose_history(choosing, folds=folds, max_order=max_order, **common)
         past = {"order": found.order, "history_alpha": found.alpha}
         if n_components:
             space = principal_space(Y, rows=rows, n_components=n_components, chunk_voxels=chunk_voxels)
-            before = np.vstack([np.zeros((1, space.loadings.shape[1])), space.scores(Y[:-1])])
-            past["free_alphas"] = choices.choose_space_alpha(Y, before, found, folds=folds, **common)
+            before = space.scores_before(Y)
+            space_alpha = choices.choose_space_alpha(Y, n_components, found, folds=folds, **common)
 
     def fit_past(shared, **options):
         """A model of the past, components of the previous volume first among its free features."""
-        alphas = np.r_[np.full(before.shape[1], past.get("free_alphas", 0.0)), np.zeros(shared.shape[1])]
-        free = np.hstack([before, shared])
-        model = encoding.fit_linear(Y, **past | {"free_alphas": alphas}, free=free, **options)
+        free_alphas = np.r_[np.full(before.shape[1], space_alpha), np.zeros(shared.shape[1])]
+        model = encoding.fit_linear(Y, free=np.hstack([before, shared]), free_alphas=free_alphas, **past, **options)
         if space is None:
             return model
         k = before.shape[1]

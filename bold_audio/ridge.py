@@ -28,7 +28,7 @@ def fold_errors(
     Y,
     *,
     fit,
-    helds,
+    held,
     free=None,
     free_alphas=None,
     ridge=None,
@@ -38,7 +38,7 @@ def fold_errors(
     target="volume",
     chunk_voxels=8192,
 ):
-    """Squared error of each voxel on held-out blocks, for every pair of ridge strengths.
+    """Squared error of each voxel on a held-out block, for every pair of ridge strengths.
 
     Parameters
     ----------
@@ -46,30 +46,29 @@ def fold_errors(
         As for `encoding.fit_linear`.
     fit : array of int
         Volumes to fit on.
-    helds : sequence of arrays of int
-        Held-out blocks.
+    held : array of int
+        Held-out block.
     history_alphas : sequence of float
         Ridge strengths of the previous volumes.
 
     Returns
     -------
-    array of shape (n_helds, n_history_alphas, n_alphas, n_voxels), float32
+    array of shape (n_history_alphas, n_alphas, n_voxels), float32
         Sum over the block's volumes of the squared error, in raw intensities.
     """
     n_volumes = len(Y)
     free = np.zeros((n_volumes, 0)) if free is None else free
     ridge = np.zeros((n_volumes, 0)) if ridge is None else ridge
-    errors = np.empty((len(helds), len(history_alphas), len(alphas), Y.shape[1]), dtype=np.float32)
+    errors = np.empty((len(history_alphas), len(alphas), Y.shape[1]), dtype=np.float32)
     for slab in slabs(*Y.shape, chunk_voxels):
         y = np.asarray(Y[:, slab], dtype=np.float64)
         y -= y[fit].mean(axis=0)
         regression = Regression(y, free, ridge, fit, order, target, free_alphas)
-        seen = [regression.moments(held) for held in helds]
+        seen = regression.moments(held)
         for g, history_alpha in enumerate(history_alphas):
             for a, alpha in enumerate(alphas):
                 solved = regression.coefficients(np.full(1, float(alpha)), history_alpha)
-                for h, held in enumerate(seen):
-                    errors[h, g, a, slab] = held.squared_error(*solved)
+                errors[g, a, slab] = seen.squared_error(*solved)
     return errors
 
 

@@ -26,6 +26,10 @@ class Space:
         """Scores of volumes, array of shape (n_volumes, n_components)."""
         return (np.asarray(volumes, dtype=np.float32) - self.centre) @ self.loadings
 
+    def scores_before(self, Y):
+        """Scores of the volume before each volume of a run: array of shape (n_volumes, n_components), first row 0."""
+        return np.vstack([np.zeros((1, self.loadings.shape[1])), self.scores(Y[:-1])])
+
 
 @dataclass(frozen=True)
 class SpatialHistory:

@@ -101,7 +101,7 @@ def test_held_out_error_equals_prediction(case, parts, alpha):
     choice = {"ridge": case["X"], "free": case["blocks"], "order": 3, "target": "difference"}
     given = {name: choice[name] for name in parts}
     fit, held = case["folds"][1]
-    error = ridge.fold_errors(Y, fit=fit, helds=[held], alphas=[alpha], **given)[0, 0, 0]
+    error = ridge.fold_errors(Y, fit=fit, held=held, alphas=[alpha], **given)[0, 0]
     model = encoding.fit_linear(Y, rows=fit, alphas=[alpha], **given)
     X = np.hstack([np.zeros((len(Y), 0)), *(given[name] for name in ("free", "ridge") if name in given)])
     # float64 by hand: the package's own predictions are float32
@@ -113,22 +113,21 @@ def test_held_out_error_equals_prediction(case, parts, alpha):
 
 
 def test_held_out_error_of_every_pair_of_strengths_equals_prediction(case):
-    """(blocks, strengths of the past, strengths of the sound, voxels), with a penalty on both."""
+    """(strengths of the past, strengths of the sound, voxels), with a penalty on both."""
     Y, X = case["Y"], case["X"]
-    fit, helds = np.arange(20, 130), [np.arange(140, 170), np.arange(175, 210)]
+    fit, held = np.arange(20, 130), np.r_[140:170, 175:210]
     gammas, alphas = [0.0, 30.0], [5.0, 500.0, np.inf]
     errors = ridge.fold_errors(
-        Y, fit=fit, helds=helds, ridge=X, order=2, history_alphas=gammas, alphas=alphas, chunk_voxels=33
+        Y, fit=fit, held=held, ridge=X, order=2, history_alphas=gammas, alphas=alphas, chunk_voxels=33
     )
-    assert errors.shape == (2, 2, 3, 100)
+    assert errors.shape == (2, 3, 100)
     for g, gamma in enumerate(gammas):
         for a, alpha in enumerate(alphas):
             model = encoding.fit_linear(Y, rows=fit, ridge=X, order=2, history_alpha=gamma, alphas=[alpha])
-            for h, held in enumerate(helds):
-                predicted = model.intercept + X[held] @ model.weights
-                predicted += sum(phi * Y[held - lag].astype(float) for lag, phi in enumerate(model.phi, start=1))
-                brute = np.sum((Y[held] - predicted) ** 2, axis=0)
-                np.testing.assert_allclose(errors[h, g, a], brute, rtol=1e-5, atol=1e-4)
+            predicted = model.intercept + X[held] @ model.weights
+            predicted += sum(phi * Y[held - lag].astype(float) for lag, phi in enumerate(model.phi, start=1))
+            brute = np.sum((Y[held] - predicted) ** 2, axis=0)
+            np.testing.assert_allclose(errors[g, a], brute, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("gamma", [3.0, 100.0])
@@ -186,9 +185,9 @@ def sparse():
 
 
 def summed_errors(case, **given):
-    folds = [ridge.fold_errors(case["Y"], fit=fit, helds=[held], ridge=case["sound"], alphas=case["alphas"], **given)
+    folds = [ridge.fold_errors(case["Y"], fit=fit, held=held, ridge=case["sound"], alphas=case["alphas"], **given)
              for fit, held in case["folds"]]  # fmt: skip
-    return sum(folds)[0, 0]
+    return sum(folds)[0]
 
 
 def n_held_of(case):
@@ -221,7 +220,7 @@ def test_without_an_infinite_strength_the_smallest_error_decides(case):
     alphas = [1.0, 100.0, 1e4]
     given = {"ridge": case["X"], "alphas": alphas}
     model = encoding.fit_linear(case["Y"], rows=case["rows"], folds=case["folds"], **given)
-    errors = sum(ridge.fold_errors(case["Y"], fit=fit, helds=[held], **given)[0, 0] for fit, held in case["folds"])
+    errors = sum(ridge.fold_errors(case["Y"], fit=fit, held=held, **given)[0] for fit, held in case["folds"])
     np.testing.assert_array_equal(model.alpha, np.array(alphas)[np.argmin(errors, axis=0)])
     assert len(set(model.alpha)) > 1
 

@@ -72,15 +72,24 @@ def test_one_step_and_open_loop_by_hand(Y):
     np.testing.assert_array_equal(loop, encoding.rollout(model.phi, drive, spoilt, TEST, model.space))
 
 
-def test_components_that_tell_nothing_are_held_down():
+@pytest.mark.parametrize(("strength", "expected"), [(0.0, 1e6), (0.7, 30.0)])
+def test_strength_of_components_is_that_of_models_which_never_saw_the_held_out_block(strength, expected):
+    """Against whole models of each fold. Components of all rows, held-out ones too, would say 100 in place of 30."""
     rng = np.random.default_rng(1)
-    Y = (500 + 5 * rng.normal(size=(400, 60))).astype(np.float32)
-    scores = rng.normal(size=(400, 5))
-    past = choices.History(1, 0.0, np.zeros((1, 1)))
-    folds = blocked_folds(ROWS, n_folds=4, gap_volumes=5)
-    assert choices.choose_space_alpha(Y, scores, past, rows=ROWS, folds=folds) >= 1e3
-    Y[1:] += 3 * (scores[1:] @ rng.normal(size=(5, 60))).astype(np.float32)
-    assert choices.choose_space_alpha(Y, scores, past, rows=ROWS, folds=folds) <= 30
+    y, common = rng.normal(size=(400, 60)), strength * rng.normal(size=401)
+    y[:, :10] += common[1:, None]
+    y[:, 10:] += common[:-1, None]
+    Y = (500 + 5 * y).astype(np.float32)
+    past, folds = choices.History(1, 0.0, np.zeros((1, 1))), blocked_folds(ROWS, n_folds=4, gap_volumes=5)
+    errors = np.zeros(len(choices.SPACE_ALPHAS))
+    for train, held in folds:
+        before = space.principal_space(Y, rows=train, n_components=20).scores_before(Y)
+        for k, alpha in enumerate(choices.SPACE_ALPHAS):
+            model = encoding.fit_linear(Y, rows=train, ridge=before, order=1, alphas=[alpha])
+            made = encoding.predict(model.phi, encoding.drive_of(model, before[held]), Y, held)
+            errors[k] += np.sum((Y[held] - made) ** 2 / Y[ROWS].var(axis=0))
+    assert choices.SPACE_ALPHAS[errors.argmin()] == expected
+    assert choices.choose_space_alpha(Y, 20, past, rows=ROWS, folds=folds) == expected
 
 
 def test_sound_that_may_not_be_there_leaves_the_past_as_it_is(Y):
