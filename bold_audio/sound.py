@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ CLIPPED_SHARE = 1e-3  # of the samples at the file's loudest value, in runs: les
 CLIPPED_RUN = 3  # samples in a row
 PIECE = 2**26  # samples of all channels, read at a time
 RATES = (1000, 1_000_000)  # Hz
+STDERR = threading.Lock()  # two threads that exchange it at once could leave it silent for good
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -142,15 +144,16 @@ def _read_pieces(handle):
 
 @contextlib.contextmanager
 def _decoder_silent():
-    """Without the words that the MP3 decoder, which is no Python, writes to stderr: what is wrong is said here."""
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+    """Silence stderr while the MP3 decoder (C code) runs; its faults are raised as errors here."""
+    with STDERR:
+        stderr = os.dup(2)
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+                yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _loudest(samples):

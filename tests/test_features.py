@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import threading
 import warnings
 
 import librosa
@@ -675,3 +676,27 @@ def test_the_spectra_of_a_long_sound_are_made_in_pieces(tmp_path, monkeypatch, n
     for one, other in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(other.frames, one.frames, rtol=1e-4, atol=1e-3)
         np.testing.assert_array_equal(other.frame_times, one.frame_times)
+
+
+def test_two_threads_that_read_sounds_at_once_leave_stderr_as_it_was():
+    """The second begins before the first has ended, and ends after it, unless it has to wait."""
+    before, kept = os.fstat(2), os.dup(2)
+    inside, leave = threading.Event(), threading.Event()
+
+    def second():
+        with sound._decoder_silent():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=second)
+    try:
+        with sound._decoder_silent():
+            thread.start()
+            inside.wait(timeout=0.2)
+        inside.wait()
+        leave.set()
+        thread.join()
+        assert os.path.samestat(os.fstat(2), before)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
