@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import signal
 
-from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, cached_mfcc, read_table, read_times
+from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES, cached_mfcc, read_table, read_times, share_on
 
 # Used where the frames at hand are too few or too coarse.
 SETTINGS = {"sample_rate": 16000, "n_mfcc": 13, "n_fft": 512, "hop_length": 160}
@@ -234,10 +234,7 @@ def word_match(loudness, frame_times, begins, stops):
     first = min(0.0, float(begins.min()))
     n_bins = int(np.ceil((stops.max() - first) / WORD_BIN))
     edges = first + np.arange(n_bins + 1) * WORD_BIN
-    spoken = np.zeros(n_bins)
-    for begin, stop in zip(begins, stops, strict=True):
-        spoken += np.clip(np.minimum(edges[1:], stop) - np.maximum(edges[:-1], begin), 0, None) / WORD_BIN
-    spoken = np.minimum(spoken, 1)
+    spoken = share_on(begins, stops, edges)
     # Only where somebody speaks: elsewhere the film says nothing of the rhythm.
     near = np.convolve(spoken, np.ones(2 * int(WORD_DRIFT / WORD_BIN) + 1), "same") > 0
     spoken = np.where(near, _fast(spoken), 0.0)

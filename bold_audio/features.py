@@ -146,6 +146,11 @@ def rms_features(path, *, sample_rate, n_fft, hop_length):
     -------
     SoundFeatures
         One feature, of full scale, not in decibels.
+
+    Raises
+    ------
+    DataError
+        If the sound cannot be read.
     """
     import librosa
 
@@ -185,12 +190,12 @@ def annotation_features(paths, *, duration):
         If a table is missing or lacks a column, or holds no item.
     """
     n_frames = int(round(duration / ANNOTATION_STEP))
-    columns, names = [], []
+    edges, columns, names = _edges(n_frames), [], []
     for path in map(Path, paths):
         table = read_table(path, columns=("onset", "offset"))
         onsets, offsets = (read_times(table, name, path) for name in ("onset", "offset"))
         kind = path.stem.removeprefix("sound_annotation_")
-        columns += [_rate(onsets, n_frames), _share_on(onsets, offsets, n_frames)]
+        columns += [np.histogram(onsets, edges)[0] / ANNOTATION_STEP, share_on(onsets, offsets, edges)]
         names += [f"{kind}_onset_rate", f"{kind}_on"]
     return SoundFeatures(
         frames=np.stack(columns, axis=1).astype(np.float32),
@@ -202,7 +207,7 @@ def annotation_features(paths, *, duration):
 
 
 def block_features(events, *, onset, duration):
-    """Speech (1) against music (0) blocks of the film; None where the film has no such blocks.
+    """Speech (1) blocks of the film against all else (0); None where the film has no blocks of speech and of music.
 
     Parameters
     ----------
@@ -212,6 +217,17 @@ def block_features(events, *, onset, duration):
         Onset of the sound on the clock of the run, in seconds.
     duration : float
         How long the sound is, in seconds.
+
+    Returns
+    -------
+    SoundFeatures or None
+        One feature: the share of each frame that lies in a speech block. Music, silence and whatever else the events
+        hold are 0 alike.
+
+    Raises
+    ------
+    DataError
+        If the time of a speech block is not a number.
     """
     kinds = events["trial_type"].astype(str)
     if not set(BLOCK_TYPES) <= set(kinds):
@@ -219,7 +235,7 @@ def block_features(events, *, onset, duration):
     speech = events[kinds == "speech"]
     start = read_times(speech, "onset", "events.tsv") - onset
     n_frames = int(round(duration / ANNOTATION_STEP))
-    on = _share_on(start, start + read_times(speech, "duration", "events.tsv"), n_frames)
+    on = share_on(start, start + read_times(speech, "duration", "events.tsv"), _edges(n_frames))
     return SoundFeatures(
         frames=on[:, None].astype(np.float32),
         frame_times=(np.arange(n_frames) + 0.5) * ANNOTATION_STEP,
@@ -246,6 +262,8 @@ def join_features(first, second):
         duration=first.duration,
         source=f"{first.source}; {second.source}",
         warnings=first.warnings + second.warnings,
+        alarms=first.alarms + second.alarms,
+        n_bands=max(first.n_bands, second.n_bands),
     )
 
 
@@ -306,19 +324,34 @@ def as_numbers(column):
     return pd.to_numeric(column.astype(str), errors="coerce").to_numpy(float)
 
 
-def _rate(onsets, n_frames):
-    """Items that begin per second, frame by frame."""
-    edges = np.arange(n_frames + 1) * ANNOTATION_STEP
-    return np.histogram(onsets, bins=edges)[0] / ANNOTATION_STEP
+def _edges(n_frames):
+    """Where annotation frames begin and end, in seconds of the sound."""
+    return np.arange(n_frames + 1) * ANNOTATION_STEP
 
 
-def _share_on(onsets, offsets, n_frames):
-    """Share of each frame during which an item is on, between 0 and 1."""
-    edges = np.arange(n_frames + 1) * ANNOTATION_STEP
-    share = np.zeros(n_frames)
-    for onset, offset in zip(onsets, offsets, strict=True):
-        share += np.clip(np.minimum(edges[1:], offset) - np.maximum(edges[:-1], onset), 0, None)
-    return np.clip(share / ANNOTATION_STEP, 0, 1)
+def share_on(onsets, offsets, edges):
+    """Share of each interval during which an item is on; where items overlap, the sum of theirs, at most 1.
+
+    Parameters
+    ----------
+    onsets, offsets : arrays of shape (n_items,)
+        In seconds. An item that ends before it begins is never on.
+    edges : array of shape (n_intervals + 1,)
+        In seconds, increasing.
+
+    Returns
+    -------
+    array of shape (n_intervals,)
+    """
+    times = np.concatenate([edges, onsets, np.maximum(onsets, offsets)])
+    changes = np.repeat([0, 1, -1], [len(edges), len(onsets), len(onsets)])
+    order = np.argsort(times, kind="stable")
+    times, n_on = times[order], np.cumsum(changes[order])
+    # Stretch by stretch between neighbouring times: sums from the beginning would cancel after hours.
+    lengths, interval = n_on[:-1] * np.diff(times), np.searchsorted(edges, times[:-1], side="right") - 1
+    inside = (interval >= 0) & (interval < len(edges) - 1)
+    on = np.bincount(interval[inside], lengths[inside], minlength=len(edges) - 1)
+    return np.minimum(on / np.diff(edges), 1)
 
 
 def cached_mfcc(path, cache_dir, **settings):

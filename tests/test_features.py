@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 import warnings
+from dataclasses import replace
 
 import librosa
 import numpy as np
@@ -543,7 +544,9 @@ def test_a_block_of_unknown_length_is_refused_and_spoils_no_frame():
 def test_features_on_the_same_frames_are_joined(words):
     first = annotation_features([words], duration=1.0)
     second = block_features(events((0.0, 0.5, "music"), (0.5, 0.5, "speech")), onset=0.0, duration=1.0)
+    first, second = replace(first, alarms=("another film's",)), replace(second, n_bands=40)
     joined = join_features(first, second)
+    assert (joined.alarms, joined.n_bands) == (("another film's",), 40)
     np.testing.assert_array_equal(joined.frames, np.hstack([first.frames, second.frames]))
     assert joined.names == (*first.names, "speech_block")
     assert joined.frames.dtype == np.float32
@@ -676,6 +679,21 @@ def test_the_spectra_of_a_long_sound_are_made_in_pieces(tmp_path, monkeypatch, n
     for one, other in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(other.frames, one.frames, rtol=1e-4, atol=1e-3)
         np.testing.assert_array_equal(other.frame_times, one.frame_times)
+
+
+@pytest.mark.parametrize("start", [0, 7200])
+def test_share_of_each_frame_by_brute_force(start):
+    """Items that overlap, touch, end before they begin or lie outside; two hours in, too."""
+    rng = np.random.default_rng(start)
+    edges = start + np.arange(5001) * 0.01
+    onsets = np.r_[start + np.round(rng.uniform(-5, 55, 400), 2), start + rng.uniform(-5, 55, 400), start - 9]
+    offsets = onsets + np.r_[np.round(rng.normal(0.02, 0.02, 400), 2), rng.normal(0.02, 0.02, 400), 10]
+    share = np.zeros(5000)
+    for onset, offset in zip(onsets, offsets, strict=True):
+        share += np.clip(np.minimum(edges[1:], offset) - np.maximum(edges[:-1], onset), 0, None)
+    made = features.share_on(onsets, offsets, edges)
+    np.testing.assert_allclose(made, np.minimum(share / np.diff(edges), 1), atol=1e-9)
+    assert made.min() == 0 and made.max() == 1 and np.sum((made > 0) & (made < 1)) > 200
 
 
 def test_two_threads_that_read_sounds_at_once_leave_stderr_as_it_was():
