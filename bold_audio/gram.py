@@ -8,7 +8,7 @@ v from the volumes t that were fitted on as
 with x̄_t, ȳ_t the means over t (the intercept). Its squared error summed over all voxels is a function of the
 Gram matrix K = Y Yᵀ (n_volumes × n_volumes) alone. With A = X_v − x̄_t and four products per block,
 
-    G = X̃_tᵀX̃_t,    H = AᵀA,    M = X̃_tᵀ K_tt X̃_t,    N = X̃_tᵀ (K_tv − K_tt 1/n_t) A,
+    G = X̃_tᵀX̃_t,    H = AᵀA,    M = X̃_tᵀ K_tt X̃_t,    N = X̃_tᵀ (K_tv − K_tt 11ᵀ/n_t) A,
 
     Σ_voxels ‖y_v − ŷ_v‖² = c − 2 tr(W N) + tr(W M W H),
     c = tr K_vv − 2 · 1ᵀK_vt1/n_t + n_v · 1ᵀK_tt1/n_t²,
@@ -156,7 +156,8 @@ def centred_slab(Y, train, *, scaled):
     Parameters
     ----------
     Y : array of shape (n_volumes, n_voxels)
-    train : array of int
+    train : array of int, or slice
+        Rows of Y.
     scaled : bool
 
     Returns
@@ -360,13 +361,13 @@ def ridge_errors(products, alphas):
 
 
 def ridge_errors_at(products, alpha):
-    """`ridge_errors` of one strength, without eigenvectors and several times as fast: (n_designs, n_folds)."""
+    """`ridge_errors` of one strength above 0, without eigenvectors and several times as fast: (n_designs, n_folds)."""
     errors = []
     for fold in products:
         if np.isinf(alpha):
             errors.append(np.full(len(fold.G), fold.null))
             continue
-        W = np.linalg.inv(fold.G + (alpha + RANK_TOLERANCE) * np.eye(fold.G.shape[1]))
+        W = np.linalg.inv(fold.G + alpha * np.eye(fold.G.shape[1]))
         linear = np.einsum("dij,dji->d", W, fold.N)
         errors.append(fold.null - 2 * linear + np.einsum("dij,dji->d", W @ fold.M, W @ fold.H))
     return np.maximum(np.stack(errors, axis=1), 0)

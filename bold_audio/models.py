@@ -311,13 +311,14 @@ def score_rows(subject, rows, volumes, regions, *, fitted_on, predictions=("one_
             voxels[name, prediction] = found
             if name in references:
                 predicted[name] = made
+            r2, reference_mse = scores.voxel_r2(Y, made), voxels[reference, prediction]["mse"]
             for region, roi in regions.items():
-                line = scores.score_row(Y, made, voxels[reference, prediction]["mse"], roi, value_range=value_range)
+                line = scores.score_row(found["mse"], found["r"], r2, reference_mse, roi)
                 partial = scores.median_of(found["partial_r"][roi]) if "partial_r" in found else np.nan
                 lines.append(
                     {"model": name, "prediction": prediction, "region": region}
                     | {k: line[k] for k in ("mse", "r_median", "n_with_r", "r_best", "r2", "skill")}
-                    | {"reference": reference, "n_volumes": line["n_volumes"], "n_voxels": line["n_voxels"]}
+                    | {"reference": reference, "n_volumes": len(Y), "n_voxels": line["n_voxels"]}
                     | {"partial_r_median": partial}
                 )
     return pd.DataFrame(lines), voxels

@@ -148,10 +148,7 @@ def choose_folds(subject, smooth, sound):
         If ``delay_region`` is not a region of this run.
     """
     params, regions = subject.params, subject.run.regions
-    if params.delay_region not in (*regions, "brain", "volume", "responsive"):
-        raise ParameterError(
-            f"delay_region must be responsive, brain or one of {', '.join(regions)}, got {params.delay_region!r}"
-        )
+    sweep.check_region(params.delay_region, regions)
     settings = {"order": params.history_order, "alphas": params.alphas, "chunk_voxels": params.chunk_voxels}
     chosen = []
     for fit, held in subject.outer_folds():

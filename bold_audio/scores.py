@@ -161,30 +161,24 @@ def median_of(values):
     return float(np.median(finite)) if len(finite) else float("nan")
 
 
-def score_row(Y, predicted, reference_mse, roi, *, value_range):
-    """One row of ``scores.tsv`` for the voxels of ``roi``.
+def score_row(mse, r, r2, reference_mse, roi):
+    """Scores of the voxels of ``roi`` as one row of ``scores.tsv``.
 
     Parameters
     ----------
-    Y, predicted : arrays of shape (n_volumes, n_voxels)
-        Raw intensities.
+    mse, r, r2 : arrays of shape (n_voxels,)
+        From `voxel_mse`, `pearson_r` and `voxel_r2`.
     reference_mse : array of shape (n_voxels,)
         `voxel_mse` of what the skill is measured against.
     roi : array of bool, shape (n_voxels,)
-    value_range : (float, float)
-        As for `voxel_mse`.
 
     Returns
     -------
     dict
-        ``mse, r_median, n_with_r, r_best, r2, skill, n_volumes, n_voxels``. Medians are over voxels: of r over the
-        ``n_with_r`` of them whose prediction varies, or they would have none.
+        ``mse, r_median, n_with_r, r_best, r2, skill, n_voxels``. Medians are over voxels: of r over the ``n_with_r`` of
+        them whose prediction varies, or they would have none.
     """
-    at, found = np.flatnonzero(roi), []
-    for slab in column_slabs(len(at)):
-        y, p = Y[:, at[slab]], predicted[:, at[slab]]
-        found.append((pearson_r(y, p), voxel_mse(y, p, value_range=value_range), voxel_r2(y, p)))
-    r, mse, r2 = (np.concatenate(one) for one in zip(*found, strict=True))
+    mse, r, r2 = mse[roi], r[roi], r2[roi]
     return {
         "mse": float(mse.mean()),
         "r_median": median_of(r),
@@ -192,6 +186,5 @@ def score_row(Y, predicted, reference_mse, roi, *, value_range):
         "r_best": float(np.nanmax(r)) if np.isfinite(r).any() else float("nan"),
         "r2": median_of(r2),
         "skill": skill(mse, reference_mse[roi]),
-        "n_volumes": len(Y),
-        "n_voxels": len(at),
+        "n_voxels": len(mse),
     }

@@ -17,7 +17,7 @@ from bold_audio.files import ParameterError
 from bold_audio.pairing import scale_on
 
 RESPONSIVE_SHARE = evidence.SHARE  # "the few per cent of voxels" that follow the sound best
-SMALLEST_P = 0.01  # that as many phase-randomised versions of the sound, each scored at all its shifts, allow
+SMALLEST_P = 0.01  # smallest p that the surrogates must allow; sets how many phase-randomised versions are made
 SLAB = 512  # voxels worked on at once: what follows the products stays in the processor's cache
 
 
@@ -153,11 +153,8 @@ def sweep_delays(
     ParameterError
         If ``delay_region`` is not a region of this run.
     """
+    check_region(delay_region, regions)
     whole = next(iter(regions))
-    if delay_region not in (*regions, "brain", "volume", "responsive"):
-        raise ParameterError(
-            f"delay_region must be responsive, brain or one of {', '.join(regions)}, got {delay_region!r}"
-        )
     delays = np.asarray(sound.delays, dtype=float)
     run = {"volumes": np.arange(rows[0] - order, rows[-1] + 1), "train": rows}
     grams = gram.gram_matrices(Y, **run, regions=regions, scaled=True, chunk_voxels=chunk_voxels)
@@ -208,6 +205,17 @@ def sweep_delays(
         delay = curve["delay"].iloc[int(curve["skill"].argmax())]
     responsive = members.get("responsive", best_share(seen.score))
     return DelaySweep(table, summary, voxels, float(delay), region, responsive, parts, white)
+
+
+def check_region(name, regions):
+    """Refuse a ``delay_region`` that this run has not.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if name not in (*regions, "brain", "volume", "responsive"):
+        raise ParameterError(f"delay_region must be responsive, brain or one of {', '.join(regions)}, got {name!r}")
 
 
 def target_matrix(grams, target, whitening, rows):

@@ -32,6 +32,8 @@ class _Fold:
 class VoxelChoice:
     """Each voxel's best delay and strength by held-out error.
 
+    Of these a sweep keeps the skill; the delay in its maps is the median of the voxel's posterior (`evidence`).
+
     Parameters
     ----------
     design : array of int, shape (n_voxels,)

@@ -29,7 +29,6 @@ def test_scores_go_over_voxels_in_slabs(pair, monkeypatch):
                 scores.voxel_mse(Y, predicted, value_range=(0, 2000)),
                 scores.voxel_r2(Y, predicted),
                 scores.partial_r(Y, predicted, 1.1 * predicted),
-                scores.score_row(Y, predicted, np.ones(12_000), np.arange(12_000) > 5, value_range=(0, 2000)),
             ]
     assert most() < 2 * Y.nbytes
     for first, second in zip(*made.values(), strict=True):
@@ -87,20 +86,25 @@ def test_partial_r_is_the_textbook_one_for_known_parts():
     assert np.isnan(scores.partial_r(Y, 1000 + 5 * past, 1000 + 5 * past)[0]), "a sound that adds nothing has no r"
 
 
+def row_of(Y, predicted, reference, roi):
+    found = scores.voxel_mse(Y, predicted, value_range=(0, 1)), scores.pearson_r(Y, predicted)
+    return scores.score_row(*found, scores.voxel_r2(Y, predicted), reference, roi)
+
+
 def test_row_leaves_out_other_voxels(pair):
     Y, predicted = pair
     roi = np.arange(30) < 10
     reference = scores.voxel_mse(Y, np.full_like(Y, 1000), value_range=(0, 1))
-    row = scores.score_row(Y, predicted, reference, roi, value_range=(0, 1))
+    row = row_of(Y, predicted, reference, roi)
     spoilt = predicted.copy()
     spoilt[:, ~roi] = 0
-    assert row == scores.score_row(Y, spoilt, reference, roi, value_range=(0, 1))
-    assert row["n_voxels"] == 10 and row["n_volumes"] == 80
+    assert row == row_of(Y, spoilt, reference, roi)
+    assert row["n_voxels"] == 10 and row["r_median"] == np.median(scores.pearson_r(Y, predicted)[:10])
     assert row["skill"] == pytest.approx(1 - row["mse"] / reference[roi].mean())
 
 
 def test_voxels_whose_prediction_does_not_vary_are_not_counted_among_those_with_an_r():
     Y = np.random.default_rng(3).normal(size=(50, 6))
     predicted = np.where(np.arange(6) < 2, 0.0, Y)
-    row = scores.score_row(Y, predicted, np.ones(6), np.arange(6) > 0, value_range=(0, 1))
+    row = row_of(Y, predicted, np.ones(6), np.arange(6) > 0)
     assert (row["n_with_r"], row["n_voxels"], round(row["r_median"], 6)) == (4, 5, 1.0)
