@@ -210,7 +210,7 @@ def kept_shares(predicted, true, *, n_independent):
         Logarithm of how much likelier ``true`` is with the network than without, summed over voxels. Neighbours repeat
         one another, so its size says less than its order.
     """
-    import torch  # seconds, which who makes targets only does not need
+    import torch  # slow to import; making targets does not need it
 
     products = (true * true, true * predicted, predicted * predicted)
     tt, tp, pp = (one.sum(dim=0, dtype=torch.float64).cpu().numpy() for one in products)

@@ -94,6 +94,13 @@ def delay_features(frames, frame_times, sound_times, *, delay, window):
 def canonical_response(frames, frame_times):
     """Convolve features with the canonical haemodynamic response (Glover 1999).
 
+    Parameters
+    ----------
+    frames : array of shape (n_frames, n_features)
+        Evenly spaced.
+    frame_times : array of shape (n_frames,)
+        Centre of each frame, in seconds from the onset of the sound.
+
     Returns
     -------
     convolved : array of shape (n_kept, n_features)

@@ -244,9 +244,10 @@ def _is_unmade(params):
 
 
 def open_subject(params):
-    """Read a subject's scan and sound, pair them in time and split the run; write nothing but the cache.
+    """Read a subject's scan and sound, pair them in time and split the run.
 
-    Of people who are only compared this is all; `workflow.open_subject` opens the one that is run.
+    Nothing is written but the cache, and what `ensure_scan` simulates or downloads where the scan is missing. Of people
+    who are only compared this is all; `workflow.open_subject` opens the one that is run.
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
 r"""Banded ridge regression of every voxel on its own previous volumes and on shared features.
 
-The two bands have strengths of their own: F holds the voxel's own lags, penalised by γ, the same for all voxels (Γ: γ
-on the lags' diagonal, 0 for the blocks, which are free), and the ridge part Z, the sound, has one strength α per
-voxel. With Z = U S Vᵀ (train mean taken off), P = Z V and D = 1 / (S² + α), the two separate:
+The two bands have strengths of their own. F holds the voxel's own lags, and shared features whose strengths are known
+(0: the blocks, which are free). Γ is diagonal: γ times the lag's own variance for a lag, so that γ is meant for volumes
+of variance 1, and the known strength for a shared feature. The ridge part Z, the sound, has one strength α per voxel.
+With Z = U S Vᵀ (train mean taken off), P = Z V and D = 1 / (S² + α), the two separate:
 
     (FᵀF + Γ − FᵀP D PᵀF) φ = Fᵀy − FᵀP D Pᵀy,        b = V D (Pᵀy − PᵀF φ)
 
@@ -97,7 +98,22 @@ class _Moments:
 
 
 class Regression:
-    """One slab on one set of rows, ready to be solved for any strength."""
+    """One slab on one set of rows, ready to be solved for any strength.
+
+    Parameters
+    ----------
+    y : array of shape (n_volumes, n_voxels)
+        Float64, a level near the voxels' mean taken off: products of raw intensities would cancel.
+    free, ridge : arrays of shape (n_volumes, n_features)
+        Shared features with known strengths, and with one of each voxel's own.
+    rows : array of int
+        Volumes to fit on; ``order`` volumes lie before each.
+    order : int
+        Number of the voxel's own previous volumes.
+    target : {"volume", "difference"}
+    free_alphas : array of shape (n_free,), optional
+        Known strengths; 0 without it.
+    """
 
     def __init__(self, y, free, ridge, rows, order, target, free_alphas=None):
         self.y, self.free, self.ridge, self.order, self.target = y, free, ridge, order, target
@@ -134,7 +150,20 @@ class Regression:
         return _Moments(np.einsum("kv,kv->v", t, t), Ft, FF, FP, t.T @ P, P.T @ P)
 
     def coefficients(self, alpha, history_alpha=0.0):
-        """Weights of the free and of the rotated ridge part, for one strength (shape (1,)) or one per voxel."""
+        """Weights of the lags and free features, and of the rotated ridge part.
+
+        Parameters
+        ----------
+        alpha : array of shape (1,) or (n_voxels,)
+            Ridge strength, one for all voxels or one for each.
+        history_alpha : float
+            Ridge strength γ of the lags.
+
+        Returns
+        -------
+        f : array of shape (n_voxels, order + n_free)
+        b : array of shape (n_voxels, n_rotated)
+        """
         fit = self.fit
         D = np.where(self.s2 > 1e-12 * self.s2.max(initial=0), 1 / (self.s2 + alpha[:, None]), 0.0)
         if not fit.Ft.shape[1]:
@@ -150,7 +179,19 @@ class Regression:
         return f, D * (fit.Pt - np.einsum("vwq,vw->vq", fit.FP, f))
 
     def solve(self, alpha, history_alpha=0.0):
-        """Intercept, weights of the lags and weights of the features, as columns per voxel."""
+        """Intercept, weights of the lags and weights of the features, one column per voxel.
+
+        Parameters
+        ----------
+        alpha, history_alpha
+            As for `coefficients`.
+
+        Returns
+        -------
+        intercept : array of shape (n_voxels,)
+        phi : array of shape (order, n_voxels)
+        weights : array of shape (n_free + n_ridge, n_voxels)
+        """
         f, b = self.coefficients(alpha, history_alpha)
         phi, free_weights, ridge_weights = f[:, : self.order].T, f[:, self.order :].T, self.Vt.T @ b.T
         intercept = self.t_mean - self.free_mean @ free_weights - self.ridge_mean @ ridge_weights

@@ -202,7 +202,7 @@ def simulate_subject(
     DataError
         If the annotation table, or a film made before, is damaged.
     MachineError
-        If another process is making this subject for more than ten minutes.
+        If another process makes this subject for more than ten minutes, or its film for more than five.
     """
     settings = {k: v for k, v in locals().items() if k not in ("data_dir", "annotations", "only_missing")}
     _check(settings)

@@ -37,7 +37,7 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
         Identity of the training; a finished run with this key is left alone.
     experiment : str
     parameters, tags : dict
-        Parameters are written as text; URLs lose their user and password.
+        Parameters are written as text, of at most 500 characters each; URLs lose their user and password.
     losses : list of dict
         One per epoch, with ``epoch`` and the metrics of that epoch.
     files : list of path

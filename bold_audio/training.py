@@ -179,7 +179,7 @@ def train_mlp(X, targets, *, delay, settings, folder, space=None, n_previous=0, 
             seed=settings.seed,
         )
         look_every = min(LOOK_EVERY, settings.max_epochs)
-        # After the epoch's losses are known, the best first: the last knows of it.
+        # Saved after the epoch's losses are logged; `best` before `last`, so that `last` records which epoch is best.
         often = {"every_n_epochs": look_every, "save_on_train_epoch_end": True, "enable_version_counter": False}
         checkpoints = [
             ModelCheckpoint(folder, filename="best", monitor=MONITOR, mode="max", **often),
@@ -199,7 +199,7 @@ def train_mlp(X, targets, *, delay, settings, folder, space=None, n_previous=0, 
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        rows, finished = _finished_before(folder, losses, early, settings.max_epochs)
+        rows, finished = _resume_or_clear(folder, losses, early, settings.max_epochs)
         if finished:
             losses.rows = rows
         else:
@@ -227,10 +227,10 @@ def train_mlp(X, targets, *, delay, settings, folder, space=None, n_previous=0, 
     return TrainedMLP(folded, delay, losses.rows, row, float(shares.mean()), pictures)
 
 
-def _finished_before(folder, losses, early, max_epochs):
+def _resume_or_clear(folder, losses, early, max_epochs):
     """What the last checkpoint in ``folder`` says: its losses, and whether training had come to its end.
 
-    No losses where there is no checkpoint that can be read.
+    No losses where there is none. One that cannot be read is deleted with its folder, and so are its losses.
     """
     try:
         states = read_checkpoint(folder / "last.ckpt")["callbacks"]
