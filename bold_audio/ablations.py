@@ -96,7 +96,7 @@ def _same_volumes(folds, sets, max_order):
 
 def _one_set(fold, one, past, alphas, max_order):
     """One set in one fold: its choices, its errors alone and with the past, and the sums for its correlation."""
-    sound = sweep.Sound(np.asarray(one.delays), np.stack([one.design.at(delay) for delay in one.delays]))
+    sound = sweep.DelayedSound(np.asarray(one.delays), np.stack([one.design.at(delay) for delay in one.delays]))
     found = nested.choose_delay(fold.smooth, sound, rows=fold.fit, order=max_order, alphas=alphas)
     X = nested.scaled(one.design, found.delay, fold.fit)
     alone = nested.predict_held(fold, ridge=X, alphas=alphas)

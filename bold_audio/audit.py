@@ -111,7 +111,7 @@ def audit_sound(path, cache_dir, events, *, onset, words=None, made=None):
         return Audit()
     if made is None or len(made.names) < SETTINGS["n_mfcc"] or np.diff(made.frame_times[:2]).sum() > COARSE:
         made = cached_mfcc(path, cache_dir, **SETTINGS)
-    blocks = film_blocks(events)
+    blocks = blocks_in_events(events)
     found, kinds = {}, {kind for _, _, kind in blocks}
     if len(blocks) >= FEWEST_BLOCKS and kinds == {0, 1}:
         starts = np.array([start for start, _, _ in blocks]) - onset
@@ -128,7 +128,7 @@ def audit_sound(path, cache_dir, events, *, onset, words=None, made=None):
     return Audit(**found)
 
 
-def film_blocks(events):
+def blocks_in_events(events):
     """Return (onset, duration, kind) of music (0) and speech or story (1) in events, in seconds, in order.
 
     Empty where a duration is n/a, as BIDS allows: what is not known to end is not held against the sound.

@@ -35,7 +35,7 @@ SHARES = np.linspace(0, 1, 9)  # of the network's prediction that a voxel may ke
 
 
 @dataclass(frozen=True)
-class Basis:
+class TargetBasis:
     """Principal coordinates of the targets of the volumes fitted on.
 
     Parameters
@@ -79,7 +79,7 @@ def principal_basis(T, *, n_components=None):
 
     Returns
     -------
-    Basis
+    TargetBasis
     """
     mean = T.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = T - mean
@@ -92,7 +92,7 @@ def principal_basis(T, *, n_components=None):
         kept[0], values = True, np.maximum(values, 1.0)
     components = centred.T @ (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
     scale = np.sqrt(values[kept] / len(T)).astype(np.float32)
-    return Basis(mean, np.ascontiguousarray(components), scale)
+    return TargetBasis(mean, np.ascontiguousarray(components), scale)
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class Targets:
 
     Parameters
     ----------
-    basis : Basis
+    basis : TargetBasis
     fit, val : arrays of int
         Volumes to fit and to validate on; a gap lies between them.
     output_taps : array of shape (n_taps,)
         The target is predicted by Σ_l output_taps[l] · output[k − l].
     fit_part, val_part : (coordinates, left_over)
-        See `Basis.coordinates`.
+        See `TargetBasis.coordinates`.
     val_voxels : array of shape (n_val, n_voxels), float32
         Targets of the validation block, the basis' mean taken off.
     smooth_components, smooth_val : arrays of shape (n_voxels, n_components), (n_val, n_voxels)
@@ -120,7 +120,7 @@ class Targets:
         What a model of voxels adds to its coordinates: the mean target; where it is whitened, the mean volume.
     """
 
-    basis: Basis
+    basis: TargetBasis
     fit: np.ndarray
     val: np.ndarray
     output_taps: np.ndarray

@@ -110,7 +110,7 @@ def open_feature_grid(subject, found):
 def delayed_sound(subject, delays):
     """Features of every volume at every delay."""
     design = subject.designs["sound"]
-    return sweep.Sound(np.asarray(delays, dtype=float), np.stack([design.at(delay) for delay in delays]))
+    return sweep.DelayedSound(np.asarray(delays, dtype=float), np.stack([design.at(delay) for delay in delays]))
 
 
 def write_delay_maps(subject, found):

@@ -91,7 +91,7 @@ def take_features(design, columns):
 
 
 def _convolved(part):
-    frames, times, peak = pairing.canonical_response(part.frames, part.frame_times)
+    frames, times, peak = pairing.convolve_response(part.frames, part.frame_times)
     return replace(part, frames=frames, frame_times=times, shift=peak)
 
 

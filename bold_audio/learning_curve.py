@@ -51,7 +51,7 @@ def learning_curve(folds, sound, delays, *, alphas, max_order, n_folds, gap_volu
         the sound over own history, ``gain_spread``, ``delay_low``, ``delay_high`` (s, over folds), ``n_volumes``,
         ``n_voxels``, ``n_region``, ``n_folds``, ``note`` (why a share was not done).
     """
-    heard = sweep.Sound(np.asarray(delays, dtype=float), np.stack([sound.at(delay) for delay in delays]))
+    heard = sweep.DelayedSound(np.asarray(delays, dtype=float), np.stack([sound.at(delay) for delay in delays]))
     counts, lines, before = nested.counts(folds), [], np.full(len(folds), np.nan)
     for share in SHARES:
         used = [nearest_volumes(fold.fit, fold.held, int(round(share * len(fold.fit)))) for fold in folds]

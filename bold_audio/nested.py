@@ -97,7 +97,7 @@ def choose_delay(Y, sound, *, rows, order, alphas, chooses=None, chunk_voxels=81
     ----------
     Y : array of shape (n_volumes, n_voxels)
         Run; only ``rows`` and the ``order`` volumes before each are used.
-    sound : sweep.Sound
+    sound : sweep.DelayedSound
     rows : array of int
         Increasing volumes.
     order : int
@@ -136,7 +136,7 @@ def choose_folds(subject, smooth, sound):
     subject : prepare.Subject
     smooth : array of shape (n_volumes, n_voxels)
         The run as the delay sweep sees it, through the last volume used.
-    sound : sweep.Sound
+    sound : sweep.DelayedSound
 
     Returns
     -------

@@ -91,7 +91,7 @@ def delay_features(frames, frame_times, sound_times, *, delay, window):
     return means
 
 
-def canonical_response(frames, frame_times):
+def convolve_response(frames, frame_times):
     """Convolve features with the canonical haemodynamic response (Glover 1999).
 
     Parameters
@@ -217,7 +217,7 @@ def make_design(features, sound_times, t_r, *, response="delay", n_lags=0):
         Counts for ``fir`` alone.
     """
     if response == "hrf":
-        frames, times, peak = canonical_response(features.frames, features.frame_times)
+        frames, times, peak = convolve_response(features.frames, features.frame_times)
         return SoundDesign(frames, times, sound_times, t_r, shift=peak)
     return SoundDesign(
         features.frames, features.frame_times, sound_times, t_r, n_lags=n_lags if response == "fir" else 0

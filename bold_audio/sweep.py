@@ -81,7 +81,7 @@ class DelaySweep:
 
 
 @dataclass(frozen=True)
-class Sound:
+class DelayedSound:
     """Features of every volume of a run at every delay, not yet scaled.
 
     Parameters
@@ -119,7 +119,7 @@ def sweep_delays(
     ----------
     Y : array of shape (n_volumes, n_voxels)
         Run; read in slabs of voxels, so it may be memory-mapped.
-    sound : Sound
+    sound : DelayedSound
     t_r : float
         Repetition time, in seconds.
     rows : array of int

@@ -10,7 +10,7 @@ import soundfile
 import yaml
 
 from bold_audio import adopt, audit, dvcrepo, film, hearing, prepare, registry, sentences, workflow
-from bold_audio.audit import Audit, audit_sound, block_match, film_blocks, word_match
+from bold_audio.audit import Audit, audit_sound, block_match, blocks_in_events, word_match
 from bold_audio.features import SoundFeatures, cached_mfcc
 from bold_audio.files import DataError, file_md5
 from bold_audio.params import load_params
@@ -163,8 +163,8 @@ def test_word_match_of_a_sound_that_is_loud_when_somebody_speaks():
 
 
 def test_blocks_of_events():
-    assert film_blocks(EVENTS)[:2] == [(0.0, 30.0, 0), (30.0, 30.0, 1)]
-    assert len(film_blocks(EVENTS)) == 13
+    assert blocks_in_events(EVENTS)[:2] == [(0.0, 30.0, 0), (30.0, 30.0, 1)]
+    assert len(blocks_in_events(EVENTS)) == 13
 
 
 def test_the_words_of_alice_are_in_her_sound(shared, tmp_path):

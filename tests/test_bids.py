@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from bold_audio import adopt, bids, models, pairing, workflow
-from bold_audio.audit import film_blocks
+from bold_audio.audit import blocks_in_events
 from bold_audio.files import DataError, ParameterError, write_table
 from bold_audio.params import load_params
 from bold_audio.run import main
@@ -138,7 +138,7 @@ def test_events_without_an_end_are_taken_but_for_the_audit(tree, located):
     write_table(root / "sub-01/func/sub-01_task-film_events.tsv", pd.DataFrame(
         {"onset": [2.0], "duration": ["n/a"], "trial_type": ["story"]}))  # fmt: skip
     found = located()
-    assert found.onset == 2 and film_blocks(found.events) == []
+    assert found.onset == 2 and blocks_in_events(found.events) == []
 
 
 def test_runs_of_two_sessions_are_told_apart_by_name(tree, located):

@@ -190,4 +190,4 @@ def test_bad_input_is_named(change, message):
 def test_sound_shorter_than_the_kernel():
     frames, times = frame_clock(duration=10)
     with pytest.raises(DataError, match="more than 32 s"):
-        pairing.canonical_response(frames, times)
+        pairing.convolve_response(frames, times)

@@ -20,7 +20,7 @@ def hear(frames, delays=DELAYS):
     times = np.arange(len(frames)) * 0.1
     sound_times = 20 + np.arange(N_VOLUMES) * T_R
     at = [pairing.delay_features(frames, times, sound_times, delay=d, window=T_R) for d in delays]
-    return sweep.Sound(np.asarray(delays), np.stack(at))
+    return sweep.DelayedSound(np.asarray(delays), np.stack(at))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_silent_voxels_have_no_delay(found):
 @pytest.mark.slow
 def test_noise_has_no_delay_and_no_skill(case):
     """At most the nominal share of 20 brains without sound is called identifiable."""
-    coarse = sweep.Sound(DELAYS[::2], case[0]["sound"].at[::2])
+    coarse = sweep.DelayedSound(DELAYS[::2], case[0]["sound"].at[::2])
     given, p = case[0] | {"regions": {"brain": AT >= 0}, "sound": coarse}, []
     for seed in range(20):
         noise = lfilter([1], [1, -0.5], np.random.default_rng(seed).normal(size=given["Y"].shape), axis=0)
@@ -206,7 +206,7 @@ def test_volumes_and_sound_outside_train_change_nothing(case, found):
     Y, at = given["Y"].copy(), given["sound"].at.copy()
     for values in (Y, at[0], at[7]):
         values[230:], values[:8] = 1e6, -1e6
-    spoilt = sweep.sweep_delays(**(given | {"Y": Y, "sound": sweep.Sound(DELAYS, at)}))
+    spoilt = sweep.sweep_delays(**(given | {"Y": Y, "sound": sweep.DelayedSound(DELAYS, at)}))
     for name in ("table", "regions", "voxels"):
         assert getattr(spoilt, name).equals(getattr(found, name)), name
     assert np.array_equal(spoilt.responsive, found.responsive) and spoilt.delay == found.delay
@@ -257,7 +257,7 @@ def test_skill_and_evidence_may_choose_differently(case):
 
 def test_edge_is_noticed(case):
     sound = case[0]["sound"]
-    late = sweep.Sound(DELAYS[4:], sound.at[4:])
+    late = sweep.DelayedSound(DELAYS[4:], sound.at[4:])
     assert sweep.sweep_delays(**(case[0] | {"sound": late}), delay_region="planted").at_edge
 
 
@@ -273,7 +273,7 @@ def test_few_voxels_have_no_responsive_region(case):
 def test_one_and_two_delays_have_no_interval(case, n_delays):
     """Too few to see a slope: a region says which, and not how surely."""
     sound = case[0]["sound"]
-    few = sweep.Sound(DELAYS[4 : 4 + n_delays], sound.at[4 : 4 + n_delays])
+    few = sweep.DelayedSound(DELAYS[4 : 4 + n_delays], sound.at[4 : 4 + n_delays])
     found = sweep.sweep_delays(**(case[0] | {"sound": few}), delay_region="planted")
     assert found.delay == 4.0 and found.chosen["identifiable"]
     assert found.regions[["low", "high"]].isna().all(axis=None)
