@@ -94,7 +94,7 @@ def test_skill_grows_with_data_and_the_last_point_is_the_whole():
     assert table["skill"].iloc[-1] == pytest.approx(whole["skill"], abs=1e-6)
     assert table["gain"].iloc[-1] == pytest.approx(whole["gain"], abs=1e-6)
     # The spread of the rise is that of the folds' own rises: their skills go up and down together.
-    heard = sweep.Sound(np.array(DELAYS), np.stack([subject.designs["sound"].at(d) for d in DELAYS]))
+    heard = sweep.DelayedSound(np.array(DELAYS), np.stack([subject.designs["sound"].at(d) for d in DELAYS]))
     skills = []
     for share in (0.75, 1.0):
         used = [learning_curve.nearest_volumes(f.fit, f.held, round(share * len(f.fit))) for f in folds]
