@@ -96,6 +96,21 @@ def test_log_mean_exp_does_not_overflow():
     np.testing.assert_allclose(evidence.log_mean_exp(values.copy(), axis=0), known)
 
 
+@pytest.mark.parametrize("pseudo_voxels", [0.0, 10.0])
+def test_prior_is_learnt_by_expectation_maximisation(pseudo_voxels):
+    """Voxel by voxel: believe, count, begin again; of the voxels added half make the first choice."""
+    log_likelihood = np.random.default_rng(0).normal(0, 3, (4, 30)) + np.array([[2.0], [0], [1], [-3]]) + 500
+    known = np.full(4, 0.25)
+    for _ in range(500):
+        counts = pseudo_voxels * np.array([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+        believed = [known * np.exp(voxel - 500) for voxel in log_likelihood.T]
+        believed = np.array([each / each.sum() for each in believed])
+        known = (counts + believed.sum(axis=0)) / (30 + pseudo_voxels)
+    prior, posterior = evidence.learn_prior(log_likelihood, pseudo_voxels=pseudo_voxels)
+    np.testing.assert_allclose(prior, known, atol=1e-3)
+    np.testing.assert_allclose(posterior, believed.T, atol=5e-3)
+
+
 def test_posterior_gives_each_delay_its_share_of_time():
     delays = [0.0, 1.0, 2.0, 6.0, 7.0]
     flat = evidence.posterior(np.zeros((5, 2)), delays)
