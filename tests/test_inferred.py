@@ -37,9 +37,12 @@ def test_maps_hold_what_was_found(subject, voxels):
         image = nib.load(path)
         np.testing.assert_allclose(image.affine, subject.run.affine, atol=1e-4)
         np.testing.assert_allclose(image.get_fdata()[subject.run.mask], voxels.voxels[column], rtol=1e-5)
-    delay = nib.load(subject.path(f"{subject.run.files.entities}_desc-inference_stat-delay_statmap.nii.gz"))
-    shown = np.isfinite(delay.get_fdata()[subject.run.mask])
-    assert np.array_equal(shown, voxels.voxels["q"].to_numpy() <= 0.05)
+    sure = voxels.voxels["q"].to_numpy() <= 0.05
+    assert sure.any() and (voxels.voxels["low"] < voxels.voxels["high"])[sure].all()
+    for stat, column in (("delay", "delay"), ("delaylow", "low"), ("delayhigh", "high")):
+        image = nib.load(subject.path(f"{subject.run.files.entities}_desc-inference_stat-{stat}_statmap.nii.gz"))
+        shown = image.get_fdata()[subject.run.mask]
+        np.testing.assert_allclose(shown, np.where(sure, voxels.voxels[column], np.nan), rtol=1e-5)
 
 
 def test_found_once_and_read_again(subject, voxels, monkeypatch):

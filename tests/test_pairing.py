@@ -70,9 +70,13 @@ def test_hrf_leaves_out_volumes_whose_kernel_has_no_sound():
 
 
 def test_uncovered_rows_are_nan_and_never_zero():
-    seen = pairing.delay_features(*frame_clock(duration=20), np.arange(100) * T_R, delay=5, window=T_R)[:, 0]
-    assert np.isnan(seen[:8]).all() and np.isnan(seen[-20:]).all()
-    assert np.isfinite(seen[10:30]).all()
+    """From the first volume whose whole window has sound to the last: a half-heard one has no value."""
+    frames, times = frame_clock(duration=20)
+    seen = pairing.delay_features(frames, times, np.arange(100) * T_R, delay=5, window=T_R)[:, 0]
+    begins = np.arange(100) * T_R - 5
+    heard = np.flatnonzero((begins >= -HOP) & (begins + T_R <= times[-1] + HOP))
+    assert np.array_equal(np.flatnonzero(np.isfinite(seen)), heard)
+    assert list(heard[[0, -1]]) == [9, 40]  # volume 8 begins at −0.1 s of the sound, volume 41 ends at 20.5 s
 
 
 def test_a_window_between_frames_is_nan():

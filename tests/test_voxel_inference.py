@@ -71,6 +71,15 @@ def test_every_number_by_hand():
     fwe = [(window + np.sum(z_null.max(axis=1) >= one)) / (window + len(null)) for one in z]
     np.testing.assert_allclose(found.voxels["p_fwe"], fwe, atol=1.5 / len(null))
     assert found.voxels["delay"][0] == 2 + 3  # the window begins at 2 s, the voxel lags 3 volumes of 1 s
+    low, high = evidence.cells(GRID.delays)
+    density = np.exp(scores[0][:window])  # of the sound in its place
+    mass = density * (high - low)[:, None] / ((high - low) @ density)
+    for v in range(y.shape[1]):
+        cells, held = [], 0.0
+        for cell in np.argsort(-density[:, v]):
+            if held < 0.95:
+                cells, held = [*cells, cell], held + mass[cell, v]
+        assert found.voxels.loc[v, ["low", "high"]].tolist() == [low[min(cells)], high[max(cells)]], v
     assert (found.n_shifts, found.n_randomised) == (len(shifts), n)
 
 
