@@ -291,15 +291,17 @@ def test_models_are_fitted_as_if_no_other_run_were_near(subject):
     split, starts = one.split, one.run.files.starts
     first = [int(start + np.argmax(split.train[split.train >= start] - start)) for start in starts]
     assert all(part[0] >= start + 2 for part, start in zip(pairing.stretches(split.train), starts, strict=True)), first
-    phi, made = (
-        rows["history"].phi,
-        models.predict_row(one, rows["history"], split.test, "one_step", fitted_on=split.train),
-    )
-    intercept = rows["history"].drive(split.test[:1])[0]
-    for k in (0, len(made) // 2, len(made) - 1):
-        volume = split.test[k]
-        expected = intercept + sum(phi[lag - 1] * one.Y[volume - lag] for lag in range(1, len(phi) + 1))
-        np.testing.assert_allclose(made[k], expected, rtol=1e-4)
+    made = models.predict_row(one, rows["history"], split.test, "one_step", fitted_on=split.train)
+    order, mean = one.params.history_order, one.Y[split.train].mean(axis=0)  # taken off, or float32 tells nothing apart
+
+    def lagged(volumes, voxel):
+        past = [one.Y[volumes - lag, voxel] - mean[voxel] for lag in range(1, order + 1)]
+        return np.column_stack([np.ones(len(volumes)), *past])
+
+    for voxel in (0, one.Y.shape[1] // 2, one.Y.shape[1] - 1):
+        known = np.linalg.lstsq(lagged(split.train, voxel), one.Y[split.train, voxel] - mean[voxel], rcond=None)[0]
+        np.testing.assert_allclose(rows["history"].phi[:, voxel], known[1:], atol=1e-5)
+        np.testing.assert_allclose(made[:, voxel], mean[voxel] + lagged(split.test, voxel) @ known, rtol=1e-6)
     parts = [pairing.make_design(s, f.sound_times, f.t_r, response="hrf") for s, f in zip(
         workflow.read_features(one.params, one.run.files), one.run.files.parts, strict=True)]  # fmt: skip
     np.testing.assert_array_equal(one.designs["sound"].at(5.0), np.vstack([part.at(5.0) for part in parts]))

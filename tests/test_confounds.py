@@ -218,6 +218,20 @@ def test_components_of_train_are_nilearns():
     np.testing.assert_allclose(np.diag(match), 1, atol=1e-6)
 
 
+def test_components_are_of_what_the_other_columns_leave(rng, monkeypatch):
+    """Voxels that move most vary most; a component that is motion again would take nothing more off."""
+    motions, pulse = moved(rng), np.sin(2 * np.pi * 0.3 * TIMES)
+    made = 1000 + 5 * noise(rng, 300)
+    made[:, :6] += motions @ rng.normal(0, [[900]] * 3 + [[45000]] * 3, (6, 6)) + 30 * pulse[:, None]
+    found, plain = [], confounds.high_variance_components
+    monkeypatch.setattr(
+        confounds, "high_variance_components", lambda *given: found.append(plain(*given)) or found[-1].copy()
+    )
+    cleaned(made, "motion", high_variance=True, estimate=lambda: motions)
+    together = np.corrcoef(found[0][TRAIN].T, np.c_[motions, pulse][TRAIN].T)[: found[0].shape[1], -7:]
+    assert np.abs(together[:, :6]).max() < 0.1 and np.abs(together[:, 6]).max() > 0.9
+
+
 def test_what_vessels_share_comes_off_in_test_too_and_the_response_stays(rng):
     pulse = np.sin(2 * np.pi * 0.3 * TIMES) + 0.5 * np.sin(2 * np.pi * 0.11 * TIMES)
     weights = np.where(np.arange(500) < 10, 60, 3.0)

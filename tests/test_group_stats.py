@@ -114,6 +114,8 @@ def test_planted_region_is_found_and_no_other():
     found = group_stats.region_table(table_of(values), "gain")
     assert list(found.loc[found["p_fwe"] <= 0.05, "region"]) == ["r2"]
     assert found.loc[2, "low"] < 0.03 < found.loc[2, "high"] and found.loc[2, "n_above"] == 12
+    known = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(found[["low", "high"]], np.transpose(known))
 
 
 def test_interval_is_scipys_and_holds_the_mean_as_often_as_it_says():
@@ -135,7 +137,8 @@ def test_delay_is_that_of_people_in_whom_it_is_identifiable():
     table = pd.DataFrame({"subject": ["a", "b", "c"], "region": "x", "delay": [4.0, 6.0, 30.0]})
     found = group_stats.delay_table(table.assign(identifiable=[True, True, False]))
     assert found.loc[0, ["n_people", "n_identifiable", "delay"]].tolist() == [3, 2, 5.0]
-    assert np.isfinite(found.loc[0, ["low", "high"]].astype(float)).all()
+    known = stats.ttest_1samp([4.0, 6.0], 0).confidence_interval(0.95)
+    assert found.loc[0, ["low", "high"]].tolist() == pytest.approx(tuple(known))
 
 
 def test_who_moved_much_is_left_out_and_who_is_not_known_is_kept():
@@ -153,7 +156,7 @@ def test_age_is_correlated_as_scipy_does_and_only_where_it_is_known():
     known = stats.pearsonr(values[:8, 0], age[:8])
     assert found["region"].tolist() == ["r0"] and found.loc[0, "n_people"] == 8
     assert found.loc[0, ["r", "p"]].tolist() == pytest.approx([known.statistic, known.pvalue])
-    assert found.loc[0, "low"] < known.statistic < found.loc[0, "high"]
+    assert found.loc[0, ["low", "high"]].tolist() == pytest.approx(tuple(known.confidence_interval(0.95)))
     assert group_stats.age_table(table_of(values[:3]), "gain", people[:3]).empty
 
 
@@ -171,4 +174,6 @@ def test_left_minus_right_by_the_side_of_language():
     )
     assert found.loc["left", ["region", "n_people", "n_certain"]].tolist() == ["a", 2, 1]
     assert found.loc["left", "mean"] == pytest.approx(0.5) and found.loc["right", "mean"] == pytest.approx(-0.3)
+    known = stats.ttest_1samp([0.4, 0.6], 0).confidence_interval(0.95)
+    assert found.loc["left", ["low", "high"]].tolist() == pytest.approx(tuple(known))
     assert group_stats.dominance_table(table_of(values, ["a_left", "b"]), "gain", people).empty
