@@ -1,9 +1,7 @@
 """The slice viewer in real JupyterLab and Chromium: scrubbed, clicked, played, its pixels held against the arrays."""
 
 import itertools
-import json
 import re
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +17,6 @@ from processes import free_port
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = ROOT / "outputs" / "screenshots"
 SHAPE, N, T_R = (10, 14, 12), 130, 0.608
 TEST = np.arange(50, 130)
 GREYS = [[0, "rgb(0, 0, 0)"], [1, "rgb(255, 255, 255)"]]
@@ -175,15 +172,9 @@ def check_all(page, arrays, volume, predicted):
     check_pixels(page, arrays, 2, predicted - measured, "RdBu_r")
 
 
-def shoot(page, name, viewer=0):
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.locator(".ba-viewer").nth(viewer).screenshot(path=PICTURES / f"viewer_{name}.png")
-
-
 def test_pixels_are_the_arrays_values(page, arrays):
     go(page, 60)
     check_all(page, arrays, 60, arrays["sound"][10])
-    shoot(page, "lab")
 
 
 def test_pixels_on_the_screen_are_those_of_the_canvas(page, arrays, tmp_path):
@@ -241,7 +232,6 @@ def test_change_from_the_mean(page, arrays):
     mean = arrays["Y"][:50].mean(axis=0)
     check_pixels(page, arrays, 0, arrays["Y"][60] - mean, "RdBu_r")
     check_pixels(page, arrays, 1, arrays["sound"][10] - mean, "RdBu_r")
-    shoot(page, "change")
 
 
 def points(page, name):
@@ -327,7 +317,6 @@ def test_picture_follows_the_sound(page):
     )
     page.locator(".ba-play").first.click()
     page.wait_for_function("() => window.seen.filter((s) => s.heard !== null).length >= 6", timeout=60_000)
-    shoot(page, "playing")
     page.locator(".ba-play").first.click()
     page.wait_for_selector(".ba-viewer[data-seconds]")
     seen = [one for one in page.evaluate("() => window.seen") if one["heard"] is not None]
@@ -366,7 +355,6 @@ def test_best_random_and_null_voxel(page, arrays):
     assert found["null"][1] < found["best"][1]
     texts = page.locator(".ba-svg").first.text_content()
     assert "Null voxel: r = " in texts and "moved on by" in texts
-    shoot(page, "compared")
     page.locator(".ba-jumps").get_by_role("button", name="best").click()
     page.wait_for_selector(f'.ba-viewer[data-voxel="{SHAPE[0] - 1 - i},{j},{k}"]')
     page.get_by_label("model", exact=True).first.select_option("history_sound")
@@ -387,7 +375,6 @@ def test_left_and_right_are_named_only_where_they_are_known(page, lab):
     assert unknown.locator(".ba-side").count() == 0
     assert "left and right are not labelled: orientation unknown (sform and qform are 0)." in unknown.inner_text()
     assert " mm" not in unknown.locator(".ba-readout").inner_text()
-    shoot(page, "unknown", viewer=1)
 
 
 def test_maps_over_the_mean(page, lab, arrays):
@@ -397,7 +384,6 @@ def test_maps_over_the_mean(page, lab, arrays):
     viewer.locator(".ba-readout", has_text="mm").wait_for()
     assert viewer.locator("[data-axis=time]").count() == 0
     assert viewer.locator("canvas[data-panel=map]").count() == 3
-    shoot(page, "maps", viewer=page.locator(".ba-viewer").count() - 1)
 
 
 def test_every_control_has_a_name(page):
@@ -429,21 +415,10 @@ def test_app_wants_its_token_and_shows_the_viewer_on_a_narrow_page(arrays, lab):
         page = browser.new_page(lab[2], {"width": 390, "height": 1400})
         page.goto(f"{url}/?token=secret")
         page.wait_for_selector(".ba-viewer[data-course]", timeout=120_000)
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=PICTURES / "viewer_app_narrow.png", full_page=True)
         wide = page.evaluate("() => [document.documentElement.scrollWidth, window.innerWidth]")
         assert wide[0] <= wide[1]
         page.set_viewport_size({"width": 1280, "height": 1400})
         page.wait_for_timeout(300)
         page.locator("[data-axis=time]").fill("55")
         page.wait_for_selector('.ba-viewer[data-volume="55"]')
-        page.screenshot(path=PICTURES / "viewer_app.png", full_page=True)
         assert page.faults == []
-
-
-def test_make_app_says_only_this_machine():
-    said = subprocess.run(["make", "-n", "app"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert 'JUPYTER_PATH="' in said and 'notebooks/app" .venv/bin/voila notebooks/app/viewer.ipynb' in said
-    assert "--template=bold_audio" in said and "--Voila.ip=127.0.0.1 --Voila.auto_token=True" in said
-    notebook = json.loads((ROOT / "notebooks" / "app" / "viewer.ipynb").read_text())
-    assert all(not cell.get("outputs") for cell in notebook["cells"])
