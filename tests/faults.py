@@ -4,7 +4,6 @@ Each row has a test in one of the ``test_faults_*.py``; its id is the row's, so 
 """
 
 import contextlib
-import hashlib
 import io
 import os
 import re
@@ -13,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from refusals import ended, tree_hash
 from release import TOKEN, traces
 
-from bold_audio import run, workflow
+from bold_audio import workflow
 from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.files import BoldAudioError
 from bold_audio.params import load_params
@@ -23,7 +23,6 @@ from bold_audio.report import write_report
 from bold_audio.simulate import simulate_subject
 
 N_ROWS = {"S": 19, "A": 13, "P": 15, "D": 11, "R": 16, "M": 19}
-CANNOT_APPLY = {}  # row → why no test can show it here
 ROWS = []  # of the tests imported so far
 
 N_VOLUMES, T_R = 130, 0.608
@@ -66,22 +65,6 @@ class Said:
 def command_line(command, *arguments, **given):
     """Words of a command; what is given goes in as ``-p``."""
     return [str(w) for w in (command, *arguments, *(w for name, value in given.items() for w in ("-p", name, value)))]
-
-
-def ended(words):
-    """Exit status of ``bold-audio`` in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        run.main(words)
-    return stopped.value.code or 0
-
-
-def tree_hash(folder):
-    """MD5 of every file below a folder, by its path."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.md5(path.read_bytes()).hexdigest()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
 
 
 def one_line(said, status, *says, warnings=0):
@@ -127,7 +110,7 @@ def no_token(said, paths):
 
 
 @contextlib.contextmanager
-def refused(root, status, says, *, warnings=0, subjects=("sim",)):
+def refusal(root, status, says, *, warnings=0, subjects=("sim",)):
     """Assert the contract of docs/faults.md for what is said inside, and what it does to files below ``root``."""
     before, held = tree_hash(root), []
     yield held
@@ -175,13 +158,13 @@ class Site:
 
     def refuse(self, command, *arguments, status, says, warnings=0, subjects=("sim",), **given):
         """Assert the common contract of docs/faults.md for a command that cannot be done; return its line."""
-        with refused(self.root, status, says, warnings=warnings, subjects=subjects) as said:
+        with refusal(self.root, status, says, warnings=warnings, subjects=subjects) as said:
             said.append(self.call(command, *arguments, **(self.given | given)))
         return said[0].lines[-1]
 
     def refuse_call(self, function, *arguments, says, status, subjects=("sim",)):
         """As `refuse`, for a part of a notebook that takes too long as a whole."""
-        with refused(self.root, status, says, subjects=subjects) as said:
+        with refusal(self.root, status, says, subjects=subjects) as said:
             with pytest.raises(BoldAudioError) as raised:
                 function(*arguments)
             said.append(Said(raised.value.exit_code, "", f"bold_audio: sub-{subjects[0]}: {raised.value}\n"))

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tracemalloc
 from contextlib import contextmanager, suppress
 
@@ -45,6 +46,17 @@ def peak():
         held.append(tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()
+
+
+def wait_for(found, program=None, seconds=300):
+    """Wait until ``found()`` is true and return it; fail if a program that it waits for ends, and after so long."""
+    end = time.monotonic() + seconds
+    while not (there := found()):
+        if program is not None and program.poll() is not None:
+            raise AssertionError(f"the program ended before that: {(pipe := program.stderr) and pipe.read()}")
+        assert time.monotonic() < end, f"waited in vain for {seconds} s"
+        time.sleep(0.05)
+    return there
 
 
 @contextmanager

@@ -114,11 +114,8 @@ import sys
 from pathlib import Path
 from bold_audio import fetch, registry
 from bold_audio.access import Remote
-root, url, limit, *rows = sys.argv[1:]
+root, url, *rows = sys.argv[1:]
 items = [registry.ReleaseFile(*row.split("|")[:3], int(row.split("|")[3]), row.split("|")[4]) for row in rows]
-if int(limit):
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 remote = Remote("yandex", url, 2, 20)
 try:
     fetch.fetch_subjects(["09"], Path(root) / "data/ds003688", source="dvc", remote=remote, root=root, items=items)
@@ -127,10 +124,10 @@ except Exception as error:
 """
 
 
-def child(root, remote, items, *, limit=0):
+def child(root, remote, items):
     rows = ["|".join(map(str, item)) for item in items]
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(root), remote.url, str(limit), *rows],
+        [sys.executable, "-c", CHILD, str(root), remote.url, *rows],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -152,7 +152,7 @@ def test_two_at_once_make_one_model(small_params, mlflow_runs, tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert same(*(weights_of(params.subject_path / "best.ckpt") for params in (alone, both)))
     _, runs = mlflow_runs(f"sqlite:///{both.resolve(both.outputs_dir) / 'mlflow' / 'mlflow.db'}", "sim")

@@ -5,14 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
-from processes import below, free_port
+from processes import below, free_port, wait_for
 
 from bold_audio import cohort, cohort_table, commands, machine, run, warm
 from bold_audio.files import DataError, write_json
@@ -41,7 +40,7 @@ write_text(opened.path("sum.txt"), f"{float(opened.Y.sum()):.3f}\\n")
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """Three SIMULATED subjects of 130 volumes; the scan of a fourth is damaged."""
+    """Three SIMULATED subjects of 130 volumes."""
     root = tmp_path_factory.mktemp("people") / "sim"
     for seed, subject in enumerate(("a", "b", "c")):
         simulate_subject(root, subject=subject, seed=seed, shape=(12, 12, 12), n_volumes=130)
@@ -106,8 +105,8 @@ def test_worker_that_is_killed_costs_time_and_nothing_else(project):
     words = ["run", "--dataset", "sim", "--steps", "00", "--subjects", "all", "--workers", "2"]
     command = [sys.executable, "-m", "bold_audio", *words]
     program = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    asleep = wait_for(program, lambda: list(project.glob("*.asleep")))
-    one, whose = wait_for(program, lambda: program_with_lock(project, program.pid))
+    asleep = wait_for(lambda: list(project.glob("*.asleep")), program)
+    one, whose = wait_for(lambda: program_with_lock(project, program.pid), program)
     killed = one.parent().parent()  # the process that forks is between them
     assert killed.pid != program.pid and "spawn_main" in " ".join(killed.cmdline())
     (project / "slow").unlink()
@@ -133,15 +132,6 @@ def program_with_lock(project, pid):
     return None
 
 
-def wait_for(program, found, timeout=120):
-    for _ in range(timeout * 10):
-        if there := found():
-            return there
-        assert program.poll() is None, program.stderr.read()
-        time.sleep(0.1)
-    raise AssertionError("it never came")
-
-
 @pytest.mark.thorough
 def test_scheduler_that_is_killed_is_told_and_the_next_finishes_the_rest(project):
     (project / "slow").touch()
@@ -156,7 +146,7 @@ def test_scheduler_that_is_killed_is_told_and_the_next_finishes_the_rest(project
     words = ["run", "--dataset", "sim", "--steps", "00", "--subjects", "all"]
     program = subprocess.Popen([sys.executable, "-m", "bold_audio", *words, "--scheduler", address], **here)
     try:
-        wait_for(program, lambda: list(project.glob("*.asleep")))
+        wait_for(lambda: list(project.glob("*.asleep")), program)
         scheduler.kill()
         _, err = program.communicate(timeout=180)
         assert program.returncode == 4

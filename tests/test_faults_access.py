@@ -1,11 +1,13 @@
 """docs/faults.md, access: token, network and server, by a small release on a real WebDAV server on loopback."""
 
+import re
 import signal
-import time
 from collections import namedtuple
 
 import pytest
-from faults import Said, command_line, ended, no_token, refused, rows
+from faults import Said, command_line, no_token, refusal, rows
+from processes import wait_for
+from refusals import ended
 from release import (
     BOLD,
     SUBJECT,
@@ -58,7 +60,7 @@ class Place:
 
     def refuse(self, *says, status=4, warnings=0, url=None):
         """Assert the contract of docs/faults.md for a fetch that cannot be done; no data may be there after it."""
-        with refused(self.root, status, says, warnings=warnings) as said:
+        with refusal(self.root, status, says, warnings=warnings) as said:
             said.append(self.call(url=url))
         assert not (data(self.root) / BOLD).exists()
         return said[0]
@@ -96,11 +98,11 @@ def public(content, tmp_path, monkeypatch):
     running.close()
 
 
-@rows("D01-unset", "D01-blank")
+@rows("D01-unset", "D01-empty", "D01-blank")
 def test_no_token(place, row, monkeypatch):
     monkeypatch.delenv(TOKEN_VARIABLE)
-    if row == "D01-blank":
-        monkeypatch.setenv(TOKEN_VARIABLE, " \n")
+    if row != "D01-unset":
+        monkeypatch.setenv(TOKEN_VARIABLE, {"D01-empty": "", "D01-blank": " \n"}[row])
     place.refuse(f"{TOKEN_VARIABLE} is not set - export it, or use --source openneuro")
     assert place.server.requests == []
 
@@ -128,6 +130,8 @@ def test_server_that_is_not_there(place, row):
     else:
         host, url = "nowhere.invalid", "https://nowhere.invalid/x"
     said = place.refuse(f"{host}: ", "check dvc_url", url=url, warnings=2)
+    why = "Connection refused - try later" if row == "D03-refused" else "resol|not known"
+    assert re.search(why, said.lines[-1])
     assert all("trying again in" in line for line in said.lines[:-1])
 
 
@@ -153,10 +157,21 @@ def test_busy_server_is_asked_again(place, row):
     assert "server busy (429 Said So) - trying again in 10 s" in said.lines[1]
 
 
-@rows("D04-503", "D04-429")
+@rows("D04-file busy twice")
+def test_busy_server_is_asked_for_a_file_again(place, row):
+    place.spoil([503, 429])
+    said = place.call()
+    place.arrived(said, warnings=2)
+    assert all(f"{place.server.host}: server answers {status}" in said.err for status in (503, 429))
+
+
+@rows("D04-503", "D04-429", "D04-file 503", "D04-file 429")
 def test_server_that_stays_busy(place, row):
-    place.server.faults["PROPFIND .*"] = [int(row[4:])] * 99
-    place.refuse(f"{place.server.host}: server busy ({row[4:]} Said So) - try later", warnings=2)
+    status, where = int(row[-3:]), "GET .*" if "file" in row else "PROPFIND .*"
+    place.server.faults[where] = [status] * 99
+    said = f"answers {status}" if "file" in row else f"busy ({status} Said So)"
+    place.refuse(f"{place.server.host}: server {said}", " - try later", warnings=2)
+    assert len(place.server.asked("GET")) == (3 * len(SUBJECT) if "file" in row else 0)
 
 
 @rows("D05-once", "D06-cut once", "D06-bit flip once")
@@ -178,11 +193,11 @@ def test_broken_download_that_stays(place, row):
 @rows("D07")
 def test_killed_fetch_is_completed_by_the_next(place, row):
     place.spoil(["slow"])
-    killed, deadline = child(place.root, place.remote, place.items), time.monotonic() + 60
-    while not scan_begun(place.root, place.items):
-        assert killed.poll() is None and time.monotonic() < deadline
+    killed = child(place.root, place.remote, place.items)
+    begun = wait_for(lambda: scan_begun(place.root, place.items), killed)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.wait(300)
+    assert any(path.exists() for path in begun)  # DVC does not clean up after a kill
     assert not (data(place.root) / BOLD).exists()
     place.arrived(place.call())
     assert list((place.root / ".dvc").rglob("*.tmp")) == []
@@ -194,6 +209,9 @@ def test_full_disk(place, row, monkeypatch):
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage(0, 0, 2_000_000))
         place.refuse("disk full: 2 MB needed, 2 MB free in ", status=5)
+        monkeypatch.setattr(dvcrepo, "copies", lambda root, data_dir: 2)
+        monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage(0, 0, 3_000_000))  # enough for one copy
+        place.refuse("disk full: ", status=5)
         assert place.server.asked("GET") == []
         return
     import resource
@@ -228,12 +246,15 @@ def test_token_is_nowhere(place, row, tmp_path):
         no_token(one, [path for path in tmp_path.rglob("*") if path.is_file()])
 
 
-@rows("D11-white space", "D11-newline", "D11-space", "D11-non-ASCII")
+@rows("D11-white space", "D11-newline", "D11-space", "D11-non-ASCII", "D11-DEL", "D11-quotes")
 def test_token_as_it_is_copied(place, row, monkeypatch):
-    token = {"white space": f" {TOKEN}\r\n", "newline": "sec\nret", "space": "sec ret", "non-ASCII": "sécret"}[row[4:]]
+    token = {"white space": f" {TOKEN}\r\n", "newline": "sec\nret", "space": "sec ret", "non-ASCII": "sécret"}
+    token = (token | {"DEL": "sec\x7fret", "quotes": "“secret”"})[row[4:]]
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     if row == "D11-white space":
         place.arrived(place.call())
+        sent = {header for *_, header in place.server.requests if header}
+        assert sent == {f"{how} {TOKEN}" for how in ("Bearer", "OAuth")}
         return
     said = place.refuse(f"the token in {TOKEN_VARIABLE} has illegal characters - copy it again")
     assert not any(part in said.err + said.out for part in ("sec", "ret", "cret"))

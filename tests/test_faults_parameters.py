@@ -1,7 +1,8 @@
 """docs/faults.md, parameters and paths: what cannot be right is refused before anything is made."""
 
 import pytest
-from faults import OUTPUTS, rows, tree_hash
+from faults import OUTPUTS, rows
+from refusals import tree_hash
 from release import SIZES, release_content, release_items
 
 from bold_audio import registry

@@ -3,10 +3,11 @@
 import math
 import shutil
 import types
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
+import refusals
 import yaml
 from pydantic import ValidationError
 
@@ -17,13 +18,7 @@ from bold_audio.schema import Params
 WITH_FMRI = "04 07 08 09 11 13 14 15 16 18 22 24 27 28 29 31 35 41 43 44 45 46 47 51 52 53 55 56 60 62"  # METHOD.md
 REAL_SUBJECTS = WITH_FMRI.split()
 
-
-@contextmanager
-def refused(match):
-    with pytest.raises(ParameterError, match=match) as caught:
-        yield caught
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 2
+refused = partial(refusals.refused, kind=ParameterError)
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """The command line and the whole way: what a run leaves, what it says when it cannot, and that it can be run again."""
 
-import hashlib
 import json
 import os
 import re
 import subprocess
 import sysconfig
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel as nib
@@ -16,10 +14,10 @@ import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
-from filelock import FileLock
+from refusals import in_process, tree_hash
 from release import TOKEN, traces
 
-from bold_audio import run, workflow
+from bold_audio import workflow
 from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.execution import OPENING
 from bold_audio.files import ParameterError, file_md5
@@ -57,23 +55,8 @@ def last_line(done):
     return [line for line in done.stderr.splitlines() if line.strip()][-1]
 
 
-def tree_hash(folder):
-    return {
-        str(p.relative_to(folder)): hashlib.md5(p.read_bytes()).hexdigest()
-        for p in sorted(Path(folder).rglob("*"))
-        if p.is_file() and ".ipynb_checkpoints" not in p.parts
-    }
-
-
 def given(**parameters):
     return [word for name, value in parameters.items() for word in ("-p", name, str(value))]
-
-
-def in_process(capsys, *arguments):
-    """Exit status and stderr of ``bold-audio``, without a process of its own."""
-    with pytest.raises(SystemExit) as stopped:
-        run.main([str(a) for a in arguments])
-    return stopped.value.code, capsys.readouterr().err
 
 
 def visible(path):
@@ -171,39 +154,27 @@ def test_what_cannot_be_right_is_refused_before_anything_is_made(capsys, tmp_pat
     monkeypatch.chdir(tmp_path)
     if arguments[0] == "run":
         arguments = [*arguments, *given(outputs_dir=tmp_path / "out")]
-    status, error = in_process(capsys, *arguments)
+    status, said = in_process(capsys, *arguments)
     assert status == 2
-    (line,) = error.splitlines()
+    (line,) = said.err.splitlines()
     assert line.startswith("bold_audio: ") and says in line
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["subject", "dataset"])
 def test_subject_and_dataset_have_options_of_their_own(capsys, tmp_path, name):
-    status, error = in_process(
-        capsys, "run", "--subject", "sim", *given(outputs_dir=tmp_path / "out"), "-p", name, "13"
-    )
+    status, said = in_process(capsys, "run", "--subject", "sim", *given(outputs_dir=tmp_path / "out"), "-p", name, "13")
     assert status == 2
-    assert f"--{name}" in error and len(error.splitlines()) == 1
+    assert f"--{name}" in said.err and len(said.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("label", ["../x", "a b", "", "s-1"])
 def test_simulated_subject_needs_a_plain_label(capsys, tmp_path, label):
-    status, error = in_process(capsys, "simulate", tmp_path / "new", "--subject", label)
+    status, said = in_process(capsys, "simulate", tmp_path / "new", "--subject", label)
     assert status == 2
-    (line,) = error.splitlines()
+    (line,) = said.err.splitlines()
     assert line.startswith("bold_audio: ") and "subject must be letters and digits" in line
     assert not (tmp_path / "new").exists()
-
-
-def test_second_run_of_a_subject_waits_for_nobody(capsys, tmp_path):
-    folder = tmp_path / "out/sim/sub-sim"
-    folder.mkdir(parents=True)
-    with FileLock(str(folder / ".lock")):
-        status, error = in_process(capsys, "run", "--subject", "sim", *given(outputs_dir=tmp_path / "out"))
-    assert status == 5
-    assert re.fullmatch(r"bold_audio: sub-sim: sub-sim of sim is locked by another process .*\n", error)
-    assert [p.name for p in folder.iterdir()] == [".lock"]
 
 
 @pytest.mark.slow
@@ -243,17 +214,6 @@ def test_misspelt_parameter_fails_under_plain_papermill(project):
 
 
 @pytest.mark.slow
-def test_kernel_that_dies_is_one_line(project, sim_dir):  # R11
-    path = project / "notebooks/00_data_download.ipynb"
-    path.write_text(path.read_text().replace("import pandas as pd", "import os; os._exit(9)"))
-    wanted = ["--subject", "sim", "--steps", "00", *given(data_dir=sim_dir)]
-    done = call("bold-audio", "run", *wanted, cwd=project)
-    assert done.returncode == 5
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("bold_audio: sub-sim: 00_data_download: its kernel died - check the memory")
-
-
-@pytest.mark.slow
 def test_outputs_may_lie_in_a_folder_with_braces(project):  # P13
     done = call(
         "bold-audio", "run", "--subject", "09", "--steps", "00", *given(outputs_dir="out {x} 100%"), cwd=project
@@ -261,19 +221,6 @@ def test_outputs_may_lie_in_a_folder_with_braces(project):  # P13
     assert done.returncode == 3
     assert "sub-09 is not there" in last_line(done)
     assert (project / "out {x} 100%/ds003688/sub-09/report/index.html").is_file()
-
-
-@pytest.mark.slow
-def test_one_subject_that_fails_does_not_stop_the_others(sim_dir, tmp_path):
-    wanted = ["--dataset", "sim", "--subject", "nosuch", "--subject", "sim", "--steps", "00"]
-    done = call("bold-audio", "run", *wanted, *given(data_dir=sim_dir, outputs_dir=tmp_path))
-    assert done.returncode == 3
-    assert "sub-nosuch is not there" in done.stderr and "make it with 'bold-audio simulate'" in done.stderr
-    assert (tmp_path / "sim/sub-sim/report/00_data_download.html").is_file()
-    listed = visible(tmp_path / "sim/index.html")
-    assert "2 subjects, 1 of them failed" in listed and "scan and sound: sub-nosuch is not there" in listed
-    status = {name: json.loads((tmp_path / f"sim/sub-{name}/status.json").read_text()) for name in ("nosuch", "sim")}
-    assert [one["state"] for one in status.values()] == ["failed", "done"]
 
 
 # --- the whole way ------------------------------------------------------------------------
@@ -535,25 +482,19 @@ def test_provenance_says_from_what_with_what_and_when(finished, sim_dir):
         assert re.match(r"20\d\d-", entry["finished"])
 
 
-class Page(HTMLParser):
-    """Links of a page, and what a browser would load for it."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.links, self.loaded = [], []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attributes):
-        reference = dict(attributes).get("href" if tag in ("a", "link") else "src")
-        if reference and not reference.startswith(("data:", "#")):
-            (self.links if tag == "a" else self.loaded).append(reference)
+def references(path):
+    """Where a page's links lead, and what a browser would load for it, besides what lies in the page itself."""
+    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    links = [tag["href"] for tag in page.select("a[href]")]
+    loaded = [tag.get("src") or tag.get("href") for tag in page.select("[src], link[href]")]
+    return (*({one for one in found if not one.startswith(("data:", "#"))} for found in (links, loaded)),)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["index", "model_card", *STEPS])
 def test_page_is_whole_offline(finished, name):
     path = finished.path(f"report/{name}.html")
-    assert set(Page(path).loaded) <= {"plotly.min.js"}
+    assert references(path)[1] <= {"plotly.min.js"}
     assert "default-src 'none'" in path.read_text(encoding="utf-8")
     assert path.stat().st_size < 10e6
     assert name not in STEPS or finished.path(f"{name}.ipynb").stat().st_size < 5e6
@@ -564,8 +505,8 @@ def test_page_is_whole_offline(finished, name):
 def test_index_links_every_page_and_gives_the_answer_in_words(finished):
     index = finished.path("report/index.html")
     own = {f"{step}.html" for step in STEPS} | {"model_card.html", "map_of_the_sound.html"}
-    assert set(Page(index).links) == own | {"../../index.html"}
-    assert all((index.parent / link).is_file() for link in Page(index).links)
+    links, _ = references(index)
+    assert links == own | {"../../index.html"} and all((index.parent / link).is_file() for link in links)
     text, summary = index.read_text(encoding="utf-8"), json.loads(finished.path("summary.json").read_text())
     assert "SIMULATED subject with a planted answer" in summary["about"] and summary["about"] in text
     assert any("The original project expected" in sentence for sentence in summary["sentences"])
@@ -620,9 +561,9 @@ def test_report_is_written_again_from_the_executed_notebooks(finished):
 
 
 def test_report_of_a_subject_that_never_ran_is_one_line(capsys, tmp_path):
-    status, error = in_process(capsys, "report", "--subject", "sim", *given(outputs_dir=tmp_path / "out"))
+    status, said = in_process(capsys, "report", "--subject", "sim", *given(outputs_dir=tmp_path / "out"))
     assert status == 3
-    assert re.fullmatch(r"bold_audio: sub-sim: no executed notebook in .* - run 'bold-audio run .*' first\n", error)
+    assert re.fullmatch(r"bold_audio: sub-sim: no executed notebook in .* - run 'bold-audio run .*' first\n", said.err)
     assert not (tmp_path / "out").exists()
 
 

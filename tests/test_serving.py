@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import soundfile
+from refusals import in_process
 
-from bold_audio import bundle, done, film, models, run, serving, workflow
+from bold_audio import bundle, done, film, models, serving, workflow
 from bold_audio.files import DataError, ModelError, ParameterError
 from bold_audio.new_sound import predict_sound
 from bold_audio.params import load_params
@@ -275,12 +276,6 @@ def other_features(facts, path, n_volumes):
     return (design.at(facts["delay"]) - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
 
 
-def in_process(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        run.main([str(a) for a in arguments])
-    return stopped.value.code, capsys.readouterr()
-
-
 def test_predict_command_writes_a_run_that_says_it_is_no_scan(subject, other_sound, tmp_path, capsys):
     one = subject(response="delay")
     workflow.ensure_export(one)
@@ -310,7 +305,7 @@ def test_new_sound_of_a_lower_rate_than_the_models_is_refused_not_heard_otherwis
         predict_sound(workflow.open_exported(known()), tmp_path / "slow.wav")
 
 
-def test_new_sound_unlike_any_in_train_is_told(subject, other_sound, tmp_path, capsys):
+def test_new_sound_unlike_any_in_train_is_told(subject, tmp_path, capsys):
     one = subject(response="delay")
     workflow.ensure_export(one)
     predictor = workflow.open_exported(one)

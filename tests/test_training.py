@@ -177,7 +177,7 @@ def test_killed_trainings_end_as_if_they_had_not_been(train, tmp_path):
     for _ in range(3):  # the same folder each time: every process goes on from what the last one left
         one = spawn.Process(target=killed_after, args=(tmp_path / "killed", rng.randrange(45, 60), options))
         one.start()
-        one.join()
+        one.join(300)
         assert one.exitcode == -signal.SIGKILL
         assert (tmp_path / "killed" / "last.ckpt").is_file(), (
             "killed before its first look, there is nothing to go on from"

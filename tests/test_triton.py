@@ -1,6 +1,7 @@
 """A real Triton server on loopback: the same numbers as onnxruntime, and a clear end where it is absent or wrong."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from processes import wait_for
 
 from bold_audio import export, run, served, triton
 from bold_audio.encoding import LinearModel
@@ -71,13 +73,6 @@ def server(repository):
     assert running.process.poll() is not None
 
 
-def wait_for(condition, seconds=30):
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < seconds, "waited in vain"
-        time.sleep(0.1)
-
-
 def inputs_of(name, n=40):
     rng = np.random.default_rng(1)
     X = rng.normal(size=(n, N_FEATURES)).astype(np.float32)
@@ -123,8 +118,10 @@ def test_hundreds_of_large_batches_leave_nothing_open(server, repository, monkey
     for _ in range(3):
         for _ in range(40):
             predictor(X)
+        gc.collect()
         counts.append((here.num_fds(), here.num_threads()))
-    assert counts[0] == counts[1] == counts[2]
+    # Others in this process may close what they had open; what each batch left open would be 80 more.
+    assert all(last <= first for last, first in zip(counts[2], counts[0], strict=True)), counts
 
 
 @pytest.mark.parametrize("attempt", range(3))

@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from processes import wait_for
 
 from bold_audio import execution, warm
 from bold_audio.access import TOKEN_VARIABLE
@@ -136,7 +136,7 @@ def test_the_process_that_forks_may_be_killed(folder):
     folder("1")
     one = warm._asked[2]
     one.kill()
-    one.wait()
+    one.wait(300)
     status, out, _ = folder("import os; print(os.getppid())")
     assert status == 0 and out == f"{warm._asked[2].pid}\n" and warm._asked[2] is not one, "another one forks"
 
@@ -189,7 +189,7 @@ def test_signals_reach_a_fork_and_its_group(tmp_path):
     )
     fork = warm.start(["sleeps"], env=os.environ | LIMITS, cwd=tmp_path, own_group=True)
     assert os.getpgid(fork.pid) == fork.pid != os.getpgid(0)
-    wait_for(fork, tmp_path / "ready")
+    wait_for((tmp_path / "ready").exists, fork)
     with pytest.raises(subprocess.TimeoutExpired):
         fork.wait(0.1)
     below = psutil.Process(int((tmp_path / "below").read_text()))
@@ -200,12 +200,6 @@ def test_signals_reach_a_fork_and_its_group(tmp_path):
     assert os.getpgid(fork.pid) == os.getpgid(0), "Ctrl-C in the terminal reaches it"
     fork.kill()
     assert fork.wait(10) == -9
-
-
-def wait_for(fork, path):
-    while not path.exists():
-        assert fork.poll() is None
-        time.sleep(0.05)
 
 
 @pytest.mark.thorough
