@@ -611,10 +611,8 @@ def test_all_runs_are_realigned_to_one_place(moved_between, subject, by):
     alike = {}
     for realign in (False, True):
         one = subject(moved_between, audio_path=SOUNDS[0], split_by=by, realign=realign)
-        raw = one.Y[300:].mean(axis=0) if by == "run" else one.Y[one.split.test[one.split.test >= 300]].mean(axis=0)
         spread = one.Y[100:105] - one.Y[110:115], one.Y[400:405] - one.Y[410:415]  # the same noise in both runs
         alike[realign] = np.corrcoef(spread[0].ravel(), spread[1].ravel())[0, 1]
-        assert np.isfinite(raw).all()
     assert alike[True] > 0.9 > alike[False]
 
 

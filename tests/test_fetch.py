@@ -295,7 +295,7 @@ def test_fault_that_stays(fault, requests, message, get, server, tmp_path):
     assert server.n_endless < 50_000_000  # the client hung up, long before 100 MB
 
 
-def test_connection_refused(get, server, tmp_path):  # D03
+def test_connection_refused(get, tmp_path):  # D03
     with Server(("127.0.0.1", 0), Handler) as closed:
         port = closed.server_port
     with pytest.raises(AccessError, match=rf"from 127\.0\.0\.1:{port}: Connection refused, at 0 of 300000 bytes"):
