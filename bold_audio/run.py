@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bold_audio import commands, warm
+from bold_audio import __version__, commands, warm
 from bold_audio.ending import terminated_as_interrupted, warnings_shown
 
 
@@ -33,6 +33,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 PARAMETER = "a parameter of params/common.yaml, value as YAML; again for the next one"
+DATASET = "a file in params/, or any name with -p data_dir"
+USUAL = f"{DATASET} (default: sim for sim, else ds003688)"
 EXAMPLES = {
     "simulate": "bold-audio simulate data/sim",
     "fetch": "bold-audio fetch --subject 09 --subject 13",
@@ -57,17 +59,24 @@ def _from_one_on(text):
 
 def _parser():
     parser = _Parser(prog="bold-audio", description="Which parts of the brain follow the sound: from scan to report.")
+    parser.add_argument("--version", action="version", version=f"bold-audio {__version__}", help="show the version")
     added = parser.add_subparsers(dest="command", required=True)
 
     simulate = added.add_parser("simulate", help="make a SIMULATED subject with a known answer")
-    simulate.add_argument("directory", type=Path)
-    simulate.add_argument("--subject", default="sim")
+    simulate.add_argument("directory", type=Path, help="where the dataset is, or is made")
+    simulate.add_argument("--subject", default="sim", help="label (default sim)")
     simulate.add_argument("--seed", type=int, default=0, help="noise of the subject (default 0)")
     simulate.add_argument("--film-seed", type=int, default=0, help="the film's sound (default 0)")
-    simulate.add_argument("--volumes", type=int, default=641)
-    simulate.add_argument("--shape", type=int, nargs=3, default=(40, 64, 64), metavar="N")
-    simulate.add_argument("--delay", type=float, nargs=2, default=(5.0, 6.5), metavar="S", help="left and right, s")
-    simulate.add_argument("--response", choices=("delay", "hrf"), default="hrf")
+    simulate.add_argument("--volumes", type=int, default=641, help="of each run (default 641)")
+    simulate.add_argument(
+        "--shape", type=int, nargs=3, default=(40, 64, 64), metavar="N", help="voxels (default 40 64 64)"
+    )
+    simulate.add_argument(
+        "--delay", type=float, nargs=2, default=(5.0, 6.5), metavar="S", help="left and right, s (default 5 6.5)"
+    )
+    simulate.add_argument(
+        "--response", choices=("delay", "hrf"), default="hrf", help="haemodynamic, or a delay alone (default hrf)"
+    )
     simulate.add_argument("--strength", type=float, default=0.25, help="r2 at the regions' centres (default 0.25)")
     simulate.add_argument("--motion", type=float, default=0.0, help="slow head motion, mm (default 0)")
     simulate.add_argument("--nonlinear", action="store_true", help="regions that answer above a threshold only")
@@ -77,8 +86,13 @@ def _parser():
     simulate.set_defaults(work=commands.simulate)
 
     fetch = added.add_parser("fetch", help="get subjects of ds003688, by DVC or from OpenNeuro, checked by MD5")
-    fetch.add_argument("--subject", action="append", required=True)
-    fetch.add_argument("--source", choices=("auto", "dvc", "openneuro"), default="auto")
+    fetch.add_argument("--subject", action="append", required=True, help="once for each subject")
+    fetch.add_argument(
+        "--source",
+        choices=("auto", "dvc", "openneuro"),
+        default="auto",
+        help="auto, the default: DVC where the token is set, else OpenNeuro",
+    )
     fetch.add_argument("--data-dir", type=Path, help="default: data/ds003688")
     fetch.set_defaults(work=commands.fetch)
 
@@ -100,7 +114,7 @@ def _parser():
     who = run.add_mutually_exclusive_group(required=True)
     who.add_argument("--subject", action="append", help="once for each subject")
     who.add_argument("--subjects", choices=("all",), help="everybody in the dataset")
-    run.add_argument("--dataset")
+    run.add_argument("--dataset", help=USUAL)
     run.add_argument("--steps", default="00-06", help="such as 00-06, 03 or 02,03 (default 00-06)")
     run.add_argument("--force", action="store_true", help="run steps again whose inputs have not changed")
     where = run.add_argument_group("several subjects at once, by Dask")
@@ -110,24 +124,33 @@ def _parser():
     engine = where.add_mutually_exclusive_group()
     engine.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://10.0.0.1:8786")
     engine.add_argument("--slurm", action="store_true", help="workers are Slurm jobs, by dask-jobqueue")
-    where.add_argument("--slurm-option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    where.add_argument("--threads", type=_from_one_on, help="threads of each program (default 1)")
+    where.add_argument(
+        "--slurm-option",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="an option of dask_jobqueue.SLURMCluster, such as queue short; again for the next one",
+    )
+    where.add_argument("--threads", type=_from_one_on, metavar="N", help="threads of each program (default 1)")
     where.add_argument("--dry-run", action="store_true", help="show what would be run, and Slurm's job script")
     run.set_defaults(work=commands.run)
 
     group = added.add_parser("group", help="say what holds over the finished subjects of a dataset (notebook 07)")
-    group.add_argument("--dataset", required=True)
+    group.add_argument("--dataset", required=True, help=DATASET)
     group.set_defaults(work=commands.group)
 
     report = added.add_parser("report", help="write the report's pages again, from the executed notebooks")
-    report.add_argument("--subject", action="append", required=True)
-    report.add_argument("--dataset")
+    report.add_argument("--subject", action="append", required=True, help="once for each subject")
+    report.add_argument("--dataset", help=USUAL)
     report.set_defaults(work=commands.report)
 
     predict = added.add_parser("predict", help="predict the volumes that a new sound would make, without a scan")
     predict.add_argument("--subject", required=True, help="whose model")
-    predict.add_argument("--dataset")
-    predict.add_argument("--sound", type=Path, required=True, help="sound file that begins with the run")
+    predict.add_argument("--dataset", help=USUAL)
+    predict.add_argument(
+        "--sound", type=Path, required=True, help="sound file; its first sample is taken as the start of the run"
+    )
     predict.add_argument("--model-version", type=int, help="default: the newest")
     predict.add_argument("--out", type=Path, help="the NIfTI file to write (default: in the subject's outputs)")
     predict.set_defaults(work=commands.predict)
@@ -137,9 +160,8 @@ def _parser():
 
     serve = added.add_parser("serve", help="serve triton_models by a Triton server on this machine, without Docker")
     serve.add_argument("--models-dir", type=Path, help="default: triton_models")
-    serve.add_argument("--http-port", type=int, default=8000)
-    serve.add_argument("--grpc-port", type=int, default=8001)
-    serve.add_argument("--metrics-port", type=int, default=8002)
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        serve.add_argument(f"--{name}-port", type=int, default=port, metavar="N", help=f"default: {port}")
     serve.set_defaults(work=commands.serve)
 
     for command in (fetch, publish, adopt, track, run, group, report, predict, sync):

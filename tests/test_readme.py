@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import bold_audio
 from bold_audio import inference_sentences, run
 from bold_audio.params import parse_given
 
@@ -49,6 +50,18 @@ def test_every_command_shows_an_example_of_itself(name, capsys):
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"Example: bold-audio {name}" in shown and "==SUPPRESS==" not in shown
+
+
+def test_every_option_is_told_in_words():
+    commands = run._parser()._subparsers._group_actions[0].choices
+    options = {f"{name} {one.dest}": one.help for name, command in commands.items() for one in command._actions}
+    assert len(options) > 50 and [name for name, told in options.items() if not told] == []
+
+
+def test_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"bold-audio {bold_audio.__version__}\n"
 
 
 def test_every_kind_of_command_was_found():
