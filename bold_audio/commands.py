@@ -202,13 +202,19 @@ def serve(options):
     if not models_dir.is_dir():
         raise ParameterError(f"no folder {models_dir} - run notebook 05, or give the repository that it exports to")
     folder = server.install()
-    with server.TritonServer(models_dir, ports=ports, folder=folder).start() as running:
-        say(f"Triton serves {models_dir}: grpc {running.url('grpc')}, http {running.url('http')}; Ctrl-C stops it")
-        ready, failed = running.models()
-        say(f"ready: {', '.join(ready) or 'no models yet; what is exported is served within seconds'}")
-        for name, reason in failed.items():
-            say(f"not served: {name}: {one_line(reason)[:300]}")
-        status = running.process.wait()
+    try:
+        with server.TritonServer(models_dir, ports=ports, folder=folder).start() as running:
+            say(f"Triton serves {models_dir}: grpc {running.url('grpc')}, http {running.url('http')}; Ctrl-C stops it")
+            ready, failed = running.models()
+            say(f"ready: {', '.join(ready) or 'no models yet; what is exported is served within seconds'}")
+            for name, reason in failed.items():
+                say(f"not served: {name}: {one_line(reason)[:300]}")
+            status = running.process.wait()
+    except KeyboardInterrupt as error:
+        if error.args:  # SIGTERM or a closed terminal, not Ctrl-C: the status says so
+            raise
+        say("Triton is stopped")
+        return 0
     if status < 0:
         raise MachineError(f"Triton was ended by signal {-status} - start it again")
     return status

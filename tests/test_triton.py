@@ -223,14 +223,16 @@ def serve_command(repository):
             process.terminate()  # a test that fails must not wait for it
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGINT])
 def test_server_ends_with_the_program_that_started_it(repository, how):
-    """A closed terminal, or a program that was killed, leaves no server behind that holds its ports."""
+    """A closed terminal, Ctrl-C or a program that was killed leaves no server behind that holds its ports."""
     with serve_command(repository) as (process, ports):
         assert "Triton serves" in process.stdout.readline()
         assert f"{MLP} version 1, {MLP} version 3" in process.stdout.readline()
         os.kill(process.pid, how)
-        assert process.wait(timeout=60) == {signal.SIGKILL: -9, signal.SIGHUP: 129}[how]
+        assert process.wait(timeout=60) == {signal.SIGKILL: -9, signal.SIGHUP: 129, signal.SIGINT: 0}[how]
+        if how == signal.SIGINT:  # as it was told: no error, nothing to go on with
+            assert process.stdout.read().endswith("Triton is stopped\n") and "bold_audio:" not in process.stderr.read()
         wait_for(lambda: all(is_free(port) for port in ports.values()))
 
 
