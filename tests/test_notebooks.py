@@ -11,9 +11,11 @@ from pathlib import Path
 from statistics import median
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 
+from bold_audio import effective, scores
 from bold_audio.params import notebook_params
 from bold_audio.schema import Params
 from bold_audio.steps import STEPS
@@ -198,6 +200,38 @@ def test_every_name_is_made_before_it_is_used(path):
         known |= {node.id for node in named if isinstance(node.ctx, ast.Store)}
         known |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         assert {node.id for node in named} <= known, cell.source
+
+
+def executed(path, **given):
+    """The names that a notebook's code cells leave, run here with these parameters."""
+    names = {}
+    for k, cell in enumerate(code_of(path)):
+        exec(cell.source, names)
+        names.update(given if k == 0 else {})
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("response", ["hrf", "delay"])
+def test_the_sound_is_shown_as_models_get_it(small_params, response):
+    params = small_params()
+    folders = {name: getattr(params, name) for name in ("data_dir", "outputs_dir")}
+    shown = executed(FOLDER / "01_mfcc_exploration.ipynb", subject="sim", response=response, **folders)
+    subject, train = shown["subject"], shown["subject"].split.train
+    X = subject.scaled("sound", shown["delay"])[0]
+    heard = shown["heard"][train][:, None]
+    np.testing.assert_allclose(scores.pearson_r(X[train][:, :1], heard), 1)
+    rho = effective.autocorrelation(X[train], train)
+    names = subject.sound.names[:4]
+    drawn = np.column_stack([shown["series"][name] for name in names])
+    np.testing.assert_array_equal(drawn, rho[:60, :4])
+    B = subject.scaled("blocks", shown["delay"])[0][train]
+    np.testing.assert_array_equal(shown["r"], scores.pearson_r(X[train], np.repeat(B, X.shape[1], axis=1)))
+
+
+@each_notebook
+def test_what_a_volume_hears_is_never_shown_by_the_window_of_linear_alone(path):
+    assert not re.search("[\"']zero[\"']", "".join(cell.source for cell in code_of(path)))
 
 
 @each_notebook
