@@ -44,7 +44,8 @@ def about_region(table, region, *, intervals=None, feature_source="audio", may_c
         ``regions`` of the sweep: the interval of the delay, where it is identifiable.
     feature_source : {"audio", "annotations"}
     may_claim : bool
-        Whether speech lights the regions that must hear it, from `controls.may_claim`: else that is said.
+        Whether speech lights the regions that must hear it, from `controls.may_claim`: else nothing finer than the
+        film's blocks is claimed.
     """
     rows = table[table["region"] == region].set_index("model")
     if region is None or not len(rows):
@@ -65,10 +66,13 @@ def about_region(table, region, *, intervals=None, feature_source="audio", may_c
 def _verdict(rows, row, name, may_claim):
     sure, within = row["p"] <= LEVEL, row.name == WITHIN
     if sure and row["gain"] > 0:
+        if within and not may_claim:
+            return (
+                "Its gain is above that of its surrogates, but not every region that must answer to speech was shown "
+                f"to do so (see the controls): **that it follows {name} within the blocks is not claimed.**"
+            )
         text = f"**It follows {name}{' within the blocks' if within else ''}.**"
-        if not may_claim:
-            text += " But not every region that must answer to speech was shown to do so: see the controls."
-        return text
+        return text if may_claim else f"{text} But without blocks there is no positive control: see the controls."
     if sure:
         return "Its surrogates do worse still, but it predicts no better than the past: **nothing is shown.**"
     over = rows.loc[OVER_PAST] if within else None

@@ -68,9 +68,12 @@ def test_a_small_p_over_the_past_of_a_loss_is_not_called_the_blocks():
     assert "follows the blocks" not in inference_sentences.about_region(table, "auditory")
 
 
-def test_without_a_positive_control_the_claim_is_hedged():
+def test_nothing_finer_is_claimed_where_a_positive_control_failed():
     text = inference_sentences.about_region(regions(), "auditory", may_claim=False)
-    assert "It follows the sound" in text and "not every region that must answer to speech was shown to" in text
+    assert "It follows the sound" not in text and "not every region that must answer to speech was shown to" in text
+    assert "**that it follows the sound within the blocks is not claimed.**" in text and "p = 0.01" in text
+    alone = inference_sentences.about_region(regions(blocks=False), "auditory", may_claim=False)
+    assert "**It follows the sound.** But without blocks there is no positive control" in alone
 
 
 def test_a_region_that_never_varies_is_asked_nothing():
