@@ -20,7 +20,7 @@ def plot_delay_curve(table, *, chosen=None, interval=None, truth=None, block_per
     block_period : float, optional
         Period of the film's blocks (s); the figure then says which delays cannot be told apart.
     """
-    title, y = "How well the sound predicts held-out scans, by delay", "Skill over the train mean (fraction of error)"
+    title, y = "How well the sound predicts held-out volumes, by delay", "Skill over the train mean (fraction of error)"
     fig = _delay_axes(title, y, block_period)
     for k, (region, rows) in enumerate(table.sort_values("delay", kind="stable").groupby("region", sort=False)):
         x, y, colour = rows["delay"].to_numpy(), rows["skill"].to_numpy(), style.colour(region, k)

@@ -63,7 +63,7 @@ def about_delay(found, *, block_length=None, truth=None, feature_source="audio")
     here = curve.loc[found.delay]
     sure = f"p = {row['p']:.2g} among {row['n_surrogates']:.0f} surrogates of {again}"
     if row["alike"] > 1:
-        sure += f", of which {row['alike']:.0f} neighbouring shifts count as one"
+        sure += f" (every {row['alike']:.0f} neighbouring shifts count as one)"
     span = f"95 % interval {row['low']:g} to {row['high']:g} s" if np.isfinite(row["low"]) else ""
     if not np.isclose(found.delay, row["delay"]):  # evidence has the interval, skill chose
         span = f"chosen by skill; by evidence {row['delay']:g} s" + (f", {span}" if span else "")
@@ -188,7 +188,8 @@ def about_expectations(table, region, *, feature_source="audio"):
             f"{'' if region == 'auditory' else ', which is not the same region'}."
         )
     return (
-        f"The original project expected a test MSE of the order {EXPECTED_MSE:.0e}: the smallest one-step MSE here is "
+        f"The project that bold_audio replaces expected a test MSE of the order {EXPECTED_MSE:.0e}: the smallest "
+        "one-step MSE here is "
         f"{best['mse']:.2g} (`{best['model']}`, order 1e{exponent}), {words}. {tail}"
     )
 

@@ -509,7 +509,7 @@ def test_index_links_every_page_and_gives_the_answer_in_words(finished):
     assert links == own | {"../../index.html"} and all((index.parent / link).is_file() for link in links)
     text, summary = index.read_text(encoding="utf-8"), json.loads(finished.path("summary.json").read_text())
     assert "SIMULATED subject with a planted answer" in summary["about"] and summary["about"] in text
-    assert any("The original project expected" in sentence for sentence in summary["sentences"])
+    assert any("The project that bold_audio replaces expected" in sentence for sentence in summary["sentences"])
     for sentence in summary["sentences"]:
         assert sentence.replace("**", "").replace("`", "") in visible(index)
     scores = finished.table("scores.tsv")
@@ -650,7 +650,7 @@ def test_annotations_and_sound_of_a_subject_share_no_folder_and_no_name(shared, 
     summary = json.loads((folder / "summary.json").read_text())
     assert "features from ANNOTATIONS, not from the sound" in summary["about"] and "MFCC" not in summary["about"]
     assert "what was ANNOTATED of the sound (no sound was heard)" in summary["sentences"][0]  # the headline
-    assert "original project" not in " ".join(summary["sentences"])  # its expectations were of another dataset
+    assert "bold_audio replaces" not in " ".join(summary["sentences"])  # its expectations were of another dataset
     index = (folder / "report/index.html").read_text(encoding="utf-8")
     assert "features from ANNOTATIONS" in index and summary["sentences"][0].replace("`", "") in index
     for page in (folder / "report").glob("0*.html"):

@@ -119,7 +119,7 @@ def test_split_in_volumes_and_seconds():
 def test_delay_sentence_holds_the_numbers_of_the_region_that_chose():
     text = sentences.about_delay(sweep(PEAK))
     assert "the volumes of `responsive` follow the sound best at **Δt = 6 s** (95 % interval 5.4 to 6.8 s)" in text
-    assert "p = 0.01 among 1300 surrogates of the sound, of which 14 neighbouring shifts count as one. " in text
+    assert "p = 0.01 among 1300 surrogates of the sound (every 14 neighbouring shifts count as one). " in text
     assert "skill on held-out volumes is 0.1110 ± 0.0100" in text
     for other in ("edge", "planted", "30 s", "Not identifiable", "0.777"):
         assert other not in text
