@@ -1,6 +1,8 @@
 """A subject's models in the repository ``triton_models``, and predictions by whatever runtime answers."""
 
 import time
+import timeit
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -333,3 +335,27 @@ def _carried_over(subject, predictor):
         return np.where(theirs >= 0, s[:, np.maximum(theirs, 0)], np.float32(0))
 
     return predict
+
+
+def time_calls(subject, predictor, *, sizes=(1, 8, 64), repeats=7):
+    """Time one call of a model by the number of volumes in it, at most those of the test part.
+
+    Parameters
+    ----------
+    subject : Subject
+    predictor : runtimes.Predictor
+    sizes : sequence of int
+        Volumes per call.
+    repeats : int
+
+    Returns
+    -------
+    DataFrame
+        ``s per call``, the median; the index is ``volumes per call``.
+    """
+    inputs = measured_inputs(subject, predictor.facts, subject.split.test)
+    timing = {}
+    for size in sorted({min(size, len(subject.split.test)) for size in sizes}):
+        few = [array[:size] for array in inputs]
+        timing[size] = np.median(timeit.repeat(partial(predictor, *few), number=1, repeat=repeats))
+    return pd.Series(timing, name="s per call").rename_axis("volumes per call").to_frame()

@@ -38,6 +38,7 @@ from bold_audio.serving import (  # noqa: F401
     measured_inputs,
     open_exported,
     served_row,
+    time_calls,
 )
 
 
@@ -217,7 +218,7 @@ def score_regions(subject, found):
 
 
 def write_predictions(subject, predicted, *, facts):
-    """Write what notebook 06 predicted: the four files that the original project's users know, and a NIfTI run.
+    """Write what notebook 06 predicted: the four files that users of the earlier project know, and a NIfTI run.
 
     Returns
     -------

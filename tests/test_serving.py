@@ -170,6 +170,15 @@ def test_all_runtimes_are_laid_side_by_side(subject):
     assert table["difference"].max() <= 1e-5 and (table["seconds"] > 0).all()
 
 
+def test_calls_are_timed_by_the_volumes_that_are_really_in_them(subject):
+    one = subject()
+    version, _ = workflow.ensure_export(one, "mlp")
+    predictor = workflow.open_exported(one, "mlp", version=version)
+    n = len(one.split.test)
+    table = workflow.time_calls(one, predictor, sizes=(1, 8, n + 50), repeats=2)
+    assert list(table.index) == [1, 8, n] and table.index.name == "volumes per call"
+
+
 # --- another person's model ---------------------------------------------------------------
 
 
