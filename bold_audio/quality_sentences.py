@@ -1,6 +1,7 @@
 """Quality of a scan → plain sentences: what it means for the question."""
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from bold_audio import quality
 
@@ -49,9 +50,9 @@ def about_outliers(found):
     return text
 
 
-def about_motion(found, params, *, voxel_size, blocks=None):
+def about_motion(found, params, *, affine, blocks=None):
     """How far the head moved, and whether with the film: ``blocks`` is the boxcar's share explained, and by chance."""
-    table = found.volumes
+    table, voxel_size = found.volumes, float(voxel_sizes(affine).mean())
     shifts = table[["trans_x", "trans_y", "trans_z"]]
     if shifts.isna().all(axis=None):
         return "No head motion was estimated: the data are not images of a head, so there is nothing to align."

@@ -40,6 +40,12 @@ def planted_delay(params):
     return best.get(params.response) if best else None
 
 
+def planted_delays(params):
+    """The delay at which each region of a simulated subject follows the sound, in seconds: dict, empty of real data."""
+    planted = read_truth(params) or {"regions": []}
+    return {region["name"]: region["delay"] for region in planted["regions"] if region["delay"] is not None}
+
+
 def planted_regions(truth, mask):
     """Where responses were planted, and where none were, in a mask of the simulated grid.
 

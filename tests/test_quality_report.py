@@ -156,13 +156,20 @@ def test_outliers_are_listed_with_index_time_and_part():
 
 def test_motion_says_how_far_and_what_to_do(params):
     still, far = measured(), measured(moved=1.5)
-    text = says.about_motion(far, params, voxel_size=4.0, blocks=(0.31, 0.12))
-    assert "at most 1.50 mm and 0.10°" in text and "1.50 mm at most" in text and "try `realign: true`" in text
+    text = says.about_motion(far, params, affine=np.diag([3.0, 4.0, 5.0, 1.0]), blocks=(0.31, 0.12))
+    assert (
+        "at most 1.50 mm and 0.10°" in text
+        and "1.50 mm at most" in text
+        and "voxels are 4.0 mm" in text
+        and "try `realign: true`" in text
+    )
     assert "explain 31% of the film's blocks" in text and "12% in the median" in text
-    assert "used as they came" in says.about_motion(still, params, voxel_size=4.0)
+    assert "used as they came" in says.about_motion(still, params, affine=np.diag([3.0, 4.0, 5.0, 1.0]))
     put_back = params.model_copy(update={"realign": True})
-    assert "put back in place" in says.about_motion(far, put_back, voxel_size=4.0)
-    assert says.about_motion(measured(moved=None), params, voxel_size=4.0).startswith("No head motion was estimated")
+    assert "put back in place" in says.about_motion(far, put_back, affine=np.diag([3.0, 4.0, 5.0, 1.0]))
+    assert says.about_motion(measured(moved=None), params, affine=np.diag([3.0, 4.0, 5.0, 1.0])).startswith(
+        "No head motion was estimated"
+    )
 
 
 @pytest.mark.parametrize(
