@@ -61,7 +61,10 @@ def simulated():
     print(
         f"\nSIMULATED, {region}, Δt = {found.delay:g} s, one-step, {kept['n_volumes'].iloc[0]} test volumes, ", end=""
     )
-    print(f"{kept['n_voxels'].iloc[0]} voxels\n")
+    planted_too = int((found.responsive & ~subject.run.regions["silent"]).sum())
+    print(
+        f"{kept['n_voxels'].iloc[0]} voxels; of {found.responsive.sum()} responsive ones {planted_too} were planted\n"
+    )
     print(markdown(rounded(kept)[["model", *ROUND, "reference"]].rename(columns={"reference": "over"})))
     planted = table[(table["region"] == "planted_r2_over_0.2") & (table["prediction"] == "one_step")].set_index("model")
     both, r = planted.loc["history_sound"], planted.loc["sound", "r_median"]
@@ -75,11 +78,14 @@ def simulated():
 def alice():
     """Mean delay curve of the people whose sweeps are in outputs/alice."""
     people = sorted(load_params("18", "alice").subject_path.parent.glob("sub-*/dt_sweep.tsv"))
+    if not people:
+        print("\nno results of Alice - run python benchmarks/alice.py, which needs its data (docs/data.md)")
+        return
     curves = pd.concat(pd.read_csv(path, sep="\t") for path in people)
     mean = curves.groupby(["region", "delay"], sort=False, as_index=False)["skill"].mean()
     shown = mean[mean["region"].isin(["LPTL", "LIFG", "RATL"])]
     figure = delay_figures.plot_delay_curve(shown)
-    figure.update_layout(title=f"Alice: re-synthesised speech, mean skill on held-out scans of {len(people)} people")
+    figure.update_layout(title=f"Alice: re-synthesised speech, mean skill on held-out volumes of {len(people)} people")
     save(figure, "alice_delay.png")
 
 

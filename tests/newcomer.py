@@ -2,12 +2,13 @@
 
     python3 tests/newcomer.py [--skip "make test"]
 
-Each command of the README is run by bash in its order, in the checkout. What one has to bring lies ready: another sound
-(``other.wav``) and, SIMULATED, a scan of one's own with its sound (``~/mine``, ``story.wav``), and a second subject
-beside the demo's. Servers are started, heard to answer, and stopped at the end. Commands about ds003688 are run as they
-are printed, too; where the dataset cannot be reached (the film's sound is in no public release) they must end with a
+Each command of the README is run by bash in its order, in the checkout. What one has to bring lies ready, all of it
+SIMULATED: the film's sound (``film.wav``), another one (``other.wav``), a scan of one's own with its sound (``~/mine``,
+``story.wav``), and a second subject beside the demo's. Servers are started, heard to answer, and stopped at the end.
+Commands about ds003688 are run as they are printed, too; where the dataset cannot be reached they must end with a
 documented exit status and one line that says what is missing, and are then run on the demo's SIMULATED subjects in its
-place. Ends with a table of every command, and with exit status 1 where one did not work. What they wrote stays there.
+place. Ends with a table of every command, and with exit status 1 where one did not work. What they wrote stays there,
+the SIMULATED sound in ``data/ds003688`` too: follow the README in a checkout that nothing else is done with.
 """
 
 import argparse
@@ -31,7 +32,6 @@ PATIENCE = 1800  # s for one command
 SIMULATED = (
     (r"--subject 09", "--subject sim"), (r"--dataset ds003688", "--dataset sim"),
     (r"-p subject 09", "-p subject sim -p dataset sim"), (r"params/ds003688/sub-09\.yaml", "params/sim/sub-sim.yaml"),
-    (r"-p audio_path film\.wav", ""),
     (r"-p feature_source annotations", ""),
 )  # fmt: skip
 
@@ -102,11 +102,12 @@ def answers(address):
 
 
 def bring(newcomer):
-    """What the README takes for granted: a scan of one's own with its sound, another sound."""
+    """What the README takes for granted: the film's sound, a scan of one's own with its sound, another sound."""
     home = newcomer.env["HOME"]
     made = f"bold-audio simulate {home}/mine --subject 01 {SMALL}"
     renamed = f"cd {home}/mine && for f in $(find . -name '*task-film*'); do mv $f ${{f/task-film/task-story}}; done"
-    sounds = f"cp {home}/mine/stimuli/film.wav {home}/mine/story.wav && cp data/sim/stimuli/film.wav other.wav"
+    sounds = f"cp {home}/mine/stimuli/film.wav {home}/mine/story.wav && cp data/sim/stimuli/film.wav film.wav"
+    sounds += " && cp film.wav other.wav"
     second = f"bold-audio simulate data/sim --subject 02 --seed 2 {SMALL}"
     for command in (made, f"({renamed})", sounds, second):
         if newcomer.type(command)[0]:
