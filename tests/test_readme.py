@@ -1,6 +1,7 @@
 """Every command, link and notebook that the README names is there."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -96,6 +97,13 @@ def test_every_pitfall_is_answered_by_a_test_or_a_program_that_exists():
             file = ROOT / path if path.startswith("benchmarks/") else ROOT / "tests" / path
             assert file.is_file(), one
             assert not test or f"def {test}(" in file.read_text(), one
+
+
+def test_pictures_of_the_readme_need_no_results_of_alice(project, monkeypatch, capsys):
+    monkeypatch.setenv("BOLD_AUDIO_ROOT", str(project))
+    runpy.run_path(str(ROOT / "docs/readme.py"))["alice"]()
+    assert capsys.readouterr().out.startswith("\nno results of Alice - run python benchmarks/alice.py")
+    assert not (project / "docs").exists()
 
 
 def test_the_table_of_rates_is_that_of_the_calibration():

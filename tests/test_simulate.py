@@ -29,6 +29,7 @@ from bold_audio.simulate import (
     smooth_noise,
     write_film,
 )
+from bold_audio.truth import planted_delays
 
 TINY = {"shape": (10, 12, 12), "n_volumes": 60}
 NOISE = {"ar_rho": 0.85, "ar_share": 0.6, "drift": 0.0, "fwhm": 6.0}
@@ -582,3 +583,8 @@ def test_nobody_is_simulated_into_a_tree_of_others_or_of_real_people(asked, monk
     scan.with_name(scan.name.replace("run-1", "run-2")).touch()
     with pytest.raises(DataError):  # of more runs than one: with which settings, only its maker knows
         prepare.ensure_scan(asked)
+
+
+def test_delays_of_the_planted_regions_are_known_and_real_data_have_none(small_params, tmp_path):
+    assert sorted(planted_delays(small_params()).values()) == [5.0, 6.5]
+    assert planted_delays(small_params(data_dir=str(tmp_path / "real"))) == {}
