@@ -560,6 +560,14 @@ def test_report_is_written_again_from_the_executed_notebooks(finished):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.thorough
+def test_the_example_of_the_page_on_the_viewer_runs(finished):
+    page = (ROOT / "docs/viewing.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert code.count('load_params("sim")') == 1
+    exec(code.replace('load_params("sim")', 'load_params("sim", **given)'), {"given": finished.given})
+
+
 def test_report_of_a_subject_that_never_ran_is_one_line(capsys, tmp_path):
     status, said = in_process(capsys, "report", "--subject", "sim", *given(outputs_dir=tmp_path / "out"))
     assert status == 3
