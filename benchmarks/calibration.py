@@ -6,8 +6,10 @@ Small SIMULATED heads, 641 volumes, default parameters, four groups of subjects:
 sides, ``two`` delays (5.0 s left, 6.5 s right), the same two by ``delay`` windows without a haemodynamic response, and
 ``null`` without sound. Seeds 200 to 299: the engine was developed on seeds from 1000 on, and a first look at 0 to 99
 showed that circular shifts alone call 9 % of silent voxels significant, which led to phase-randomised surrogates.
-Nothing is tuned on what comes out here. Files are made in a temporary folder and deleted subject by subject. Ends with
-one line of JSON; the exit code is 0 whatever comes out.
+Nothing is tuned on what comes out here. The seeds were measured twice, before and after a correction of the method
+(docs/evidence.md has both numbers): whoever changes the method again takes a fresh ``FIRST_SEED``. Files are made in a
+temporary folder and deleted subject by subject. Ends with one line of JSON; the exit status is 1 where something is not
+as asked and is not among ``KNOWN_MISSES`` (not with ``--quick``, which is too small for it).
 """
 
 import argparse
@@ -21,6 +23,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import common
 import joblib
 import numpy as np
 import pandas as pd
@@ -32,6 +35,8 @@ from bold_audio.truth import planted_delay, read_truth
 
 SHAPE, N_VOLUMES = (18, 22, 22), 641
 PLANTED = {"one": {}, "two": {}, "delay": {"response": "delay"}, "null": {"null": True}}
+FIRST_SEED = 200
+KNOWN_MISSES = {("two_region_width_s",), ("two_voxel_near",)}  # 2.2 s; .82: docs/evidence.md
 NEAR = 0.6  # s, about one repetition time
 COLUMNS = ["group", "seed", "kind", "truth", "delay", "low", "high", "p"]
 
@@ -110,7 +115,7 @@ def measure_all(people, seed0, n_processes):
 
 
 def summary(intervals, null):
-    """The figures: (key, what it is, number, what is asked)."""
+    """The figures: key, what it is, number, what is asked, and whether that holds."""
     t = intervals.assign(
         known=intervals["p"] <= LEVEL,
         width=intervals["high"] - intervals["low"],
@@ -122,39 +127,41 @@ def summary(intervals, null):
     one, none = part["one", "chosen"], part["null", "chosen"]
     left, right = (part["two", f"auditory_{side}"].set_index("seed") for side in ("left", "right"))
     both, pooled = pd.concat([left, right]), part["two", "chosen"]
+    share, width = (">=", 0.90), ("<=", 2.0)
     figures = [
-        ("coverage", "one delay: interval covers it and is identifiable", one["hit"].mean(), ">= .90"),
-        ("width_s", "  median width of the interval, s", one["width"].median(), "<= 2"),
-        ("error_s", "  median absolute error, s", one["error"].median(), ""),
-        ("near", "  share within 0.6 s", one["near"].mean(), ""),
-        ("identifiable", "  identifiable", one["known"].mean(), ""),
-        ("covers_any", "  interval covers it, identifiable or not", one["covers"].mean(), ""),
-        ("two_region_coverage", "two delays: each side's interval, identifiable, own delay", both["hit"].mean(), ""),
-        ("two_left_coverage", "  left", left["hit"].mean(), ">= .90"),
-        ("two_right_coverage", "  right", right["hit"].mean(), ">= .90"),
-        ("two_region_identifiable", "  a side is identifiable", both["known"].mean(), ""),
-        ("two_region_covers_any", "  interval covers it, identifiable or not", both["covers"].mean(), ""),
-        ("two_region_width_s", "  median width of a side's interval, s", both["width"].median(), "<= 2"),
-        ("two_left_first", "  left side's delay is the shorter", (left["delay"] < right["delay"]).mean(), ""),
-        ("two_apart", "  left interval ends before right begins", (left["high"] < right["low"]).mean(), ""),
-        ("two_pooled_coverage", "  pooled interval, best compromise (none is right)", pooled["hit"].mean(), ""),
-        ("two_pooled_width_s", "  median width of the pooled interval, s", pooled["width"].median(), ""),
+        ("coverage", "one delay: interval covers it and is identifiable", one["hit"].mean(), share),
+        ("width_s", "  median width of the interval, s", one["width"].median(), width),
+        ("error_s", "  median absolute error, s", one["error"].median(), None),
+        ("near", "  share within 0.6 s", one["near"].mean(), None),
+        ("identifiable", "  identifiable", one["known"].mean(), None),
+        ("covers_any", "  interval covers it, identifiable or not", one["covers"].mean(), None),
+        ("two_region_coverage", "two delays: each side's interval, identifiable, own delay", both["hit"].mean(), None),
+        ("two_left_coverage", "  left", left["hit"].mean(), share),
+        ("two_right_coverage", "  right", right["hit"].mean(), share),
+        ("two_region_identifiable", "  a side is identifiable", both["known"].mean(), None),
+        ("two_region_covers_any", "  interval covers it, identifiable or not", both["covers"].mean(), None),
+        ("two_region_width_s", "  median width of a side's interval, s", both["width"].median(), width),
+        ("two_left_first", "  left side's delay is the shorter", (left["delay"] < right["delay"]).mean(), None),
+        ("two_apart", "  left interval ends before right begins", (left["high"] < right["low"]).mean(), None),
+        ("two_pooled_coverage", "  pooled interval, best compromise (none is right)", pooled["hit"].mean(), None),
+        ("two_pooled_width_s", "  median width of the pooled interval, s", pooled["width"].median(), None),
         *voxel_figures("two", "two delays", part["two", "voxel"]),
         *voxel_figures("delay", "two delays, no haemodynamic response", part["delay", "voxel"]),
-        ("null_not_identifiable", "no sound: not identifiable", 1 - none["known"].mean(), ">= .90"),
-        ("null_voxels", "  share of voxels with p <= .05", null["voxels"].mean(), ""),
-        ("null_gain_median", "  gain of history_sound over history, median", null["gain"].median(), ">= -.001"),
-        ("null_gain_min", "  the same, smallest", null["gain"].min(), ""),
+        ("null_not_identifiable", "no sound: not identifiable", 1 - none["known"].mean(), share),
+        ("null_voxels", "  share of voxels with p <= .05", null["voxels"].mean(), None),
+        ("null_gain_median", "  gain of history_sound over history, median", null["gain"].median(), (">=", -0.001)),
+        ("null_gain_min", "  the same, smallest", null["gain"].min(), None),
     ]
-    return pd.DataFrame(figures, columns=["key", "figure", "number", "asked"])
+    lines = [(*line, common.in_words(asked), common.held(line[-1], asked)) for *line, asked in figures]
+    return pd.DataFrame(lines, columns=["key", "figure", "number", "asked", "held"])
 
 
 def voxel_figures(key, title, voxels):
     """Figures of the voxels with r2 of 0.2 or more, all subjects together."""
     return [
-        (f"{key}_voxel_coverage", f"{title}: a voxel's interval covers", voxels["covers"].mean(), ">= .90"),
-        (f"{key}_voxel_near", "  a voxel's delay is within 0.6 s", voxels["near"].mean(), ">= .85"),
-        (f"{key}_voxel_width_s", "  median width of a voxel's interval, s", voxels["width"].median(), ""),
+        (f"{key}_voxel_coverage", f"{title}: a voxel's interval covers", voxels["covers"].mean(), (">=", 0.90)),
+        (f"{key}_voxel_near", "  a voxel's delay is within 0.6 s", voxels["near"].mean(), (">=", 0.85)),
+        (f"{key}_voxel_width_s", "  median width of a voxel's interval, s", voxels["width"].median(), None),
     ]
 
 
@@ -163,7 +170,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one person per group, at most a minute")
     parser.add_argument("--people", type=int, help="subjects per group (default: 100)")
-    parser.add_argument("--seed0", type=int, default=200, help="seed of the first one (default: 200)")
+    parser.add_argument("--seed0", type=int, default=FIRST_SEED, help="seed of the first one (default: 200)")
     parser.add_argument("--processes", type=int, default=joblib.cpu_count(), help="subjects measured at once")
     parser.add_argument("--rows", type=Path, help="write every interval to this TSV file")
     options = parser.parse_args()
@@ -181,6 +188,9 @@ def main():
             {"people": people} | {key: round(float(v), 4) for key, v in zip(table["key"], table["number"], strict=True)}
         )
     )
+    missed = common.missed(table, KNOWN_MISSES, ["key"])
+    if missed and not options.quick:
+        sys.exit(f"not as asked: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from bold_audio.sentences import heard, lowered
 from bold_audio.significance import LEVEL, OVER_PAST, WITHIN
@@ -15,6 +16,7 @@ RATES = {  # kind in calibration.tsv → what it is called
     "rhythm": "a rhythm of 61 s, near the blocks' cycle",
     "oneback": "one REAL one-back scan, which heard nothing",
 }
+TOGETHER = ("white", "ar", "drift", "motion")  # noises whose scans are too few for a rate of each
 ANY, REGION = "maps with any voxel at family-wise p <= .05", "one region, over past and blocks: p <= 0.05"
 REGION_OVER_PAST = "one region, over the past: p <= 0.05"
 SHOWN = {
@@ -149,24 +151,52 @@ def about_calibration(table):
     ----------
     table : DataFrame
         From `inferred.calibration`: ``kind, figure, value, n``.
+
+    Notes
+    -----
+    Counts come with their exact 95 % interval, but for the one-back scan: its films were paired with one realisation
+    of noise, so they are not independent.
     """
-    at = table.set_index(["kind", "figure"])["value"]
+    at = {(row.kind, row.figure): (round(row.value * row.n), int(row.n)) for row in table.itertuples()}
     parts = []
     for kind, name in RATES.items():
-        if (kind, ANY) not in at.index:
+        if (kind, ANY) not in at:
             parts.append(f"{name}: not measured")
             continue
         what = {REGION: "over past and blocks", REGION_OVER_PAST: "over the past"}
-        regions = [f"{at[kind, one]:.0%} {said}" for one, said in what.items() if (kind, one) in at.index]
-        n = int(table.loc[table["kind"] == kind, "n"].max())
-        of = f"{n} films" if kind == "oneback" else f"{n} scans"
-        parts.append(f"{name} ({of}): any voxel {at[kind, ANY]:.0%}, one region {' and '.join(regions)}")
+        told = count_of if kind == "oneback" else rate_of
+        regions = [f"{told(*at[kind, one])} {said}" for one, said in what.items() if (kind, one) in at]
+        of = "films, which are not independent" if kind == "oneback" else "scans"
+        parts.append(f"{name}: any voxel in {told(*at[kind, ANY], of)}, one region in {' and '.join(regions)}")
+    if all((kind, ANY) in at for kind in TOGETHER):
+        sums = np.sum([at[kind, ANY] for kind in TOGETHER], axis=0)
+        parts.append(f"the {len(TOGETHER)} from {RATES['white']} to {RATES['motion']} together: any voxel in ")
+        parts[-1] += rate_of(*sums, "scans")
     return (
         "How often this procedure finds something at .05 where nothing is there, by `benchmarks/significance.py` on "
-        "small SIMULATED heads with the default parameters unless said otherwise: " + "; ".join(parts) + ". "
+        "small SIMULATED heads with the default parameters unless said otherwise (95 % intervals): " + "; ".join(parts)
+        + ". "
         "A rhythm near the blocks' cycle, such as a heart rate that the repetition time lays on it, is a known limit "
         "of every surrogate: see the spectrum in notebook 00."
     )
+
+
+def count_of(k, n, what=""):
+    """``k of n``, and of what."""
+    return f"{k} of {n} {what}".rstrip()
+
+
+def rate_of(k, n, what=""):
+    """``k of n`` with the exact 95 % interval (Clopper-Pearson) of the rate.
+
+    Examples
+    --------
+    >>> rate_of(0, 12), rate_of(4, 100, "scans")
+    ('0 of 12 (at most 26 %)', '4 of 100 scans (1 to 10 %)')
+    """
+    low, high = stats.binomtest(int(k), int(n)).proportion_ci(method="exact")
+    span = f"{100 * low:.0f} to {100 * high:.0f} %" if k else f"at most {100 * high:.0f} %"
+    return f"{count_of(k, n, what)} ({span})"
 
 
 def calibration_rows(table):

@@ -206,7 +206,7 @@ def _shifts(subject, grid):
 
 
 def calibration():
-    """How often the procedure is wrong where nothing is there, by the benchmark: ``kind, figure, value, n, asked``."""
+    """How often the procedure is wrong where nothing is there: ``kind, figure, value, n, asked, held``."""
     # One kind of scan is called "null", which pandas would take for a missing value.
     path = Path(__file__).with_name("calibration.tsv")
     return pd.read_csv(path, sep="\t", keep_default_na=False, na_values={"value": ["n/a"]})

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bold_audio import inference_figures, inference_sentences
+from bold_audio import inference_figures, inference_sentences, inferred
 from bold_audio.significance import OVER_PAST, QUESTIONS, WITHIN
 
 
@@ -153,10 +153,13 @@ def calibration():
 
 def test_calibration_says_each_rate_and_its_limit():
     text = inference_sentences.about_calibration(calibration())
-    assert "noise as simulated (40 scans): any voxel 6%, one region 4% over past and blocks" in text
-    assert "one REAL one-back scan, which heard nothing (40 films): any voxel 5%" in text
-    assert "61 s, near the blocks' cycle (40 scans): any voxel 30%" in text and "known limit" in text
-    assert "white noise: not measured" in text
+    assert "noise as simulated: any voxel in 2 of 40 scans (1 to 17 %), one region in 2 of 40 (1 to 17 %) over" in text
+    assert "one REAL one-back scan, which heard nothing: any voxel in 2 of 40 films, which are not independent" in text
+    assert "61 s, near the blocks' cycle: any voxel in 12 of 40 scans (17 to 47 %)" in text and "known limit" in text
+    assert "white noise: not measured" in text and "together" not in text
+    whole = inference_sentences.about_calibration(inferred.calibration())
+    assert "white noise: any voxel in 0 of 12 scans (at most 26 %)" in whole
+    assert "to a moving head together: any voxel in 0 of 48 scans (at most 7 %)" in whole
     rows = inference_sentences.calibration_rows(calibration())
     assert rows["where nothing is there"].tolist()[-1].startswith("one REAL one-back scan")
     assert rows["scans"].tolist() == [40, 40, 40] and rows["any voxel, family-wise"].tolist() == [0.06, 0.3, 0.05]

@@ -120,6 +120,6 @@ def test_filter_of_a_fold_knows_nothing_of_the_held_out_block(subject):
 
 def test_the_measured_error_rates_come_with_the_package():
     table = inferred.calibration()
-    assert list(table.columns) == ["kind", "figure", "value", "n", "asked"]
+    assert list(table.columns) == ["kind", "figure", "value", "n", "asked", "held"]
     assert {*RATES, "planted", "blocks", "sound"} <= set(table["kind"])
     assert table["value"].notna().all()

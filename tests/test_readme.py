@@ -3,13 +3,13 @@
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 import bold_audio
-from bold_audio import inference_sentences, run
+from bold_audio import inference_sentences, inferred, run
 from bold_audio.params import parse_given
 
 ROOT = Path(__file__).parents[1]
@@ -106,15 +106,34 @@ def test_pictures_of_the_readme_need_no_results_of_alice(project, monkeypatch, c
     assert not (project / "docs").exists()
 
 
-def test_the_table_of_rates_is_that_of_the_calibration():
+@pytest.fixture(scope="module")
+def rates():
+    """docs/rates.py, as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        yield __import__("rates")
+    sys.modules.pop("rates")
+
+
+def test_the_tables_of_rates_are_those_of_the_calibration(rates):
     page = (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
-    table = pd.read_csv(ROOT / "bold_audio/calibration.tsv", sep="\t", keep_default_na=False)  # one kind is "null"
-    known = table.set_index(["kind", "figure"])["value"]
-    figures = ["maps with any voxel at family-wise p <= .05", "maps with any voxel at q <= .05"]
-    for what in ("one voxel", "one region, over the past", "one region, over past and blocks"):
-        figures += [f"{what}: p <= {level}" for level in ("0.01", "0.05", "0.10")]
-    for kind, name in inference_sentences.RATES.items():
-        row = re.findall(rf"^\| {re.escape(name.partition(',')[0])}[^|]*\|(.*)\|$", page, re.MULTILINE)[-1]
-        shown = [float(one) for one in re.findall(r"(?<!\d)\.\d+", row)]
-        assert shown == pytest.approx([known[kind, one] for one in figures[: len(shown)]], abs=0.0051), kind
-        assert len(shown) == (8 if kind == "oneback" else 11)
+    assert rates.written(page, inferred.calibration()) == page
+    other = inferred.calibration()
+    other.loc[other["figure"] == inference_sentences.ANY, "value"] = 1.0
+    assert "| 100 | 100; 7 |" in rates.written(page, other) != page
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind", "figure"),
+    [
+        (r"nothing planted, (\d+) have any voxel at family-wise p ≤ \.05", "null", inference_sentences.ANY),
+        (r"family-wise p ≤ \.05 and (\d+) at q ≤ \.05", "null", "maps with any voxel at q <= .05"),
+        (r"REAL one-back scan, (\d+) give any voxel", "oneback", inference_sentences.ANY),
+        (r"the first rule finds the share (\.\d+)", "planted", "sensitivity at family-wise p <= .05, r2 >= 0.2"),
+        (r"the second (\.\d+)", "planted", "sensitivity, voxels with r2 >= 0.2"),
+    ],
+)
+def test_the_rates_that_the_readme_quotes_are_measured(pattern, kind, figure):
+    (row,) = inferred.calibration().query("kind == @kind and figure == @figure").itertuples()
+    (told,) = re.findall(pattern, README)
+    assert float(told) == pytest.approx(row.value if told.startswith(".") else row.value * row.n, abs=0.005)
