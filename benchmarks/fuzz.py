@@ -5,9 +5,11 @@
 Scans, sounds, models, checkpoints, parameters, tables, trees of files and names, as whole files with harm done to them
 (``strangers.py``, ``strange_text.py``), are given to the readers that the package uses. Each case runs in a process
 with a deadline and a limit of memory. It passes where the reader returns what the whole input gives, where it says in
-one line what is wrong, or where nobody could tell: the harm is legal, and the format has no checksum. All else is a
-finding, and ends the program with an error: any other exception, a crash, a hang, gigabytes asked for, another result,
-words on stderr, a file written outside the outputs, a process started, code from the input run. Ends with one line of
+one line what is wrong, or where nobody could tell: the harm leaves a legal file (a header, plain text, a format without
+a checksum, a model signed anew), and only impossible values are looked for. How many cases are of this kind is printed:
+in all the others another result would be noticed. All else is a finding, and ends the program with an error: any other
+exception, a crash, a hang, gigabytes asked for, another result, words on stderr, a file written outside the outputs, a
+process started, code from the input run. ``--count`` runs no case and prints how many there are. Ends with one line of
 JSON.
 """
 
@@ -52,6 +54,11 @@ def all_cases(n, seed, kinds=tuple(KINDS)):
             texts = made_texts(KINDS[kind].texts[harm](), count, seed) if harm in KINDS[kind].texts else [None] * count
             cases += [{"kind": kind, "harm": harm, "seed": seed + i, "text": text} for i, text in enumerate(texts)]
     return cases
+
+
+def noticed(case):
+    """Whether another result would be a finding after this harm, and not as legal as the right one."""
+    return case["harm"] not in KINDS[case["kind"]].undetectable
 
 
 def made_texts(strategy, count, seed):
@@ -175,7 +182,7 @@ def judge(kind, case, folder, whole, watch):
         return ("refused", said[:300]) if plain else ("message", ascii(said[:300]))
     if same(found, whole["found"]):
         return "same", ""
-    if case["harm"] not in kind.undetectable:
+    if noticed(case):
         changed = [key for key in found if not same(found[key], whole["found"].get(key))] if found else ""
         return "another result", f"differs in {changed}"
     if kind.plain and (wrong := kind.plain(found)):
@@ -325,11 +332,12 @@ def run_cases(cases, home, *, say=lambda text: None):
 def main():
     """Run all cases, print what became of them per kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="300 cases")
+    parser.add_argument("--quick", action="store_true", help="300 cases (a minute)")
     parser.add_argument("--cases", type=int, help="default: 2600")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the harm (0)")
     parser.add_argument("--only", choices=list(KINDS), action="append", help="cases of this kind")
     parser.add_argument("--again", metavar="KIND/HARM/SEED", help="one case")
+    parser.add_argument("--count", action="store_true", help="run none, say in how many another result is noticed")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
@@ -338,6 +346,11 @@ def main():
     if options.again:
         kind, harm, seed = options.again.rsplit("/", 2)
         cases = [one for one in cases if (one["kind"], one["harm"], one["seed"]) == (kind, harm, int(seed))]
+    told = {"cases": len(cases), "another_result_noticed": sum(map(noticed, cases))}
+    print(f"in {told['another_result_noticed']} of {len(cases)} cases another result is noticed", flush=True)
+    if options.count:
+        print(json.dumps(told))
+        return None
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as home:
         done = run_cases(cases, home, say=lambda text: print(text, flush=True))
@@ -356,8 +369,8 @@ def main():
     outcomes = Counter(one["outcome"] for one in done)
     findings = sum(count for outcome, count in outcomes.items() if outcome not in PASSES)
     kinds = Counter(one["kind"] for one in done)
-    print(json.dumps({"cases": len(done), "seed": options.seed, "seconds": round(seconds), "kinds": kinds} | outcomes
-                     | {"findings": findings}))  # fmt: skip
+    told |= {"seed": options.seed, "seconds": round(seconds), "kinds": kinds}
+    print(json.dumps(told | {name: outcomes[name] for name in PASSES} | outcomes | {"findings": findings}))
     if findings:
         sys.exit(f"{findings} findings")
     return None

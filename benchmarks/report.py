@@ -5,6 +5,7 @@
 
 Needs Chromium and playwright; axe-playwright-python for the accessibility rules. The last line is JSON; the exit status
 is 1 where a page asks for anything, says an error, breaks a rule or has an empty figure, or where there is no page.
+Without a browser nothing is measured: the line of JSON says so, and the exit status is 0.
 """
 
 import argparse

@@ -7,7 +7,13 @@ import psutil
 
 
 def resident(entry, pid="self"):
-    """Bytes under ``VmRSS`` (now) or ``VmHWM`` (peak) in a process's status; 0 where it has ended."""
+    """Bytes under ``VmRSS`` (now) or ``VmHWM`` (peak) in a process's status; 0 for one that has ended and waits.
+
+    Raises
+    ------
+    OSError
+        If the process is gone.
+    """
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:")), 0)
 

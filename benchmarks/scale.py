@@ -31,6 +31,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -303,6 +304,8 @@ def _engine(root, n):
             stack.callback(started[-1].wait)
             stack.callback(started[-1].kill)
             while not known.is_file():
+                if started[0].poll() is not None:
+                    raise SystemExit(f"the scheduler ended with {started[0].returncode} as it started")
                 time.sleep(0.1)
         watches = [stack.enter_context(Watch(one.pid)) for one in started]
         paths = [str(Path(__file__).parent), str(root), os.environ.get("PYTHONPATH", "")]
@@ -434,7 +437,7 @@ def on_paper(found):
     rows = []
     for n in (30, 1000, 10_000):
         engine = engines[min(engines, key=lambda size: abs(size - n))]
-        row = {"people": n} | {f"hours, {w} workers": round(n * each / w / 3600, 1) for w in (2, 16, 256)}
+        row = {"people": n} | {f"hours, {w} workers": round(math.ceil(n / w) * each / 3600, 1) for w in (2, 16, 256)}
         row |= {"scans, GB": round(n * found["disk_mb"]["scan"] / 1e3, 1), "made, GB": round(n * held / 1e3, 1)}
         row |= {"scheduler, MB": engine["scheduler_mb"], "a worker with its person, GB": _worker_gb(found, engine)}
         rows.append(row | {"network, MB": mb(n * engine["bytes_per_task"])})
@@ -457,7 +460,7 @@ def main():
     """Run the parts that are asked for, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="each part in miniature (4 min)")
-    parser.add_argument("--only", type=parts_of, default=list(PARTS), metavar="PARTS")
+    parser.add_argument("--only", type=parts_of, default=list(PARTS), metavar="PARTS", help="some parts, by commas")
     parser.add_argument("--folder", type=Path, help="keep what is made there (default: a temporary folder)")
     parser.add_argument("--earlier", type=Path, metavar="FILE", help="last lines of earlier runs, one below the other")
     options = parser.parse_args()

@@ -646,7 +646,6 @@ MODELS = {
             name: SIGNED
             for name in (
                 "flipped, signed", "facts changed, signed", "arrays changed, signed", "network changed, signed",
-                "trailing bytes",
             )
         },
     ),

@@ -2,10 +2,20 @@ r"""This engine and its peers on the same arrays: the delay sweep summed over vo
 
     python benchmarks/sweep.py [--quick]
 
-Simulated runs: a fifth of the voxels follow 20 smooth features at one delay. Everybody fits the same models: ridge
+SIMULATED runs: a fifth of the voxels follow 20 smooth features at one delay. Everybody fits the same models: ridge
 with an intercept, 20 strengths, 5 blocked folds with gaps. What counts is the ratios, taken within one run of this
-program; each time is the best of a few rounds in which engine and reference take turns. Peers run one delay and are
-scaled to all (it says so); each has to find the engine's error and strength, or the program ends with 1.
+program; each time is the best of as many rounds for the engine as for its peers. Each peer has to find the engine's
+error and strength, or the program ends with 1.
+
+A peer's time at 41 delays is reckoned, not measured: a loop over delays does some things once (it cuts the folds out of
+the run and centres them) and others for each delay, so the NumPy loop and scikit-learn are timed with one delay and
+with three, and the line through both is followed to 41. himalaya's solver takes one delay in a call and does all of it
+again in the next, so its time at one delay is multiplied. himalaya has no error summed over voxels: with one strength
+for all voxels it still scores each of them. ``local_alpha=True``, a strength for every voxel, is what it is made for,
+and is held against the engine's map of the same: that is the ratio of like with like.
+
+``settings``: every number of features, windows and blocks of one region at every delay from one look at the run
+(`FeatureGrid.settings`), which a control in notebook 03 shows.
 
 OpenBLAS slows down up to tenfold where another program holds one of its cores, and not all alike. On a machine that
 is not idle, compare on one core: OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1. Ends with one line
@@ -34,14 +44,15 @@ from resident import resident
 from scipy.ndimage import gaussian_filter1d
 from threadpoolctl import threadpool_info
 
-from bold_audio import gram, voxelwise
+from bold_audio import feature_grid, gram, voxelwise
 from bold_audio.pairing import blocked_folds
 
 N_FEATURES, N_DELAYS, FEW_DELAYS, PLANTED = 20, 41, 5, 3
+N_WINDOWS = 3  # of settings
 ALPHAS = np.append(2.0 ** np.arange(19), np.inf)
 FINITE = np.minimum(ALPHAS, 1e30)  # peers get no infinity; 1e30 predicts the mean as well
 TOLERANCE = 1e-4  # relative difference of errors
-PATIENCE = 20  # s
+FEW_FOR_SLOPE = 3  # delays of a peer's second timing
 WIDTHS = (512, 1024)  # voxels in a slab of the map
 BACKENDS = ("numpy", "torch") if importlib.util.find_spec("himalaya") else ()
 
@@ -55,7 +66,7 @@ class Sizes:
     voxels: tuple = (10_000, 35_000, 164_000, 500_000, 2_000_000)  # at 641 volumes
     volumes: tuple = (641, 1282, 2500, 5000)
     voxels_of_volumes: int = 35_000
-    peer_rounds: int = 2
+    rounds: int = 2
 
 
 QUICK = Sizes(((641, 8_192),), (641, 4_096), (4_000, 16_000, 32_000), (641, 1282), 8_000, 1)
@@ -87,19 +98,13 @@ def simulate(n_volumes, n_voxels, *, path=None):
 
 
 def take_turns(*functions, rounds):
-    """Best seconds of each function over rounds in which they take turns, and what each returned last.
-
-    A round of more than ``PATIENCE`` seconds is the last.
-    """
+    """Best seconds of each function over rounds in which they take turns, and what each returned last."""
     best, made = [np.inf] * len(functions), [None] * len(functions)
     for _ in range(rounds):
-        begin = time.perf_counter()
         for k, function in enumerate(functions):
             start = time.perf_counter()
             made[k] = function()
             best[k] = min(best[k], time.perf_counter() - start)
-        if time.perf_counter() - begin > PATIENCE:
-            break
     return best, made
 
 
@@ -127,29 +132,32 @@ def squared(residual):
     return float(np.einsum("kv,kv->k", residual, residual).sum(dtype=np.float64))
 
 
-def numpy_loop(Y, x):
-    """One delay as one would write it: per fold one decomposition, then a prediction per strength."""
-    errors = np.zeros(len(ALPHAS))
+def numpy_loop(Y, X):
+    """Delays as one would write it: folds cut and centred once, one decomposition per delay, then all strengths."""
+    errors = np.zeros((len(X), len(ALPHAS)))
     for fit, held in folds_of(len(Y)):
-        fitted, level = Y[fit], Y[fit].mean(axis=0)
-        U, s, Vt = np.linalg.svd(x[fit] - x[fit].mean(axis=0), full_matrices=False)
-        components = U.T.astype(np.float32) @ (fitted - level)
-        heard, target = (x[held] - x[fit].mean(axis=0)) @ Vt.T, Y[held] - level
-        for k, alpha in enumerate(ALPHAS):
-            errors[k] += squared(target - (heard * (s / (s**2 + alpha))).astype(np.float32) @ components)
+        level = Y[fit].mean(axis=0)
+        fitted, target = Y[fit] - level, Y[held] - level
+        for d, x in enumerate(X):
+            U, s, Vt = np.linalg.svd(x[fit] - x[fit].mean(axis=0), full_matrices=False)
+            components = U.T.astype(np.float32) @ fitted
+            heard = (x[held] - x[fit].mean(axis=0)) @ Vt.T
+            for k, alpha in enumerate(ALPHAS):
+                errors[d, k] += squared(target - (heard * (s / (s**2 + alpha))).astype(np.float32) @ components)
     return errors
 
 
-def scikit_learn(Y, x):
-    """One delay by scikit-learn: all voxels in one Ridge per fold and strength, the fold cut out once."""
+def scikit_learn(Y, X):
+    """Delays by scikit-learn: all voxels in one Ridge per fold, delay and strength, the fold cut out once."""
     from sklearn.linear_model import Ridge
 
-    x, errors = x.astype(np.float32), np.zeros(len(ALPHAS))
+    X, errors = X.astype(np.float32), np.zeros((len(X), len(ALPHAS)))
     for fit, held in folds_of(len(Y)):
         fitted, target = Y[fit], Y[held]
-        for k, alpha in enumerate(FINITE):
-            model = Ridge(alpha=alpha, solver="cholesky").fit(x[fit], fitted)
-            errors[k] += squared(target - model.predict(x[held]))
+        for d, x in enumerate(X):
+            for k, alpha in enumerate(FINITE):
+                model = Ridge(alpha=alpha, solver="cholesky").fit(x[fit], fitted)
+                errors[d, k] += squared(target - model.predict(x[held]))
     return errors
 
 
@@ -187,10 +195,10 @@ def himalaya(Y, x, *, backend, local):
     return ALPHAS[np.clip(nearest, 0, len(ALPHAS) - 1)], -len(folds) * xp.to_numpy(scores)[0].astype(float)
 
 
-def himalaya_sum(Y, x, *, backend):
-    """himalaya with one strength for all voxels: error per strength, NaN where it tells none."""
-    alphas, errors = himalaya(Y, x, backend=backend, local=False)
-    return np.where(alphas[0] == ALPHAS, errors.sum(), np.nan)
+def himalaya_sum(Y, X, *, backend):
+    """himalaya with one strength for all voxels: error per delay and strength, NaN where it tells none."""
+    made = (himalaya(Y, x, backend=backend, local=False) for x in X)
+    return np.array([np.where(alphas[0] == ALPHAS, errors.sum(), np.nan) for alphas, errors in made])
 
 
 PEERS = {"numpy_loop": numpy_loop, "sklearn": scikit_learn} | {
@@ -222,10 +230,12 @@ def check_map(name, Y, *, found, told, faults):
     return f"same strength in {same:.2%} of voxels, errors within {difference:.0e}"
 
 
-def scaled(name, seconds, *, many, few, result):
-    """Note and tell a peer's ratios: its seconds at one delay, times the delays, over the engine's."""
-    result[f"{name}_41"], result[f"{name}_5"] = at = seconds * N_DELAYS / many, seconds * FEW_DELAYS / few
-    return f"  {name:15s} {seconds:7.2f} s for 1 delay, scaled: {at[0]:.0f} x at 41, {at[1]:.0f} x at 5; "
+def reckoned(name, one, each, *, many, few, result):
+    """Note and tell a peer's ratios over the engine: ``one`` s at one delay and ``each`` s for each further one."""
+    at = [(one + (n - 1) * each) / seconds for n, seconds in ((N_DELAYS, many), (FEW_DELAYS, few))]
+    result[f"{name}_41"], result[f"{name}_5"] = at
+    said = f"{one:7.2f} s for 1 delay, {each:.2f} s for each further one"
+    return f"  {name:15s} {said}: {at[0]:.0f} x at 41, {at[1]:.0f} x at 5; "
 
 
 def measure_summed(shape, rounds, faults):
@@ -233,7 +243,7 @@ def measure_summed(shape, rounds, faults):
     Y, X = simulate(*shape)
     take_turns(partial(product, Y[:, :4096]), partial(summed_sweep, Y[:, :4096], X), rounds=2)  # warm-up
     race = partial(product, Y), partial(summed_sweep, Y, X), partial(summed_sweep, Y, X[:FEW_DELAYS])
-    (reference, many, few), (_, errors, _) = take_turns(*race, rounds=5)
+    (reference, many, few), (_, errors, _) = take_turns(*race, rounds=rounds)
     best = np.unravel_index(errors.argmin(), errors.shape)[0]
     if best != PLANTED:
         faults.append(f"sweep at {shape}: delay {best} was found, {PLANTED} was planted")
@@ -241,11 +251,14 @@ def measure_summed(shape, rounds, faults):
     print(f"  sweep, 41 delays {many:7.3f} s = {many / reference:.2f} products")
     print(f"  sweep,  5 delays {few:7.3f} s = {few / reference:.2f} products")
     result = {"sweep_over_matmul": many / reference, "sweep_5_over_matmul": few / reference}
+    one, three = X[PLANTED : PLANTED + 1], X[PLANTED : PLANTED + FEW_FOR_SLOPE]
     for name, peer in PEERS.items():
-        peer(Y[:, :2048], X[PLANTED])  # warm-up
-        (seconds,), (told,) = take_turns(partial(peer, Y, X[PLANTED]), rounds=rounds)
-        note = check_sum(f"{name} at {shape}", errors=told, expected=errors[PLANTED], faults=faults)
-        print(scaled(name, seconds, many=many, few=few, result=result) + note)
+        peer(Y[:, :2048], one)  # warm-up
+        timed = [partial(peer, Y, one)] + [partial(peer, Y, three)] * (not name.startswith("himalaya"))
+        seconds, (told, *_) = take_turns(*timed, rounds=rounds)
+        each = (seconds[-1] - seconds[0]) / (FEW_FOR_SLOPE - 1) if len(seconds) > 1 else seconds[0]
+        note = check_sum(f"{name} at {shape}", errors=told[0], expected=errors[PLANTED], faults=faults)
+        print(reckoned(name, seconds[0], each, many=many, few=few, result=result) + note)
     return result
 
 
@@ -261,7 +274,7 @@ def measure_map(shape, rounds, faults):
     trial, _ = take_turns(*(partial(voxel_map, Y[:, :4096], X, w) for w in WIDTHS), rounds=2)
     width = next(w for w, seconds in zip(WIDTHS, trial, strict=True) if seconds < 1.1 * min(trial))
     race = partial(voxel_map, Y, X, width), partial(voxel_map, Y, X[:FEW_DELAYS], width)
-    (many, few), (found, _) = take_turns(*race, rounds=2)
+    (many, few), (found, _) = take_turns(*race, rounds=rounds)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         run, extra = fresh.submit(peak_memory, Sizes.mapped, width).result()
     memory = 1 + extra / run
@@ -279,8 +292,27 @@ def measure_map(shape, rounds, faults):
         peer = partial(himalaya, Y, X[PLANTED], backend=backend, local=True)
         (seconds,), (told,) = take_turns(peer, rounds=rounds)
         note = check_map(f"himalaya_{backend} map", Y, found=one, told=told, faults=faults)
-        print(scaled(f"himalaya_{backend}", seconds, many=many, few=few, result=result) + note)
+        print(reckoned(f"himalaya_{backend}", seconds, seconds, many=many, few=few, result=result) + note)
     return result
+
+
+def measure_settings(n_volumes, n_voxels):
+    """Seconds for every number of features, windows and blocks of one region at every delay, the run being read."""
+    Y, X = simulate(n_volumes, n_voxels)
+    rows, boxcar = np.arange(n_volumes), (np.arange(n_volumes) // 49 % 2).astype(float)
+    made = np.stack([np.column_stack([*(np.roll(x, lag, axis=0) for lag in range(N_WINDOWS)), boxcar]) for x in X])
+    grams = gram.gram_matrices(Y, volumes=rows, train=rows, regions={"all": np.ones(n_voxels, bool)}, scaled=False)
+    how = {"rows": rows, "folds": folds_of(n_volumes), "delays": np.arange(N_DELAYS), "n_features": N_FEATURES}
+    how |= {"target": "volume", "whitening": None, "n_lags": N_WINDOWS - 1, "has_blocks": True}
+    (reduced, answered), (_, table) = take_turns(
+        lambda: feature_grid.make_feature_grid({"all": [grams["all"]]}, made, **how),
+        lambda: feature_grid.make_feature_grid({"all": [grams["all"]]}, made, **how).settings("all", ALPHAS),
+        rounds=2,
+    )
+    print(
+        f"\n{len(table):,} settings of one region: {answered:.2f} s from its Gram matrix, {reduced:.2f} s of it shared"
+    )
+    return {"settings": len(table), "settings_s": answered}
 
 
 def peak_memory(shape, width):
@@ -323,8 +355,9 @@ def print_machine(quick):
     print(f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; BLAS {'; '.join(sorted(libraries))}")
     print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in names))
     print(f"{len(ALPHAS)} strengths, 5 folds, {N_FEATURES} features; ratios are peer over engine")
+    print(f"each time is the best of {(QUICK if quick else Sizes()).rounds} rounds, for the engine and its peers alike")
     if quick:
-        print("Quick: smaller runs, one round for peers - the ratios of the full run are larger and steadier.")
+        print("Quick: smaller runs, one round - the ratios of the full run are larger and steadier.")
     if not BACKENDS:
         print("himalaya is not installed - pip install -e '.[dev]'")
 
@@ -345,8 +378,9 @@ def main():
     sys.stdout.reconfigure(line_buffering=True)
     print("SIMULATED volumes and sounds")
     print_machine(options.quick)
-    sums = {f"{shape[0]}x{shape[1]}": measure_summed(shape, sizes.peer_rounds, faults) for shape in sizes.summed}
-    mapped = measure_map(sizes.mapped, sizes.peer_rounds, faults)
+    sums = {f"{shape[0]}x{shape[1]}": measure_summed(shape, sizes.rounds, faults) for shape in sizes.summed}
+    mapped = measure_map(sizes.mapped, sizes.rounds, faults)
+    settings = measure_settings(*sizes.mapped)
     print(f"\nGrowth of the sweep, {N_DELAYS} delays")
     shapes = [(641, n) for n in sizes.voxels] + [(n, sizes.voxels_of_volumes) for n in sizes.volumes]
     with tempfile.TemporaryDirectory() as folder:
@@ -361,6 +395,7 @@ def main():
         "himalaya_over_sweep": fastest(last),
         "himalaya_local_over_voxelwise": fastest(mapped),
         "voxelwise_memory_over_run": mapped["voxelwise_memory_over_run"],
+        **settings,
         "sum": sums,
         "map": mapped,
         "growth_over_matmul": growth,

@@ -9,7 +9,7 @@ import pytest
 
 from bold_audio import inferred
 
-MODULES = ("audit", "calibration", "common", "contrast", "group", "significance")
+MODULES = ("audit", "calibration", "common", "contrast", "group", "scale", "significance")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,7 @@ def test_a_right_method_passes_the_limit_and_one_that_is_twice_as_bad_need_not(b
     assert common.most(100, 0.05) == ("<=", 0.1) and common.most(12, 0.01) == ("<=", 1 / 12)
     assert common.interval(0, 12) == pytest.approx((0, 0.265), abs=5e-4)  # 1 - 0.025 ** (1 / 12)
     assert common.held(1 / 12, common.most(12, 0.01)) == common.held(0.083333333, common.most(12, 0.01)) == "yes"
+    assert common.held(0.16666667, ("<=", 2 / 12)) == "yes"  # as calibration.tsv has it
     assert common.held(2 / 12, common.most(12, 0.01)) == common.held(np.nan, ("<=", 1)) == "no"
     assert common.held(0.5, None) == ""
 
@@ -61,6 +62,7 @@ def test_films_of_one_scan_are_no_rate_and_have_no_limit(benchmarks):
 @pytest.mark.parametrize("given", [["--seed0", "1000"], ["--people", "3"], ["--only", "null"], ["--quick"]])
 def test_figures_of_a_part_are_not_written_into_the_package(benchmarks, monkeypatch, capsys, given):
     monkeypatch.setattr(sys, "argv", ["significance.py", "--write", *given])
+    monkeypatch.setattr(benchmarks["common"], "measure_rows", lambda *_, **__: pytest.fail("it measures"))
     with pytest.raises(SystemExit) as stopped:
         benchmarks["significance"].main()
     assert stopped.value.code == 2 and "--write puts everybody" in capsys.readouterr().err
@@ -125,3 +127,11 @@ def test_misses_of_the_delay_are_told(benchmarks):
     lines = [(key, common.held(value, asked)) for key, _, value, asked in calibration.voxel_figures("x", "", voxels)]
     table = pd.DataFrame(lines, columns=["key", "held"])
     assert common.missed(table, calibration.KNOWN_MISSES, ["key"]) == ["x_voxel_near"]
+
+
+def test_nobody_is_done_sooner_than_one_person(benchmarks):
+    disk = dict.fromkeys(("outputs", "cache", "models", "MLflow", "scan"), 1.0)
+    engine = {"tasks": 30, "bytes_per_task": 1, "scheduler_mb": 1, "worker_mb": 1}
+    found = {"whole_s": 720, "overhead_s_per_task": 0, "disk_mb": disk, "engine": [engine], "whole_memory_mb": 1}
+    table = benchmarks["scale"].on_paper(found).set_index("people")
+    assert table.loc[30, "hours, 256 workers"] == 0.2 and table.loc[1000, "hours, 256 workers"] == 0.8

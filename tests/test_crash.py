@@ -1,8 +1,10 @@
 """A run that was killed and run again leaves what one that nobody killed leaves: a slice of benchmarks/crash.py."""
 
 import random
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -48,6 +50,18 @@ def test_what_differs_is_told(crash, site):
     said = "\n".join(crash.differences(reference, site.work)[0])
     for words in ("plotly.min.js is missing", ".part was left", f"{table.name} differs", "status.json differs"):
         assert words in said
+
+
+def test_a_run_that_fails_by_itself_is_no_moment_to_be_drawn_again(crash, tmp_path):
+    def start(steps):
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+
+    (tmp_path / "log").write_text("boom")
+    site = SimpleNamespace(
+        steps=["00"], reference=lambda steps: (None, 0, 60.0), put=lambda: None, start=start, log=tmp_path / "log"
+    )
+    with pytest.raises(SystemExit, match="nobody killed ended with 3: boom"):
+        crash.killed_at_moments(site, 1, rng=random.Random(0))
 
 
 def page(*, delay="6", difference="2e-07", seconds="0.017", took="19"):

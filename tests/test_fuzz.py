@@ -46,6 +46,15 @@ def test_the_same_seed_gives_the_same_cases():
     assert fuzz.all_cases(200, seed=3) == fuzz.all_cases(200, seed=3) != fuzz.all_cases(200, seed=4)
 
 
+@pytest.mark.slow
+def test_the_readme_tells_in_how_many_cases_another_result_is_noticed():
+    cases = fuzz.all_cases(2600, seed=0)
+    noticed = sum(map(fuzz.noticed, cases))
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"could be noticed in {noticed:,} of them" in readme and f"other {2600 - noticed:,} the harm" in readme
+    assert fuzz.noticed({"kind": "model", "harm": "trailing bytes"})  # by the MD5s of its bundle
+
+
 # --- the watchman is watched --------------------------------------------------------------
 
 WATCH = fuzz.Watch()
