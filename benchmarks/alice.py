@@ -3,9 +3,10 @@ does as much, for each person and for all together.
 
     python benchmarks/alice.py [--quick] [--features audio annotations]
 
-Real scans of six regions (Brennan et al. 2016). ``audio`` is RE-SYNTHESISED speech at the real word
+REAL scans of six regions (Brennan et al. 2016). ``audio`` is RE-SYNTHESISED speech at the real word
 times, not the recording that was heard; ``annotations`` are the word times themselves. Settings are
-those of params/alice.yaml; nothing here is tuned on what comes out. Ends with one line of JSON.
+those of params/alice.yaml; nothing here is tuned on what comes out. ``--quick`` takes a minute. Ends with one line of
+JSON.
 """
 
 import argparse
@@ -35,13 +36,15 @@ def measure(subject_label, feature_source):
 
 
 def together(inference):
-    """One row per region: mean out-of-fold gain, its sign-flip p (one-sided), and in how many people p is at most .05.
+    """One row per region: mean out-of-fold gain, its interval, sign-flip and family-wise p, and people with p <= .05.
 
-    2 to the power of the number of people are all sign flips there are; the p is exact.
+    2 to the power of the number of people are all sign flips there are, so the (one-sided) p are exact; family-wise is
+    among the largest of the regions.
     """
     group = group_stats.region_table(inference[inference["model"] == "past_sound"], "gain").set_index("region")
     alone = inference.groupby("region")["p"].agg(people_p_05=lambda p: int((p <= 0.05).sum()), smallest_p="min")
-    return group[["mean", "p"]].set_axis(["gain", "p_sign_flip"], axis="columns").join(alone)
+    named = {"mean": "gain", "low": "low", "high": "high", "p": "p_sign_flip", "p_fwe": "p_fwe"}
+    return group[list(named)].rename(columns=named).join(alone)
 
 
 def main():
@@ -68,7 +71,7 @@ def main():
         shown = r[["sound", "history", "history_sound"]].assign(gain=gain)
         print(shown.round(4).to_string())
         group = together(inference)
-        print(f"\n{named}: over the whole run, out of fold: gain over the past, its p by sign-flips over people,")
+        print(f"\n{named}: over the whole run, out of fold: gain over the past, its 95 % interval and p over people,")
         print("and in how many people the person's own p (surrogates) is at most .05, not corrected for regions")
         print(group.round(4).to_string())
         print(f"\n{named}: p of the gain among surrogates, person by person")
@@ -84,6 +87,7 @@ def main():
             "lptl_gain": round(float(gain["LPTL"]), 5),
             "lptl_gain_whole_run": round(float(group.loc["LPTL", "gain"]), 5),
             "lptl_p_sign_flip": round(float(group.loc["LPTL", "p_sign_flip"]), 4),
+            "lptl_p_fwe": round(float(group.loc["LPTL", "p_fwe"]), 4),
         }
     print(json.dumps(result))
 

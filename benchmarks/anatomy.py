@@ -55,9 +55,9 @@ def _sides(found, truth, off, brain):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one head, bent by 1.5 mm")
-    parser.add_argument("--heads", type=int, default=5)
-    parser.add_argument("--seed0", type=int, default=3000)
+    parser.add_argument("--quick", action="store_true", help="one head, bent by 1.5 mm (half a minute)")
+    parser.add_argument("--heads", type=int, default=5, help="of each bend (5)")
+    parser.add_argument("--seed0", type=int, default=3000, help="seed of the first head of each bend (3000)")
     options = parser.parse_args()
     bends, n = ((1.5,), 1) if options.quick else ((0.0, 1.5, 3.0), options.heads)
     print("SIMULATED heads", flush=True)

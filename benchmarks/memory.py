@@ -11,7 +11,8 @@ a page that processes share once, pages of mapped files included. For every step
 
 ``--quick`` runs a small recording, of which only the estimate is checked. With ``--folder`` recordings and outputs stay
 there and are used again. Ends with one line of JSON; the exit status is 1 where a step failed, took more than 8 GiB or
-more than was estimated.
+more than was estimated. The constants of the estimate were fitted to `demo`, `hcp` and `long`, so a run of these shows
+whether it still holds, not that it holds for others.
 """
 
 import argparse

@@ -174,7 +174,8 @@ def about_calibration(table):
         parts[-1] += rate_of(*sums, "scans")
     return (
         "How often this procedure finds something at .05 where nothing is there, by `benchmarks/significance.py` on "
-        "small SIMULATED heads with the default parameters unless said otherwise (95 % intervals): " + "; ".join(parts)
+        "small SIMULATED heads with the default parameters unless said otherwise (95 % intervals): "
+        + "; ".join(parts)
         + ". "
         "A rhythm near the blocks' cycle, such as a heart rate that the repetition time lays on it, is a known limit "
         "of every surrogate: see the spectrum in notebook 00."

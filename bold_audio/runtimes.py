@@ -179,6 +179,7 @@ def _open_onnx(bundle):
             raise ModelError(f"{path} points to other files, which is not safe - export it again")
         quiet = onnxruntime.SessionOptions()
         quiet.log_severity_level = 4  # it prints what it raises as well
+        quiet.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would hold up BLAS
         options = {"sess_options": quiet, "providers": ["CPUExecutionProvider"]}
         session = onnxruntime.InferenceSession(str(path), **options)
         # onnxruntime runs the whole graph whatever is asked for; coordinates need but its small beginning.
