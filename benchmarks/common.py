@@ -1,9 +1,10 @@
-"""What several benchmarks share: how sure a count is, what was asked of it, and rows that are kept as they come."""
+"""What several benchmarks share: commands, how sure a count is, what was asked of it, rows kept as they come."""
 
 import json
 import operator
 import os
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -17,7 +18,13 @@ from scipy import stats
 
 from bold_audio import provenance
 
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 HOLDS = {"<=": operator.le, ">=": operator.ge}
+
+
+def words_of(given):
+    """Parameters as words of the command line."""
+    return [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
 
 
 def interval(k, n):

@@ -28,7 +28,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -45,7 +44,7 @@ GIVEN = {
     "delays": [4, 5, 6], "mlp_delays": [5], "max_epochs": 10, "history_order": 2, "n_folds": 2, "gap": 8,
     "regions": {}, "alphas": [16, 1024, 65536], "n_mfcc": 8, "hop_length": 2048,
 }  # fmt: skip
-PROGRAM = Path(sysconfig.get_path("scripts")) / "bold-audio"
+PROGRAM = common.SCRIPTS / "bold-audio"
 WAYS = ("all", "program", "kernel")
 KERNEL = "ipykernel_launc"  # as the system cuts names
 MISSES = 20  # moments in a row at which nothing was there to be killed
@@ -121,7 +120,7 @@ class Site:
         (hook / "sitecustomize.py").write_text(HOOK)
         folders = {"data_dir": self.data, "outputs_dir": self.work / "outputs", "models_dir": self.work / "models"}
         given = {name: str(path) for name, path in folders.items()} | GIVEN
-        self.given = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
+        self.given = common.words_of(given)
         paths = [str(hook), os.environ.get("PYTHONPATH", "")]
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),

@@ -21,12 +21,12 @@ import gzip
 import json
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import common
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -48,7 +48,6 @@ PERIOD = 0.2  # s between two looks at the memory
 PIECE = 600  # s of sound made at once, whole blocks of music and speech
 DELAY = 5.0  # s from the sound to the voxels that follow it
 SUBJECT, DATASET, NAME = "big", "memory", "sub-big_task-film_run-1"
-PROGRAM = Path(sysconfig.get_path("scripts")) / "bold-audio"
 
 
 @dataclass(frozen=True)
@@ -173,9 +172,8 @@ def measure(name, folder, steps, given):
             sys.exit(said)
     params = load_params(subject=SUBJECT, dataset=DATASET, **(where | given))
     needed = machine.memory_needed(runs.locate_runs(params), params.downsample)
-    command = [str(PROGRAM), "run", "--subject", SUBJECT, "--dataset", DATASET, "--force"]
-    for key, value in (where | given).items():
-        command += ["-p", key, json.dumps(value)]
+    command = [f"{common.SCRIPTS}/bold-audio", "run", "--subject", SUBJECT, "--dataset", DATASET, "--force"]
+    command += common.words_of(where | given)
     rows = []
     for step in steps:
         code, seconds, largest, said = watch([*command, "--steps", step[:2]])

@@ -36,7 +36,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -48,6 +47,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import psutil
+from common import SCRIPTS, words_of
 from crash import GIVEN, SMALL
 from distributed import Client
 from output_trees import differences
@@ -61,7 +61,6 @@ from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 from bold_audio.steps import STEPS
 
-PROGRAM = Path(sysconfig.get_path("scripts"))
 PARTS = ("whole", "engine", "group", "people", "throughput")  # in the order in which they run
 FULL = {"shape": (40, 64, 64), "n_volumes": 641}
 EIGHTH = FULL | {"shape": (20, 32, 32)}
@@ -180,11 +179,6 @@ def run(command, *, watched=True, **options):
     return out.splitlines(), (time.perf_counter() - begun, processors), dict(watch.peaks)
 
 
-def words_of(given):
-    """Parameters as words of the command line."""
-    return [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
-
-
 def folders(root):
     """Parameters that say where a run reads and writes."""
     made = {"data_dir": root / "data", "outputs_dir": root / "work/outputs", "models_dir": root / "work/models"}
@@ -219,7 +213,7 @@ def throughput(root, *, n, size, given, steps):
     """The same people with one worker and with two: seconds of both, and how their files differ."""
     simulate_people(root / "data", [f"{k:02}" for k in range(n)], size)
     seconds = {}
-    command = [PROGRAM / "bold-audio", "run", "--subjects", "all", "--dataset", "sim", "--steps", steps]
+    command = [SCRIPTS / "bold-audio", "run", "--subjects", "all", "--dataset", "sim", "--steps", steps]
     for workers in (1, 2):
         shutil.rmtree(root / "work", ignore_errors=True)
         shutil.rmtree(root / f"workers-{workers}", ignore_errors=True)
@@ -255,7 +249,7 @@ def people(root, *, n, step):
     shutil.rmtree(root / "work", ignore_errors=True)
     environment = os.environ | {"IPYTHONDIR": str(root / "ipython"), "SCALE_LOG": str(log)}
     words = ["run", "--subjects", "all", "--dataset", "sim", "--steps", step[:2], "--workers", "2"]
-    command = [PROGRAM / "bold-audio", *words, *words_of(folders(root) | TINY_GIVEN)]
+    command = [SCRIPTS / "bold-audio", *words, *words_of(folders(root) | TINY_GIVEN)]
     lines, (seconds, processors), peaks = run(command, env=environment)
     said = Counter(line.split(":")[0].removeprefix("sub-") for line in lines if ": done in" in line)
     executed, outputs = Counter(log.read_text().split()), root / "work/outputs/sim"
@@ -294,8 +288,8 @@ def _engine(root, n):
     known = root / "scheduler.json"
     known.unlink(missing_ok=True)
     here = {"env": environment, "stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    scheduler = [PROGRAM / "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
-    worker = [PROGRAM / "dask", "worker", "--nthreads", "1", "--no-dashboard", "--no-nanny", "--scheduler-file", known]
+    scheduler = [SCRIPTS / "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
+    worker = [SCRIPTS / "dask", "worker", "--nthreads", "1", "--no-dashboard", "--no-nanny", "--scheduler-file", known]
     preload = ["--preload", root / "preload.py"]
     with contextlib.ExitStack() as stack:
         started = []
@@ -343,7 +337,7 @@ def whole(root, *, size, given):
     shutil.rmtree(root / "work", ignore_errors=True)
     environment = os.environ | dict.fromkeys(machine.THREADS, "1")
     words = ["run", "--subject", "sim", "--dataset", "sim", *words_of(folders(root) | given)]
-    lines, (seconds, _), peaks = run([PROGRAM / "bold-audio", *words], env=environment)
+    lines, (seconds, _), peaks = run([SCRIPTS / "bold-audio", *words], env=environment)
     print("\n".join(lines))
     outputs = root / "work/outputs"
     parts = {"outputs": outputs / "sim/sub-sim", "cache": outputs / "cache", "models": root / "work/models"}
@@ -371,7 +365,7 @@ def group(root, like, *, n):
     for name in ("participants.tsv", "stimuli"):
         (root / "data" / name).symlink_to(like / "data" / name)
     given = [word for pair in folders(root).items() for word in ("-p", *pair)]
-    command = [PROGRAM / "papermill", "notebooks/07_group.ipynb", root / "07_group.ipynb", "--no-progress-bar", *given]
+    command = [SCRIPTS / "papermill", "notebooks/07_group.ipynb", root / "07_group.ipynb", "--no-progress-bar", *given]
     command += ["--no-log-output", "-p", "subject", labels[0], "-p", "dataset", "sim"]
     made = {"folders": n}
     for name in ("group", "group_again"):

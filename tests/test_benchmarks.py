@@ -9,7 +9,7 @@ import pytest
 
 from bold_audio import inferred
 
-MODULES = ("audit", "calibration", "common", "contrast", "group", "scale", "significance")
+MODULES = ("alice", "audit", "calibration", "common", "contrast", "group", "scale", "significance")
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +135,13 @@ def test_nobody_is_done_sooner_than_one_person(benchmarks):
     found = {"whole_s": 720, "overhead_s_per_task": 0, "disk_mb": disk, "engine": [engine], "whole_memory_mb": 1}
     table = benchmarks["scale"].on_paper(found).set_index("people")
     assert table.loc[30, "hours, 256 workers"] == 0.2 and table.loc[1000, "hours, 256 workers"] == 0.8
+
+
+def test_the_interval_and_the_family_wise_p_of_alice_are_kept(benchmarks):
+    gain = np.random.default_rng(0).normal(0.01, 0.02, (6, 2))
+    rows = [{"subject": f"{k}", "region": name, "model": "past_sound", "gain": gain[k, j], "p": 0.04 + 0.02 * j}
+            for k in range(6) for j, name in enumerate("ab")]  # fmt: skip
+    table = benchmarks["alice"].together(pd.DataFrame(rows))
+    assert list(table["gain"]) == pytest.approx(gain.mean(axis=0)) and list(table["people_p_05"]) == [6, 0]
+    assert (table["low"] < table["gain"]).all() and (table["gain"] < table["high"]).all()
+    assert (table["p_fwe"] >= table["p_sign_flip"]).all()
