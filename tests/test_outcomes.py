@@ -208,6 +208,8 @@ def test_a_horizon_is_the_first_volume_at_the_mean_or_below():
     assert "`copy_previous` first falls to the mean after 8.0 s" in said
     assert "`history` is better than it through 20 s" in said and "99 starting points" in said
     assert "`history_sound` is no better than the mean at the first volume already" in said
+    nothing = outcome_sentences.about_horizon(table.assign(skill=np.nan), 2.0, "auditory")
+    assert nothing.startswith("`auditory` does not vary") and "better" not in nothing
 
 
 @pytest.mark.parametrize(
