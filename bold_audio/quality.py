@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from bold_audio import motion
 
-OUTLIER_CHANCE = 0.001  # that a voxel of pure noise has any outlier in the run (AFNI's 3dToutcount)
+OUTLIER_CHANCE = 0.001  # over the volumes of the run gives the limit of an outlier (AFNI's 3dToutcount)
 OUTLIER_SHARE = 0.05  # of voxels, above which a volume is called an outlier (AFNI's afni_proc.py)
 JUMP = 6.0  # robust standard deviations of DVARS above its median that are called a jump
 HALF_CYCLES = 2  # of cosine drift, besides the mean, that are no outlier
@@ -173,20 +173,20 @@ def outlier_values(series):
 
     Notes
     -----
-    AFNI's 3dToutcount: in a series of n values, one is an outlier when it is more than
-    Φ⁻¹(1 − 0.001 / (2 n)) robust standard deviations (1.4826 × the median absolute deviation) away.
-    Slow drift is taken off first: two half-cosines, fitted with values already clipped to 3 robust
-    standard deviations, so that one bad volume cannot bend the fit towards itself.
+    The limit of AFNI's 3dToutcount: in a series of n values, one is an outlier when it is farther away than
+    Φ⁻¹(1 − 0.001 / n) × √(π/2) × the median absolute deviation, in either direction. Of normal noise that is
+    about 0.845 × Φ⁻¹(1 − 0.001 / n) standard deviations.
+    Slow drift is taken off first: two half-cosines, fitted with values already clipped to 3 robust standard
+    deviations (1.4826 × the median absolute deviation), so that one bad volume cannot bend the fit towards itself.
     """
     n = len(series)
-    limit = norm.isf(OUTLIER_CHANCE / (2 * n))
+    limit = norm.isf(OUTLIER_CHANCE / n) * np.sqrt(np.pi / 2)
     left = series - np.median(series, axis=0)
     spread = 1.4826 * np.median(np.abs(left), axis=0)
     waves = np.cos(np.pi * np.outer(np.arange(n) + 0.5, np.arange(HALF_CYCLES + 1)) / n).astype(series.dtype)
     left -= waves @ (np.linalg.pinv(waves) @ np.clip(left, -3 * spread, 3 * spread))
     left -= np.median(left, axis=0)
-    spread = 1.4826 * np.median(np.abs(left), axis=0)
-    return np.abs(left) > np.maximum(limit * spread, np.finfo(series.dtype).tiny)
+    return np.abs(left) > np.maximum(limit * np.median(np.abs(left), axis=0), np.finfo(series.dtype).tiny)
 
 
 def name_findings(dvars, outlier_share, empty=()):
