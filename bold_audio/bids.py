@@ -21,6 +21,11 @@ def entities_of(path):
     return dict(part.split("-", 1) for part in parts if "-" in part)
 
 
+def images_in(folder, names):
+    """Paths of the images whose names fit a pattern, sorted, without the ``.part`` of an unfinished download."""
+    return sorted(path for ending in (".nii", ".nii.gz") for path in folder.glob(names + ending))
+
+
 def run_name(params):
     """File name of the first run asked for without extension, from its BIDS entities."""
     runs = params.run if isinstance(params.run, list) else [params.run]
@@ -75,7 +80,7 @@ def find_runs(params):
     folders, wanted = _functional_folders(params), _wanted(params)
     foreign = set() if params.derivatives else {"space", "desc"} - set(wanted)  # a raw run has neither
     there = {}
-    for path in sorted(path for folder in folders for path in folder.glob("*_bold.nii*")):
+    for path in sorted(path for folder in folders for path in images_in(folder, "*_bold")):
         has = entities_of(path)
         packed = path.suffix == ".nii" and path.with_name(f"{path.name}.gz").is_file()
         if not packed and not foreign & set(has) and all(_same(has.get(k), value) for k, value in wanted.items()):
@@ -150,7 +155,7 @@ def acquired_of(path):
 def files_beside(path):
     """Brain mask and confounds that a preprocessed run comes with, where they are there: ``mask``, ``confounds``."""
     has, acquired = entities_of(path), acquired_of(path)
-    masks = [p for p in path.parent.glob("*_mask.nii*") if entities_of(p) == has | {"desc": "brain"}]
+    masks = [p for p in images_in(path.parent, "*_mask") if entities_of(p) == has | {"desc": "brain"}]
     tables = [
         p
         for suffix in ("timeseries", "regressors")
@@ -165,7 +170,7 @@ def find_t1w(params, bold):
     subject, session = params.data_path / f"sub-{params.subject}", entities_of(bold).get("ses")
     folders = [subject / f"ses-{session}" / "anat"] if session else []
     folders += [folder for folder in (subject / "anat", *sorted(subject.glob("ses-*/anat"))) if folder not in folders]
-    there = [path for folder in folders for path in sorted(folder.glob("*_T1w.nii*")) if path.is_file()]
+    there = [path for folder in folders for path in images_in(folder, "*_T1w") if path.is_file()]
     raw = [path for path in there if not MADE_ENTITIES & set(entities_of(path))]
     return [path for path in raw if path.suffix == ".gz" or path.with_name(f"{path.name}.gz") not in raw]
 
@@ -200,7 +205,7 @@ def _missing_run(params, wanted, run=None):
         ways = "make it with 'bold-audio simulate'"
     which = "" if run is None else f" run {run}"
     root = params.data_path if params.derivatives is None else params.derivatives_path
-    scans = sorted(path.name for path in (root / f"sub-{params.subject}").rglob("*_bold.nii*"))
+    scans = sorted(path.name for path in images_in(root / f"sub-{params.subject}", "**/*_bold"))
     others = f"scans of this subject: {_listed(scans, 4)}"
     if not scans:
         others = f"other subjects there: {_listed([one for one in known_subjects(params) if one != params.subject])}"

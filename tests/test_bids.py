@@ -153,6 +153,25 @@ def test_packed_run_is_taken_where_both_are_there(tree, located):
     assert located(audio_onset=0).bold.name.endswith(".gz")
 
 
+def test_the_part_of_an_unfinished_download_is_no_image(tree, located):
+    name = "sub-01/func/sub-01_task-film"
+    root = tree(f"{name}_bold.nii.gz", "sub-01/anat/sub-01_T1w.nii.gz")
+    image, t1w = root / f"{name}_bold.nii.gz", root / "sub-01/anat/sub-01_T1w.nii.gz"
+    parts = [path.with_name(f"{path.name}.part") for path in (image, t1w)]
+    for path, part in zip((image, t1w), parts, strict=True):
+        part.write_bytes(path.read_bytes())
+    parts.append(image.with_name("sub-01_task-film_desc-brain_mask.nii.gz.part"))
+    parts[-1].touch()
+    params = load_params("01", "tiny", data_dir=str(root))
+    assert located(audio_onset=0).bold == image and bids.find_t1w(params, image) == [t1w]
+    assert bids.files_beside(image)["mask"] is None
+    image.unlink()
+    t1w.unlink()
+    with pytest.raises(DataError, match="sub-01 is not there: .*other subjects there: none"):
+        located(audio_onset=0)
+    assert bids.find_t1w(params, image) == []
+
+
 # --- what is inherited --------------------------------------------------------------------
 
 
