@@ -102,7 +102,7 @@ def load_run(files, params, *, train, level_on=None):
 
     Notes
     -----
-    The cache entry is named after the content of the scan, the parameters above, the train
+    The cache entry is named after the content of the scan, its repetition time, the parameters above, the train
     volumes and the source of the reading modules; a change in any of them makes a new entry.
     """
     import bold_audio.data as this
@@ -117,7 +117,8 @@ def load_run(files, params, *, train, level_on=None):
         bids.check_release_file(params, part.bold, md5=scans[part.bold])
     rows = [list(map(int, volumes)) for volumes in (train, *(level_on or ()))]
     code = code_fingerprint(bids, confounds, images, motion, runs, this)
-    key = "run-" + fingerprint(list(scans.values()), settings, mask_md5, from_tables, rows, code)
+    # The sidecar may give the repetition time, which the basis of drift is built from.
+    key = "run-" + fingerprint(list(scans.values()), settings, mask_md5, from_tables, rows, files.t_r, code)
     made = {"train": train, "level_on": level_on, "tables": tables}
     folder = cached_folder(params.cache_path, key, lambda part: _write_masked(part, files, params, **made))
     if params.audio_onset is None:

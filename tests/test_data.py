@@ -943,6 +943,16 @@ def test_another_parameter_makes_another_entry(tree, readings, change):
     assert len(readings) == 2
 
 
+def test_another_repetition_time_makes_another_entry(tree, readings):
+    """It stands in the sidecar, not in the scan, and drift is taken off by it."""
+    made = tree(t_r=0.0)
+    cleaned = []
+    for t_r in (4.0, 8.0):
+        (made.func / f"{NAME}.json").write_text(json.dumps({"RepetitionTime": t_r}))
+        cleaned.append(made.load(confounds=["drift"], t_r_source="sidecar", audio_onset=0).volumes)
+    assert len(readings) == 2 and not np.array_equal(*cleaned)
+
+
 def test_another_train_part_or_another_code_makes_another_entry(tree, readings, monkeypatch):
     made = tree()
     made.load()
