@@ -73,7 +73,10 @@ def git_commit(root):
     return commit + ("+changes" if changed else "")
 
 
-PACKAGES = ("numpy", "scipy", "torch", "pytorch-lightning", "librosa", "nibabel", "nilearn", "onnx", "onnxruntime")
+PACKAGES = (
+    "numpy", "scipy", "pandas", "torch", "pytorch-lightning", "librosa", "soundfile", "nibabel", "nilearn", "dipy",
+    "onnx", "onnxruntime",
+)  # fmt: skip
 
 
 def package_versions():

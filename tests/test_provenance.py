@@ -1,5 +1,6 @@
 """What a result was made from: its code, the commit, and what is recorded."""
 
+import ast
 import functools
 import gc
 import json
@@ -51,18 +52,38 @@ def test_the_fingerprint_of_code_follows_what_is_imported_but_not_what_only_draw
     assert write("near", "y = 1") != after
 
 
-def test_what_changes_the_inference_is_in_its_key():
-    """The modules whose absence from lists by hand once kept old results under new code."""
-    from bold_audio import inferred
-
-    seen, todo = set(), [Path(inferred.__file__)]
+def computing(*modules):
+    """Paths of the modules whose code is in the keys of what these make."""
+    seen, todo = set(), [Path(module.__file__) for module in modules]
     while todo:
         path = todo.pop()
         if path not in seen:
             seen.add(path)
             found = provenance.imported_modules(path, path.read_bytes())
             todo += [one for one in found if not provenance.NOT_COMPUTING.fullmatch(one.stem)]
-    names = {path.stem for path in seen}
+    return seen
+
+
+def test_the_packages_that_results_depend_on_are_recorded():
+    from bold_audio import export, group_maps, inferred, models, training
+
+    imported = set()
+    for path in computing(export, group_maps, inferred, models, training):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    # What shares out work, and the formats and the client of a server, change no number.
+    imported -= {*sys.stdlib_module_names, "bold_audio", "joblib", "threadpoolctl", "google", "tritonclient"}
+    assert imported == {name.replace("-", "_") for name in provenance.package_versions()}
+
+
+def test_what_changes_the_inference_is_in_its_key():
+    """The modules whose absence from lists by hand once kept old results under new code."""
+    from bold_audio import inferred
+
+    names = {path.stem for path in computing(inferred)}
     assert names >= {
         "evidence",
         "gram",
