@@ -104,7 +104,8 @@ def open_remote(remote, token, *, waits=(2, 10), may_lack=False):
     """
     for scheme in SCHEMES:
         header = f"{scheme} {token}"
-        answer = _ask("PROPFIND", remote, remote.url, header, waits)
+        # With its slash: some servers send a folder without one on to that with it.
+        answer = _ask("PROPFIND", remote, remote.url + "/", header, waits)
         if answer.status_code != 401:
             break
     if not (may_lack and answer.status_code == 404):
@@ -120,17 +121,24 @@ def make_folder(remote, header, *, waits=(2, 10)):
     AccessError
         If the token may not write there, or the server is full or busy.
     """
-    start = urlsplit(remote.url)
-    steps, path = [step for step in start.path.split("/") if step], ""
     # The folder of the files is made too: that is how the right to write is known before the first upload.
-    for step in (*steps, "files"):
-        path += f"/{step}"
-        url = start._replace(path=path + "/").geturl()
-        answer = _ask("PROPFIND", remote, url, header, waits)
-        if answer.status_code == 404:
-            answer = _ask("MKCOL", remote, url, header, waits)
-        if answer.status_code != 405:  # 405: it has just been made by somebody else
-            _judge(answer, remote, wish="write")
+    deepest = f"{remote.url}/files/"
+    answer = _ask("PROPFIND", remote, deepest, header, waits)
+    if answer.status_code in (404, 409):
+        _make(remote, deepest, header, waits)
+    else:
+        _judge(answer, remote, wish="write")
+
+
+def _make(remote, url, header, waits):
+    """Make a folder, and those above it only where the server says that they are missing: they may be closed to us."""
+    answer = _ask("MKCOL", remote, url, header, waits)
+    above = url.rstrip("/").rpartition("/")[0] + "/"
+    if answer.status_code in (404, 409) and urlsplit(above).path not in ("", "/"):
+        _make(remote, above, header, waits)
+        answer = _ask("MKCOL", remote, url, header, waits)
+    if answer.status_code != 405:  # 405: it has just been made by somebody else
+        _judge(answer, remote, wish="write")
 
 
 def _ask(method, remote, url, header, waits):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bold_audio import dvcrepo, files, registry
 from bold_audio.audit import audit_sound
+from bold_audio.fetch import check_project_folder
 from bold_audio.files import DataError, MachineError
 from bold_audio.schema import DEFAULT_DATASET
 from bold_audio.sound import open_sound
@@ -24,7 +25,7 @@ def adopt_sound(path, params, *, root):
     path : path
         The sound file. Its bytes are kept as they are, so that its MD5 is that of every copy.
     params : Params
-        Of ds003688: where the dataset is.
+        Of ds003688: ``audio_onset`` and ``allow_short`` count.
     root : path
         The project; ``data/ds003688_sound.dvc`` is written there.
 
@@ -36,19 +37,22 @@ def adopt_sound(path, params, *, root):
     Raises
     ------
     DataError
-        If it is no sound, or shorter than the film; nothing is written then.
+        If it is no sound, or ends before the scan; nothing is written then.
+    ParameterError
+        If the dataset lies elsewhere than in the project.
     MachineError
         If there is no room for it.
     """
     path, root = Path(path), Path(root)
-    sound = open_sound(path)
-    if sound.duration < registry.DURATION - MATCH and not params.allow_short:
+    check_project_folder(root, params.data_path)
+    sound, onset = open_sound(path), params.audio_onset or 0.0
+    needed = registry.DURATION - onset
+    if sound.duration < needed - MATCH and not params.allow_short:
         raise DataError(
-            f"sound stops at {sound.duration:.1f} s, the film lasts {registry.DURATION:.1f} s: {path} - adopt the "
-            "whole sound, or pass -p allow_short true"
+            f"sound stops at {sound.duration:.1f} s, the scan needs {needed:.1f} s of it: {path} - adopt the whole "
+            "sound, or pass -p allow_short true"
         )
     events = pd.read_csv(io.StringIO(registry.film_events()), sep="\t")
-    onset = params.audio_onset or 0.0
     found = audit_sound(path, params.cache_path, events, onset=onset, words=word_table(params))
     target = root / "data" / "ds003688" / "stimuli" / f"film{path.suffix.lower()}"
     item = registry.ReleaseFile(
@@ -65,9 +69,7 @@ def adopt_sound(path, params, *, root):
     except OSError as error:
         raise MachineError(f"{error.filename or target}: {error.strerror} - free space or permit writing") from error
     said = [f"{sound.duration:.2f} s of sound, {sound.rate} Hz, {sound.channels} channels, MD5 {item.md5}: {target}"]
-    said += [
-        f"warning: {text}" for text in (*sound.warnings, *length_warnings(sound.duration, registry.DURATION - onset))
-    ]
+    said += [f"warning: {text}" for text in (*sound.warnings, *length_warnings(sound.duration, needed))]
     alarms = found.alarms(onset)
     said += [f"WARNING: {text}" for text in alarms]
     if not alarms and found.follows:

@@ -122,30 +122,49 @@ def pull(root, remote, header, wanted, *, waits=(2, 10)):
     AccessError, MachineError
         With the reason, of which DVC itself says only that files are missing.
     """
-    targets = [str(path) for path in wanted]
+    from dvc.fs import generic, localfs
+
+    targets, cache = [str(path) for path in wanted], _cache(root)
+    kept = {path: Path(cache.oid_to_path(item.md5)) for path, item in wanted.items()}
     for pause in (*waits, None):
         calls = _call(root, remote, header, lambda repo: repo.fetch(targets, jobs=remote.jobs))
-        lacking = [path for path, item in wanted.items() if not cached_object(root, item.md5).is_file()]
+        lacking = [path for path, item in wanted.items() if not is_right(kept[path], item)]
         if not lacking:
-            calls = _call(root, remote, header, lambda repo: repo.checkout(targets, force=True))
-            lacking = [path for path, item in wanted.items() if not is_right(path, item)]
-            if not lacking:
-                return
-            for path in lacking:
-                path.unlink(missing_ok=True)
-                cached_object(root, wanted[path].md5).unlink(missing_ok=True)
-            reason, passing = f"the cache in {root}/.dvc held damaged files; removed", True
-        else:
-            reason, passing = _reason(calls, lacking)
+            break
+        damaged = [path for path in lacking if kept[path].is_file()]
+        for path in damaged:
+            kept[path].unlink()
+        reason, passing = _reason(calls, lacking)
+        if damaged:
+            reason, passing = f"DVC's cache held damaged files, now removed: {_some(damaged)}", True
         if not passing or pause is None:
             raise AccessError(f"{remote.host}: {reason}" + " - try later, or use --source openneuro" * passing)
         log.warning("%s: %s - trying again in %g s", remote.host, reason, pause)
         time.sleep(pause)
+    # Not repo.checkout, which removes what lies there first, and does not say why it failed.
+    for path in wanted:
+        try:
+            with files.write_whole(path) as part:
+                generic.transfer(localfs, str(kept[path]), localfs, str(part), links=list(cache.cache_types))
+        except OSError as error:
+            raise MachineError(f"{path}: {error.strerror or error} - free space or permit writing") from error
+
+
+def _cache(root):
+    """DVC's cache of a project: the folder that the user's settings of DVC name, else the one in ``.dvc``."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            return repo.cache.local
+    except DvcException as error:
+        raise MachineError(f"DVC cannot open {root}: {error} - mend DVC's settings, '.dvc/config' and yours") from error
 
 
 def cached_object(root, md5):
     """Return where DVC's cache keeps the file of an MD5."""
-    return Path(root) / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    return Path(_cache(root).oid_to_path(md5))
 
 
 def push(root, remote, header, wanted, *, waits=(2, 10)):
@@ -174,7 +193,7 @@ def push(root, remote, header, wanted, *, waits=(2, 10)):
     def work(repo):
         # Not repo.commit, which writes the entries anew in a form of its own.
         for path, item in wanted.items():
-            if not cached_object(root, item.md5).is_file():
+            if not Path(repo.cache.local.oid_to_path(item.md5)).is_file():
                 repo.cache.local.add(str(path), localfs, item.md5, hardlink=True)
         sent.append(repo.push(targets, jobs=remote.jobs))
 
@@ -182,7 +201,7 @@ def push(root, remote, header, wanted, *, waits=(2, 10)):
         calls = _call(root, remote, header, work)
         if not calls.faults:
             return sum(sent)
-        reason, passing = _reason(calls, [])
+        reason, passing = _reason(calls, [], otherwise=f"sending failed ({type(calls.faults[0]).__name__})")
         if not passing or pause is None:
             raise AccessError(f"{remote.host}: {reason} - run the same command again to go on")
         log.warning("%s: %s - trying again in %g s", remote.host, reason, pause)
@@ -191,7 +210,7 @@ def push(root, remote, header, wanted, *, waits=(2, 10)):
 
 def copies(root, data_dir):
     """Return how often a file lies on disk after a pull: once where cache and data can share it, else twice."""
-    cache = Path(root) / ".dvc" / "tmp"
+    cache = Path(_cache(root).path)
     cache.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.NamedTemporaryFile(dir=cache) as one:
@@ -246,7 +265,14 @@ def _call(root, remote, header, work):
         if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(root).free / 1e6
             raise MachineError(f"disk full: {fault.strerror}, {free:.0f} MB free in {root} - free some") from None
+        # What is missing may be on the remote; of other files with an absolute path this machine speaks.
+        if isinstance(fault, OSError) and not isinstance(fault, FileNotFoundError) and _is_local(fault.filename):
+            raise MachineError(f"{fault.filename}: {fault.strerror} - permit writing there") from None
     return heard
+
+
+def _is_local(name):
+    return isinstance(name, str) and Path(name).is_absolute()
 
 
 class _Heard(logging.Handler):
@@ -276,7 +302,7 @@ class _Heard(logging.Handler):
                 logger.handlers, logger.propagate = handlers, propagate
 
 
-def _reason(heard, lacking):
+def _reason(heard, lacking, *, otherwise="what arrived was cut short or not of the right MD5; removed"):
     """Return why a transfer failed, in words without addresses, and whether it may pass by itself."""
     import httpx
     from webdav4.client import HTTPError, InsufficientStorage
@@ -284,6 +310,11 @@ def _reason(heard, lacking):
     for fault in heard.faults:
         if isinstance(fault, HTTPError | httpx.HTTPStatusError):
             code = fault.response.status_code
+            if code == 301:
+                return (
+                    "sends folders on (301), which DVC does not follow: end that (Apache: 'DirectorySlash Off')",
+                    False,
+                )
             return f"server answers {code} {fault.response.reason_phrase}", code in BUSY
         if isinstance(fault, InsufficientStorage):
             return "no room left on the server (507)", False
@@ -291,7 +322,7 @@ def _reason(heard, lacking):
             return f"connection broke ({type(fault).__name__})", True
     if heard.missing:
         return f"not on the remote: {_some(lacking)} - 'bold-audio publish' puts files there", False
-    return "what arrived was cut short or not of the right MD5; removed", True
+    return otherwise, True
 
 
 def _some(paths):

@@ -118,18 +118,40 @@ def fetch_missing(params):
         fetch_subjects([params.subject], params.data_path, remote=remote_of(params), root=files.project_root())
 
 
+def check_project_folder(root, data_dir):
+    """Refuse another folder of data than the project's, which DVC keeps.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if Path(data_dir).resolve() != (Path(root) / "data" / "ds003688").resolve():
+        raise ParameterError(
+            f"DVC keeps data/ds003688 of the project, got {data_dir} - leave out data_dir, or fetch with --source "
+            "openneuro"
+        )
+
+
+def _check_tracked(root, data_dir):
+    """Refuse what DVC does not keep: another folder, or a project without the list of the release's files."""
+    check_project_folder(root, data_dir)
+    if not (Path(root) / dvcrepo.ENTRIES).is_file():
+        raise DataError(f"{Path(root) / dvcrepo.ENTRIES} is missing - run 'bold-audio track'")
+
+
 def _sources(source, remote, root, data_dir):
     """Return the sources to try, in order."""
-    tracked = root is not None and remote is not None and (Path(root) / dvcrepo.ENTRIES).is_file()
-    ours = tracked and data_dir.resolve() == (Path(root) / "data" / "ds003688").resolve()
-    if source == "dvc" and not ours:
-        raise ParameterError(
-            f"source dvc brings files to data/ds003688 of the project, got {data_dir} - leave out --data-dir, or use "
-            "--source openneuro"
-        )
-    if source != "auto":
-        return [source]
-    return ["dvc", "openneuro"] if ours and access.has_token() else ["openneuro"]
+    if source == "openneuro":
+        return ["openneuro"]
+    try:
+        _check_tracked(root, data_dir)
+    except (DataError, ParameterError):
+        if source == "dvc":
+            raise
+        return ["openneuro"]
+    if source == "dvc":
+        return ["dvc"]
+    return ["dvc", "openneuro"] if access.has_token() else ["openneuro"]
 
 
 def _bring(lacking, data_dir, *, names, remote, root, public, say):
@@ -207,7 +229,7 @@ def publish(subjects, data_dir, *, remote, root, items=None, waits=(2, 10)):
     items = items or registry.release_files()
     for subject in subjects:
         check_fmri_subject(subject, items)
-    _sources("dvc", remote, root, Path(data_dir))
+    _check_tracked(root, data_dir)
     token = access.read_token()
     wanted = {Path(data_dir) / item.path: item for item in registry.files_of(subjects, items)}
     sound = dvcrepo.sound_entry(root)

@@ -12,7 +12,7 @@ import yaml
 from bold_audio import adopt, audit, dvcrepo, film, hearing, prepare, registry, sentences, workflow
 from bold_audio.audit import Audit, audit_sound, block_match, blocks_in_events, word_match
 from bold_audio.features import SoundFeatures, cached_mfcc
-from bold_audio.files import DataError, file_md5
+from bold_audio.files import DataError, ParameterError, file_md5
 from bold_audio.params import load_params
 
 pytestmark = pytest.mark.slow  # together a minute
@@ -271,9 +271,24 @@ def test_adopting_a_compressed_sound_out_of_time_says_so(project, sim_dir, tmp_p
 def test_a_short_sound_is_not_adopted(project, tmp_path):
     root, params = project
     soundfile.write(tmp_path / "short.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 8000 * 60), 8000)
-    with pytest.raises(DataError, match=r"sound stops at 60\.0 s, the film lasts 389\.7 s"):
+    with pytest.raises(DataError, match=r"sound stops at 60\.0 s, the scan needs 389\.7 s of it"):
         adopt.adopt_sound(tmp_path / "short.wav", params, root=root)
+    begun = load_params("09", "ds003688", audio_onset=-10)  # 10 s before the scan
+    with pytest.raises(DataError, match=r"sound stops at 60\.0 s, the scan needs 399\.7 s of it"):
+        adopt.adopt_sound(tmp_path / "short.wav", begun, root=root)
     assert not (root / "data").exists()
+
+
+def test_a_sound_is_not_adopted_for_a_dataset_that_lies_elsewhere(project, sim_dir, tmp_path):
+    elsewhere = load_params("09", "ds003688", data_dir=str(tmp_path / "else"))
+    with pytest.raises(ParameterError, match="DVC keeps data/ds003688 of the project, got .*else - leave out data_dir"):
+        adopt.adopt_sound(sim_dir / "stimuli/film.wav", elsewhere, root=project[0])
+
+
+def test_a_sound_that_begins_later_than_the_scan_may_be_shorter(project, sim_dir, tmp_path):
+    y, rate = soundfile.read(sim_dir / "stimuli/film.wav", dtype="int16")
+    soundfile.write(tmp_path / "late.wav", y[20 * rate :], rate)  # what the events call 20 s is the first of it
+    adopt.adopt_sound(tmp_path / "late.wav", load_params("09", "ds003688", audio_onset=20), root=project[0])
 
 
 def test_another_sound_than_the_adopted_one_is_named(project, sim_dir, small_params):

@@ -98,7 +98,7 @@ def get(here, remote, items):
 
     def get(**changed):
         usual = {"source": "dvc", "remote": remote, "root": here, "items": items, "waits": (0, 0)}
-        return fetch_subjects(["09"], data(here), **{**usual, **changed})
+        return fetch_subjects(["09"], **{"data_dir": data(here), **usual, **changed})
 
     return get
 
@@ -231,6 +231,49 @@ def test_a_damaged_cache_is_mended(get, here, items, content):
     assert (data(here) / BOLD).read_bytes() == content[BOLD] == stored.read_bytes()
 
 
+def test_the_cache_that_the_users_settings_name_is_used(get, here, items, content, tmp_path):
+    """As where many share one: nothing is kept twice, and what is damaged there is mended."""
+    (here / ".dvc/config.local").write_text(f"[cache]\n    dir = {tmp_path / 'shared'}\n    type = copy\n")
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD] and not (here / ".dvc/cache").exists()
+    (item,) = (item for item in items if item.path == BOLD)
+    stored = tmp_path / "shared/files/md5" / item.md5[:2] / item.md5[2:]
+    assert dvcrepo.cached_object(here, item.md5) == stored and not stored.samefile(data(here) / BOLD)
+    stored.unlink()
+    stored.write_bytes(b"?" * 2_000_000)
+    (data(here) / BOLD).unlink()
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD] == stored.read_bytes()
+
+
+def test_a_place_where_no_file_can_be_put_is_told_and_nothing_is_removed(get, here, server, items):
+    (data(here) / BOLD / "mine").mkdir(parents=True)
+    with pytest.raises(MachineError, match=f"{BOLD}: .* - free space or permit writing"):
+        get()
+    (item,) = (item for item in items if item.path == BOLD)
+    assert (data(here) / BOLD / "mine").is_dir() and registry.is_right(dvcrepo.cached_object(here, item.md5), item)
+    assert len(server.asked("GET")) == 3 and not list(data(here).rglob(".*.part"))
+
+
+@pytest.mark.parametrize("work", ["get", "publish"])
+def test_a_cache_that_cannot_be_written_is_told(work, get, here, remote, items, content):
+    (item,) = (item for item in items if item.path == BOLD)
+    folder = here / ".dvc/cache/files/md5" / item.md5[:2]
+    folder.parent.mkdir(parents=True)
+    folder.write_text("no folder")
+    if work == "publish":
+        fill(here, content, SUBJECT)
+    with pytest.raises(MachineError, match=rf"{folder}.*: \w.* - (permit writing there|free space)"):
+        get() if work == "get" else publish(["09"], data(here), remote=remote, root=here, items=items)
+
+
+def test_settings_that_dvc_cannot_read_are_told(get, here):
+    (here / ".dvc/config.local").write_text("[cache\n")
+    with pytest.raises(MachineError, match="DVC cannot open .* - mend DVC's settings") as raised:
+        get()
+    assert "\n" not in str(raised.value)
+
+
 def test_an_adopted_sound_travels_with_the_subjects(clone, server, remote, content, items):
     sound = ReleaseFile("n/a", "sound", "stimuli/film.wav", 500, hashlib.md5(content[T1W][:500]).hexdigest())
     one, two = (clone(name) for name in ("one", "two"))
@@ -268,6 +311,28 @@ def test_publish_refuses_what_is_not_complete(clone, server, remote, content, it
     assert server.requests == []
 
 
+def test_folders_above_that_nobody_may_read_are_not_asked_for(clone, server, content, items):
+    (server.folder / "dav/me").mkdir(parents=True)
+    server.faults["(PROPFIND|MKCOL|GET) /(dav/?)?"] = [403] * 99
+    remote, root = Remote("yandex", f"{server.url}/dav/me/deep/store"), clone("one")
+    fill(root, content)
+    for sent in (3, 0):
+        assert publish(["09"], data(root), remote=remote, root=root, items=items) == (sent, 3)
+
+
+def test_a_server_that_sends_folders_on_to_their_name_with_a_slash(get, here, server, remote, content, items):
+    """As Apache: fetching works; for publishing DVC would have to follow, which it does not."""
+    server.slashes = True
+    get()
+    assert (data(here) / BOLD).read_bytes() == content[BOLD]
+    (item,) = (item for item in items if item.path == BOLD)
+    (server.folder / "deep/store/files/md5" / item.md5[:2] / item.md5[2:]).unlink()
+    with pytest.raises(
+        AccessError, match=r"sends folders on \(301\).*DirectorySlash Off.\) - run the same command again"
+    ):
+        publish(["09"], data(here), remote=remote, root=here, items=items)
+
+
 def test_publish_where_the_token_may_only_read(clone, server, remote, content, items):
     root = clone("one")
     fill(root, content)
@@ -277,7 +342,10 @@ def test_publish_where_the_token_may_only_read(clone, server, remote, content, i
     assert server.asked("PUT") == []
 
 
-@pytest.mark.parametrize(("status", "message"), [(507, "no room left on the server"), (503, "server answers 503")])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(507, "no room left on the server"), (503, "server answers 503"), (207, r"sending failed \(ParseError\)")],
+)
 def test_publish_to_a_server_that_fails_on_the_way(status, message, clone, server, remote, content, items):
     root = clone("one")
     fill(root, content)
@@ -304,9 +372,17 @@ def test_two_dvc_commands_at_once(get, here):
         get()
 
 
-def test_a_folder_that_dvc_does_not_track(get, tmp_path):
-    with pytest.raises(ParameterError, match="source dvc brings files to data/ds003688 of the project"):
-        fetch_subjects(["09"], tmp_path / "else", source="dvc", remote=Remote("a", "https://x"), root=tmp_path)
+def test_a_folder_that_dvc_does_not_track(get, here, remote, tmp_path):
+    elsewhere = tmp_path / "else"
+    with pytest.raises(
+        ParameterError, match="DVC keeps data/ds003688 of the project, got .*else - leave out data_dir, "
+    ):
+        get(source="dvc", data_dir=elsewhere)
+    with pytest.raises(ParameterError, match="DVC keeps data/ds003688 of the project, got .*else - leave out data_dir"):
+        publish(["09"], elsewhere, remote=remote, root=here)
+    (here / dvcrepo.ENTRIES).unlink()
+    with pytest.raises(DataError, match=r"data/ds003688.dvc is missing - run 'bold-audio track'"):
+        get()
 
 
 # The command line: one line, the right exit status

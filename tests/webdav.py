@@ -22,7 +22,7 @@ class WebDav:
 
     def __init__(self, folder, *, accepts=None, ssl=None):
         self.folder, self.accepts, self.faults, self.requests = Path(folder), accepts, {}, []
-        self.read_only = False
+        self.read_only, self.slashes = False, False  # slashes: a folder without one is sent on to that with it
         self.app = WsgiDAVApp(
             {"provider_mapping": {"/": str(folder)}, "verbose": 1, "logging": {"enable": False}, **OPEN}
         )
@@ -53,6 +53,8 @@ class WebDav:
             return _say(start, 401)
         if self.read_only and method in ("PUT", "MKCOL", "DELETE", "MOVE"):
             return _say(start, 403)
+        if self.slashes and not path.endswith("/") and (self.folder / path.lstrip("/")).is_dir():
+            return _say(start, 301, ("Location", f"{self.url}{path}/"))
         if fault is None:
             return self.app(environ, start)
         body = (self.folder / path.lstrip("/")).read_bytes()
