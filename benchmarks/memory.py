@@ -171,7 +171,7 @@ def measure(name, folder, steps, given):
         if code:
             sys.exit(said)
     params = load_params(subject=SUBJECT, dataset=DATASET, **(where | given))
-    needed = machine.memory_needed(runs.locate_runs(params), params.downsample)
+    needed = machine.memory_needed(runs.locate_runs(params), params)
     command = [f"{common.SCRIPTS}/bold-audio", "run", "--subject", SUBJECT, "--dataset", DATASET, "--force"]
     command += common.words_of(where | given)
     rows = []

@@ -123,7 +123,7 @@ def memory_of(params):
     from bold_audio import runs
 
     try:
-        return machine.memory_needed(runs.locate_runs(params), params.downsample)
+        return machine.memory_needed(runs.locate_runs(params), params)
     except BoldAudioError:
         return 0.0
 

@@ -173,7 +173,7 @@ def _open(params, steps, force):
     todo = {step: why or "asked for" for step, why in whys.items() if why or force}
     if todo:
         warm.prepare()
-        machine.check_memory(files, params.downsample)
+        machine.check_memory(files, params)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notebooks show them
             subject = prepare.open_subject(params)

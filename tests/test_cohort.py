@@ -207,7 +207,7 @@ def test_dry_run_shows_what_would_be_run_and_slurms_script(project, capfd, monke
     assert out.splitlines()[:3] == [f"sub-{one}: 00_data_download (not done yet)" for one in "abc"]
     assert "#SBATCH -p short" in out and "#SBATCH --mem=5G" in out and "dask" in out
     assert "#SBATCH --mem=4G" in call(capfd, "--subjects", "all", "--slurm", "--dry-run")[1], "without being told"
-    monkeypatch.setattr(machine, "memory_needed", lambda files, downsample: 6.2e9)
+    monkeypatch.setattr(machine, "memory_needed", lambda files, params: 6.2e9)
     assert "#SBATCH --mem=7G" in call(capfd, "--subjects", "all", "--slurm", "--dry-run")[1], "what a subject takes"
     status, _, err = call(capfd, "--subjects", "all", "--slurm", "--dry-run", "--slurm-option", "memry", "4GB")
     assert status == 2 and "memry" in err
