@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 SCRATCH = ".part"  # how the names end of folders in which something is being written
+REPLACED = ".replaced"  # how the name ends there of a folder that is making room
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 LONGEST = 1000  # characters of a message
 
@@ -116,10 +117,19 @@ def write_whole(path, *, replace_folder=False):
             raise FileNotFoundError(f"nothing was written for {path}")
         _to_disk(part)
         if replace_folder and path.is_dir():
-            os.rename(path, scratch / "replaced")
+            os.rename(path, scratch / f"{path.name}{REPLACED}")
         os.replace(part, path)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_begun(scratch)
+
+
+def remove_begun(scratch):
+    """Remove a folder in which something was being written; a folder that nothing has replaced yet is put back."""
+    for old in scratch.glob(f"*{REPLACED}"):
+        path = scratch.parent / old.name.removesuffix(REPLACED)
+        if not path.exists():
+            os.rename(old, path)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _to_disk(part):

@@ -5,14 +5,13 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bold_audio.files import SCRATCH, MachineError, write_whole
+from bold_audio.files import SCRATCH, MachineError, remove_begun, write_whole
 
 DATASET_LOCK = ".dataset.lock"  # of a dataset's outputs: the files that all its subjects share
 EXPORT_LOCK = ".export.lock"  # of a model in the repository
@@ -79,13 +78,22 @@ def _who(owner):
 
 
 def remove_scratch(folder, *, of="*", below=False):
-    """Remove what killed processes left in ``folder``, or of one name there, or also below it; hold its lock.
+    """Remove scratch folders of `files.write_whole` and owner files that killed processes left.
 
-    That is what `files.write_whole` had begun, and who held a lock.
+    The caller must hold the lock.
+
+    Parameters
+    ----------
+    folder : path
+    of : str
+        Only those of this name.
+    below : bool
+        Those in subfolders, too.
     """
     for left in Path(folder).glob(f"{'**/' if below else ''}.{of}.*"):
         if LEFT.fullmatch(left.name) and left.name.endswith(SCRATCH):
-            shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_begun(left)
         elif LEFT.fullmatch(left.name):
             left.unlink(missing_ok=True)
 
@@ -95,8 +103,10 @@ def remove_unlocked_scratch(folder, *, lock_name=None):
 
     ``lock_name`` is the lock of the whole folder; without it each name in the folder has its own, as in the cache.
     """
-    left = {match[1] for path in Path(folder).glob(".*") if (match := LEFT.fullmatch(path.name))}
-    for name in left if lock_name is None else {"*"} if left else ():
+    names = {match[1] for path in Path(folder).glob(".*") if (match := LEFT.fullmatch(path.name))}
+    if names and lock_name is not None:
+        names = {"*"}
+    for name in names:
         with contextlib.suppress(MachineError), lock(Path(folder) / (lock_name or f".{name}.lock")):
             remove_scratch(folder, of=name)
 
@@ -104,7 +114,12 @@ def remove_unlocked_scratch(folder, *, lock_name=None):
 def cached_folder(cache_dir, key, make):
     """Return the folder ``cache_dir/key``, calling ``make(folder)`` where it is missing.
 
-    Two processes that want the same folder are safe: the second waits for the first.
+    Two processes that want the same folder are safe: the second waits for the first, up to 600 s.
+
+    Raises
+    ------
+    MachineError
+        If another process holds the entry for longer, or the cache cannot be written.
     """
     folder = Path(cache_dir) / key
     if not folder.is_dir():

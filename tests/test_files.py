@@ -25,6 +25,7 @@ from bold_audio.files import (
     write_text,
     write_whole,
 )
+from bold_audio.locking import remove_scratch
 
 
 def names(folder):
@@ -100,6 +101,38 @@ def test_a_folder_stays_when_its_successor_fails(tmp_path):
         1 / 0  # noqa: B018
     assert names(folder) == ["old"]
     assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_folder_stays_when_its_successor_cannot_take_the_name(tmp_path, monkeypatch, error):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def breaks(*_):
+        assert not folder.exists()
+        raise error
+
+    monkeypatch.setattr(os, "replace", breaks)
+    with pytest.raises(error), write_whole(folder, replace_folder=True) as part:
+        part.mkdir()
+    assert names(folder) == ["old"] and names(tmp_path) == ["model"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_folder_comes_back_after_a_kill_while_it_was_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/old").touch()
+    code = (
+        "import os, signal, sys\nfrom bold_audio.files import write_whole\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with write_whole(sys.argv[1], replace_folder=True) as part: part.mkdir()\n"
+    )
+    with python(code, tmp_path / "model") as process:
+        assert process.wait(30) == -signal.SIGKILL
+    assert not (tmp_path / "model").exists()
+    remove_scratch(tmp_path)
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
 
 
 def test_a_folder_stays_when_no_successor_was_made(tmp_path):
