@@ -325,7 +325,7 @@ def _slurm(options, all_params):
     """The cluster, with jobs of as much memory as a subject takes where nobody says how much."""
     needed = max([cohort.memory_of(params) for params in all_params], default=0)
     usual = {"memory": f"{math.ceil(max(needed, LEAST_MEMORY) / 1e9)}GB"}
-    return cohort.slurm_cluster(usual | parse_given(options.slurm_option))
+    return cohort.slurm_cluster(usual | parse_given(options.slurm_option, null=True))
 
 
 def _show_plan(lacking, slurm):

@@ -24,7 +24,7 @@ def told(error, *, outputs, command):
     if isinstance(error, BoldAudioError):
         return str(error), error.exit_code
     if isinstance(error, OSError | MemoryError):
-        return f"{error or type(error).__name__} - check disk, memory and permissions", MachineError.exit_code
+        return f"{str(error) or type(error).__name__} - check disk, memory and permissions", MachineError.exit_code
     what = f"{type(error).__name__}: {str(error)[:200]}"
     return f"{what} - a fault of bold_audio itself; {_log_traceback(outputs, command)}", BoldAudioError.exit_code
 

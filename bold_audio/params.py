@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from bold_audio.files import ParameterError, project_root, without_credentials
-from bold_audio.plain_yaml import read_yaml
+from bold_audio.plain_yaml import NamedTwice, read_yaml
 from bold_audio.schema import DEFAULT_DATASET, LABEL, RESERVED, SIMULATED, Params
 
 # Labels of BIDS, whose zeros count: YAML takes 011 for the octal number 9, and on for True.
@@ -55,6 +55,10 @@ def read_parameter_file(path):
         content = read_yaml(text) or {}
     except FileNotFoundError:
         raise ParameterError(f"parameter file not found: {path} - check its name") from None
+    except NamedTwice as error:
+        raise ParameterError(
+            f"{path}, line {error.problem_mark.line + 1}: {error.problem} - keep one of them"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
@@ -129,13 +133,15 @@ def load_params(subject, dataset=None, **given):
     return params
 
 
-def parse_given(pairs):
+def parse_given(pairs, *, null=False):
     """``-p NAME VALUE`` pairs as a dictionary; values are read as YAML, labels of BIDS as they stand.
+
+    ``null`` says whether that is a value: for a parameter it would be dropped without a word.
 
     Raises
     ------
     ParameterError
-        If a value is not readable YAML, too long, or has an option of its own.
+        If a value is not readable YAML, too long, null, or has an option of its own.
     """
     given = {}
     for name, value in pairs:
@@ -150,6 +156,12 @@ def parse_given(pairs):
             given[name] = read_yaml(value)
         except yaml.YAMLError:
             raise ParameterError(f"-p {name}: cannot read {value[:60]!r} - quote it") from None
+        if (
+            given[name] is None and not null
+        ):  # as the notebooks' own None, which is what they have before anything is passed
+            raise ParameterError(
+                f"-p {name} {value!r}: null leaves what the files say - write null into a file of params/"
+            )
     return given
 
 

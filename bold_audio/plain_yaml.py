@@ -3,8 +3,21 @@
 import yaml
 
 
+class NamedTwice(yaml.constructor.ConstructorError):
+    """A name with two values."""
+
+
 class _PlainLoader(yaml.SafeLoader):
     """Plain values without aliases, of which a few lines unfold to gigabytes."""
+
+    def construct_mapping(self, node, deep=False):
+        """Refuse a name that stands twice, of which yaml takes the last without a word."""
+        seen = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise NamedTwice(None, None, f"{key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
     def compose_node(self, parent, index):
         """Refuse an alias, read all else as YAML does."""
@@ -19,7 +32,7 @@ def read_yaml(text):
     Raises
     ------
     yaml.YAMLError
-        If the text is not YAML, is nested without end, or has aliases or values that cannot be.
+        If the text is not YAML, is nested without end, or has aliases, a name twice, or values that cannot be.
     """
     try:
         return yaml.load(text, Loader=_PlainLoader)

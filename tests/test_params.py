@@ -331,6 +331,8 @@ def test_yaml_that_would_run_code_is_refused_with_its_line(tmp_path):
         (b"hello", "must hold 'name: value' lines, got a str"),
         (b"\xff\xfe\x00a", "cannot read parameter file .* - write it as"),
         (b"a: \x00", "cannot read parameter file .* - write it as"),
+        (b"n_mfcc: 20\nrun: 1\nn_mfcc: 40\n", "line 3: n_mfcc stands twice - keep one of them"),
+        (b"regions:\n  a: {mask: m}\n  a: {mask: n}\n", "line 3: a stands twice - keep one of them"),
         (b"a: &x [1, 2]\nb: [*x, *x, *x]\n", "cannot read parameter file .*, line 2 - write it as"),
         (b"[" * 5000, "cannot read parameter file .* - write it as"),
         (b"task: 2001-13-01", "cannot read parameter file .* - write it as"),

@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup
 from refusals import in_process, tree_hash
 from release import TOKEN, traces
 
-from bold_audio import workflow
+from bold_audio import ending, workflow
 from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.execution import OPENING
 from bold_audio.files import ParameterError, file_md5
@@ -98,7 +98,7 @@ def test_values_are_read_as_yaml():
         ("e", "7"),
         ("f", ""),
     ]
-    assert parse_given(pairs) == {
+    assert parse_given(pairs, null=True) == {
         "subject_list": [1, 2.5],
         "a": None,
         "b": True,
@@ -680,7 +680,19 @@ def test_annotations_and_sound_of_a_subject_share_no_folder_and_no_name(shared, 
 @pytest.mark.parametrize(
     ("name", "value", "kept"),
     [("session", "01", "01"), ("session", "011", "011"), ("task", "on", "on"), ("run", "010", "010"),
-     ("run", "[1, 2]", [1, 2]), ("session", "null", None), ("session", "'01'", "01"), ("space", "MNI152", "MNI152")],
+     ("run", "[1, 2]", [1, 2]), ("session", "'01'", "01"), ("space", "MNI152", "MNI152")],
 )  # fmt: skip
 def test_labels_are_taken_as_they_stand(name, value, kept):
     assert parse_given([(name, value)]) == {name: kept}
+
+
+@pytest.mark.parametrize("value", ["null", "~", ""])
+def test_null_on_the_command_line_is_refused_because_it_would_change_nothing(value):
+    with pytest.raises(ParameterError, match=f"-p session '{value}': null leaves what the files say - write null into"):
+        parse_given([("session", value)])
+
+
+@pytest.mark.parametrize(("error", "what"), [(MemoryError(), "MemoryError"), (OSError(5, "Input/output error"), "")])
+def test_an_error_without_words_is_told_by_its_name(error, what):
+    line, status = ending.told(error, outputs="outputs", command="run")
+    assert line == f"{what or error} - check disk, memory and permissions" and status == 5
