@@ -221,17 +221,21 @@ def mask_file(params):
 def _write_masked(folder, files, params, *, train, level_on, tables):
     """Decompress, mask and store runs as float32: the work that the cache saves."""
     moved = motion.cached_motion(files, params.cache_path, train=train) if params.realign else np.empty((0, 6))
+    given = _given_masks(files, params)
     seen = []
-    for part, start in zip(files.parts, files.starts, strict=True):
-        scratch = folder / f"prepared-{start}"  # the scan may be larger than memory
-        seen.append(_prepare(part, params, moved[start : start + part.n_volumes], train - start, scratch=scratch))
+    for part, start, inside in zip(files.parts, files.starts, given or [None] * len(files.parts), strict=True):
+        how = {"inside": inside, "scratch": folder / f"prepared-{start}"}  # the scan may be larger than memory
+        seen.append(_prepare(part, params, moved[start : start + part.n_volumes], train - start, **how))
     n_train = np.array([one.n_train for one in seen])
     mean_image = np.average([one.mean for one in seen if one.n_train], axis=0, weights=n_train[n_train > 0])
     mean_image = mean_image.astype(np.float32)
     finite = np.logical_and.reduce([one.finite for one in seen])
     varying = np.logical_or.reduce([one.highest > one.lowest for one in seen if one.n_train])
-    mask = _make_mask(mean_image, seen[0].affine, files, params) & finite
-    counts = {"not finite": int(np.sum(~finite)), "constant in train": int(np.sum(mask & ~varying))}
+    mask = _make_mask(mean_image, seen[0].affine, given, params)
+    looked_at = mask if given else np.ones_like(mask)
+    counts = {"not finite": int(np.sum(looked_at & ~finite))}
+    mask &= finite
+    counts["constant in train"] = int(np.sum(mask & ~varying))
     if params.mask != "none":
         mask &= varying
     if not mask.any():
@@ -279,8 +283,12 @@ class _Prepared:
                 yield np.frombuffer(content, self.dtype).reshape(self.mean.shape, order="F")
 
 
-def _prepare(part, params, moved, train, *, scratch):
-    """Put one run in place, smooth it and make it coarser as the parameters say, slab by slab, into a scratch file."""
+def _prepare(part, params, moved, train, *, inside, scratch):
+    """Put one run in place, smooth it and make it coarser as the parameters say, slab by slab, into a scratch file.
+
+    ``inside`` is the mask that is given for it, of which alone it is asked whether its voxels are numbers: SPM, for
+    one, writes NaN around the head.
+    """
     train = train[(train >= 0) & (train < part.n_volumes)]
     first, last = (train[0], train[-1]) if len(train) else (0, -1)
     finite, total, lowest, highest, k = np.ones(part.grid, bool), 0.0, np.inf, -np.inf, 0
@@ -295,8 +303,11 @@ def _prepare(part, params, moved, train, *, scratch):
                     total = total + volume.astype(np.float64)
                     lowest, highest = np.minimum(lowest, volume), np.maximum(highest, volume)
                 k += 1
-    if np.mean(~finite) > MAX_BAD_VOXELS:
-        raise DataError(f"{np.mean(~finite):.0%} of the voxels of {part.bold.name} are not numbers - check the scan")
+    bad = ~finite[... if inside is None or inside.shape != part.grid else inside]
+    if bad.size and np.mean(bad) > MAX_BAD_VOXELS:
+        where = "of the voxels" if bad.size == finite.size else "of the mask's voxels"
+        mend = "check the scan" + ("" if inside is not None else ", or name a mask without them")
+        raise DataError(f"{np.mean(bad):.0%} {where} of {part.bold.name} are not numbers - {mend}")
     affine = part.affine
     if params.downsample > 1:
         finite, affine = downsample_grid(finite, affine, params.downsample)
@@ -309,7 +320,7 @@ def _in_place(data, affine, params, moved):
     if params.realign:
         data = motion.realign(data, affine, moved)
     if params.smoothing_fwhm > 0:
-        data = _smooth(nib.Nifti1Image(data, affine), params.smoothing_fwhm)
+        data = _smooth(nib.Nifti1Image(data, affine, dtype=data.dtype), params.smoothing_fwhm)  # int64 must be named
     if params.downsample > 1:
         data, _ = downsample_grid(data, affine, params.downsample)
     return data
@@ -355,35 +366,53 @@ def downsample_grid(data, affine, factor):
     return coarse, affine @ scale
 
 
-def _make_mask(mean_image, affine, files, params):
+def _given_masks(files, params):
+    """The mask of each run, where all runs come with one or ``mask`` names one: a list of array of bool; else None.
+
+    On the scan's grid, or on that which ``downsample`` makes of it.
+    """
+    if params.mask == "none" or (params.mask == "brain" and not all(part.mask for part in files.parts)):
+        return None
+    return [
+        _read_mask(part.mask if params.mask == "brain" else mask_file(params), files, params) for part in files.parts
+    ]
+
+
+def _make_mask(mean_image, affine, given, params):
     if params.mask == "none":
         return np.ones(mean_image.shape, bool)
-    if params.mask == "brain" and all(part.mask for part in files.parts) and params.downsample == 1:
-        given = [_read_mask(part.mask, mean_image.shape, affine, files) for part in files.parts]
-        return np.logical_and.reduce(given)
-    if params.mask == "brain":
-        from nilearn.masking import compute_epi_mask
+    if given:
+        coarse = [
+            one if one.shape == mean_image.shape else downsample_grid(one, affine, params.downsample)[0] == 1
+            for one in given
+        ]
+        return np.logical_and.reduce(coarse)
+    from nilearn.masking import compute_epi_mask
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an empty mask gets our own message
-            try:
-                # A head fills little of a film scan's grid: the gap between air and brain lies above nilearn's
-                # default upper cut-off of 0.85.
-                image = compute_epi_mask(nib.Nifti1Image(mean_image, affine), upper_cutoff=0.95, opening=2)
-            except (ValueError, IndexError):
-                return np.zeros(mean_image.shape, bool)
-        return np.asarray(image.dataobj) > 0
-    return _read_mask(mask_file(params), mean_image.shape, affine, files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an empty mask gets our own message
+        try:
+            # A head fills little of a film scan's grid: the gap between air and brain lies above nilearn's
+            # default upper cut-off of 0.85.
+            image = compute_epi_mask(nib.Nifti1Image(mean_image, affine), upper_cutoff=0.95, opening=2)
+        except (ValueError, IndexError):
+            return np.zeros(mean_image.shape, bool)
+    return np.asarray(image.dataobj) > 0
 
 
-def _read_mask(path, shape, affine, files):
-    """A mask image in the scan's grid: array of bool."""
+def _read_mask(path, files, params):
+    """A mask image in the scan's grid, or in the coarser one: array of bool."""
     values, place = read_whole(path)
-    if values.size != np.prod(shape) or values.shape[:3] != shape:
-        raise DataError(f"mask {path.name} has the grid {values.shape}, the scan {shape} - resample the mask")
+    grid, affine = values.shape[:3], files.affine
+    fits = grid == files.grid
+    if not fits and params.downsample > 1:
+        coarse, affine = downsample_grid(np.zeros(files.grid, bool), affine, params.downsample)
+        fits = grid == coarse.shape
+    if not fits or values.size != np.prod(grid):
+        raise DataError(f"mask {path.name} has the grid {values.shape}, the scan {files.grid} - resample the mask")
     if any(files.form_codes) and not np.allclose(place, affine, atol=1e-2):
         raise DataError(f"mask {path.name} lies elsewhere in the head than the scan - resample the mask")
-    return values.reshape(shape) > 0
+    return values.reshape(grid) > 0
 
 
 def _regions(run, params):

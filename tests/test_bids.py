@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from bold_audio import adopt, bids, models, pairing, workflow
+from bold_audio import adopt, bids, data, models, pairing, workflow
 from bold_audio.audit import blocks_in_events
 from bold_audio.files import DataError, ParameterError, write_table
 from bold_audio.params import load_params
@@ -540,6 +540,9 @@ def test_preprocessed_run_comes_with_its_mask_confounds_and_the_raw_events(prepa
     mask = np.asanyarray(nib.load(files.mask).dataobj) > 0
     assert (one.run.mask <= mask).all() and one.run.n_voxels >= 0.99 * mask.sum()
     assert files.confounds.name in one.input_md5 and files.mask.name in one.input_md5
+    coarse = subject(root, derivatives="derivatives/fmriprep", run=1, audio_path=SOUNDS[0], downsample=2).run
+    within = data.downsample_grid(mask, files.affine, 2)[0] == 1
+    assert (coarse.mask <= within).all() and coarse.n_voxels >= 0.95 * within.sum()
     both = subject(root, derivatives="derivatives/fmriprep")
     assert len(both.run.files.parts) == 2 and "space-MNI152NLin2009cAsym" in both.run.files.entities
 

@@ -715,6 +715,37 @@ def some_voxels():
     return mask
 
 
+def test_what_is_not_a_number_outside_a_given_mask_is_no_fault_of_the_scan(tree):
+    """SPM writes NaN around the head."""
+    volumes, mask = head(np.float32), some_voxels()
+    around = volumes.copy()
+    around[~mask] = np.nan
+    made, clean = tree(around, name="a"), tree(volumes, name="b")
+    name = write_mask(made, mask)
+    write_mask(clean, mask)
+    run = made.load(mask=name)
+    assert run.counts["not finite"] == 0
+    np.testing.assert_array_equal(run.volumes, clean.load(mask=name).volumes)
+    with refused("of the voxels of .* are not numbers - check the scan, or name a mask without them"):
+        made.load(mask="brain")
+    around[4:9, 5, 6, 3] = np.nan
+    spoilt_scan = tree(around, name="c")
+    write_mask(spoilt_scan, mask)
+    with refused("100% of the mask's voxels of .* are not numbers - check the scan"):
+        spoilt_scan.load(mask=name)
+
+
+def test_a_mask_of_the_scans_grid_is_made_coarser_with_it(tree):
+    made, mask = tree(), np.zeros(SHAPE, bool)
+    mask[4:9, 4:8, 4:8] = True  # of the fifth layer along i half a coarse voxel
+    run = made.load(mask=write_mask(made, mask), downsample=2)
+    assert np.argwhere(run.mask).tolist() == [[i, j, k] for i in (2, 3) for j in (2, 3) for k in (2, 3)]
+    coarse = write_mask(made, run.mask, "derivatives/coarse.nii.gz", run.affine)
+    same_run(run, made.load(mask=coarse, downsample=2))
+    with refused(r"has the grid \(14, 15, 13\).*resample the mask|lies elsewhere"):
+        made.load(mask=write_mask(made, mask, "derivatives/moved.nii.gz", np.diag([4.0, 4, 4, 1])), downsample=2)
+
+
 def test_a_mask_file_is_taken_as_it_is_from_the_data_or_from_anywhere(tree, tmp_path):
     made = tree()
     below = made.load(mask=write_mask(made, some_voxels()))
@@ -846,6 +877,17 @@ def test_detrending_takes_the_line_of_train_off_the_whole_run(tree):
         np.testing.assert_allclose(run.volumes[:, voxel], y - (slope * time + at_zero) + y[TRAIN].mean(), atol=0.02)
     np.testing.assert_allclose(run.volumes[TRAIN].mean(axis=0), raw.volumes[TRAIN].mean(axis=0), rtol=1e-5)
     assert run.volumes.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_smoothing_takes_the_widest_numbers(tree, dtype):
+    """nibabel makes an image of them only if told to; smoothing works on them in double precision."""
+    made, usual = tree(name="wide"), tree(name="usual")
+    image = nib.Nifti1Image(head().astype(dtype), AFFINE, header=nib.load(made.bold).header, dtype=dtype)
+    nib.save(image, made.bold)
+    assert nib.load(made.bold).get_data_dtype() == dtype
+    found, wanted = (one.load(smoothing_fwhm=5).volumes for one in (made, usual))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 # --- the cache --------------------------------------------------------------------------
