@@ -5,8 +5,7 @@ import functools
 import nibabel as nib
 import numpy as np
 
-from bold_audio.files import AccessError, ParameterError
-from bold_audio.region_specs import nearest
+from bold_audio.files import AccessError, ParameterError, nearest
 
 
 @functools.lru_cache(maxsize=4)

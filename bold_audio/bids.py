@@ -1,7 +1,7 @@
 """Which files of a BIDS tree belong to a subject's run: entities, sessions, runs, inheritance, what lies beside."""
 
-from bold_audio.files import DataError, ParameterError
-from bold_audio.registry import RELEASE, check_fmri_subject, files_of, meant_by
+from bold_audio.files import DataError, ParameterError, nearest
+from bold_audio.registry import RELEASE, check_fmri_subject, files_of
 from bold_audio.schema import DEFAULT_DATASET, SIMULATED, meaning_of
 
 MADE_ENTITIES = {"space", "res", "den", "desc", "label"}  # of preprocessing, not of the measurement
@@ -55,8 +55,8 @@ def check_subject(params):
         return
     if params.derivatives is not None and (params.derivatives_path / f"sub-{params.subject}").is_dir():
         return  # of whom the raw scan is not kept beside the others'
-    meant = meant_by(params.subject, there)
-    raise ParameterError(f"unknown subject {params.subject!r} - {meant}subjects of {params.dataset}: {_listed(there)}")
+    said = [nearest(params.subject, there, otherwise=""), f"subjects of {params.dataset}: {_listed(there)}"]
+    raise ParameterError(f"unknown subject {params.subject!r} - {' '.join(filter(None, said))}")
 
 
 def _listed(names, most=12):

@@ -1,6 +1,5 @@
 """Nuisance → volumes without it: drift, motion, high-variance components and columns of a table, fitted on train."""
 
-import difflib
 import fnmatch
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 
 from bold_audio import motion
 from bold_audio.features import as_numbers
-from bold_audio.files import ParameterError
+from bold_audio.files import ParameterError, nearest
 
 GROUPS = ("drift", "motion", "motion_derivatives", "high_variance")
 DERIVATIVES = tuple(f"{name}_derivative1" for name in motion.NAMES)
@@ -38,8 +37,7 @@ def expand_names(names, table=None):
     for name in names:
         fits = fnmatch.filter(known, name)
         if not fits:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            ways = f"did you mean {close[0]}?" if close else f"the groups are {', '.join(GROUPS)}"
+            ways = nearest(name, known, otherwise=f"the groups are {', '.join(GROUPS)}")
             there = "and there is no table of confounds" if table is None else "nor a column of the table of confounds"
             raise ParameterError(f"confounds: {name} is not a group, {there} - {ways}")
         meant |= dict.fromkeys(fits)
@@ -253,7 +251,7 @@ def high_variance_components(volumes, others, train):
     what follows the sound, too: compare with and without.
     """
     power = np.concatenate(
-        [np.square(_without(volumes[:, part], others, train)[train]).mean(axis=0) for part in _chunks(volumes)]
+        [np.square(_without(volumes[:, part], others, train)[train]).mean(axis=0) for part in chunks(volumes)]
     )
     chosen = np.flatnonzero(power >= np.percentile(power, 100 - PERCENT))
     left = _without(volumes[:, chosen], others, train)
@@ -277,11 +275,6 @@ def take_off(volumes, columns, train, *, high_variance=False):
     high_variance : bool
         Add components of the voxels that vary most.
 
-    Returns
-    -------
-    array of shape (n_columns, n_voxels)
-        The coefficients, for columns scaled by `scale_columns` and then the components scaled the same way.
-
     Raises
     ------
     ParameterError
@@ -301,12 +294,9 @@ def take_off(volumes, columns, train, *, high_variance=False):
             f"confounds are {design.shape[1]} columns for {len(train)} train volumes - name fewer of them"
         )
     solve = np.linalg.pinv(design[train], rcond=1e-6)
-    coefficients = np.empty((design.shape[1], volumes.shape[1]))
-    for part in _chunks(volumes):
+    for part in chunks(volumes):
         block = volumes[:, part].astype(float)
-        coefficients[:, part] = solve @ (block[train] - block[train].mean(axis=0))
-        volumes[:, part] = block - design @ coefficients[:, part]
-    return coefficients
+        volumes[:, part] = block - design @ (solve @ (block[train] - block[train].mean(axis=0)))
 
 
 def _without(block, design, train):
@@ -316,7 +306,8 @@ def _without(block, design, train):
     return block - design @ (np.linalg.pinv(design[train], rcond=1e-6) @ block[train])
 
 
-def _chunks(volumes):
+def chunks(volumes):
+    """Slices of voxels that are worked on at once: float64 copies of all would be many times the run."""
     return (slice(start, start + CHUNK) for start in range(0, volumes.shape[1], CHUNK))
 
 

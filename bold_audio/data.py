@@ -28,10 +28,11 @@ class BoldRun:
 
     Parameters
     ----------
-    files : RunFiles
+    files : runs.RunFiles or runs.SeveralRuns
         Where it came from.
     volumes : array of shape (n_volumes, n_voxels)
-        Raw intensities, float32, memory-mapped from the cache.
+        Intensities as measured, or realigned, smoothed, cleaned and brought to one level where that was asked for;
+        float32, memory-mapped from the cache.
     mask : array of bool
         The voxels kept, on the grid of the run (after ``downsample``).
     affine : array of shape (4, 4)
@@ -328,10 +329,11 @@ def _in_place(data, affine, params, moved):
 
 def _level(volumes, files, train, level_on):
     """Bring each run's mean over its ``level_on`` to the mean over ``train``, in place."""
-    level = volumes[train].mean(axis=0, dtype=np.float64)
-    for start, part, rows in zip(files.starts, files.parts, level_on, strict=True):
-        own = volumes[rows].mean(axis=0, dtype=np.float64)
-        volumes[start : start + part.n_volumes] += (level - own).astype(np.float32)
+    for voxels in confounds.chunks(volumes):
+        level = volumes[train, voxels].mean(axis=0, dtype=np.float64)
+        for start, part, rows in zip(files.starts, files.parts, level_on, strict=True):
+            own = volumes[rows, voxels].mean(axis=0, dtype=np.float64)
+            volumes[start : start + part.n_volumes, voxels] += (level - own).astype(np.float32)
 
 
 def _smooth(image, fwhm):
@@ -343,9 +345,16 @@ def _smooth(image, fwhm):
 def downsample_grid(data, affine, factor):
     """Average blocks of ``factor`` voxels along the three axes; what does not fill a block is cut.
 
+    Parameters
+    ----------
+    data : array of shape (i, j, k) or (i, j, k, n_volumes)
+    affine : array of shape (4, 4)
+        Grid index → mm.
+    factor : int
+
     Returns
     -------
-    data : array
+    data : array of shape (i // factor, j // factor, k // factor), or with n_volumes
         float32, on the coarser grid.
     affine : array of shape (4, 4)
         Its grid index → mm: a block's centre keeps its place in the head.

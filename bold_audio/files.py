@@ -1,6 +1,7 @@
 """Errors with exit codes, whole-or-nothing writes, hashes, and the time of day as files tell it."""
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -69,6 +70,23 @@ class ModelError(BoldAudioError):
     """A model file that does not fit the data it is asked to predict."""
 
     exit_code = 6
+
+
+def nearest(name, known, *, otherwise=None):
+    """A question after the known name that is most like ``name``, in either case.
+
+    Where none is, ``otherwise``, by default all that are known.
+
+    Examples
+    --------
+    >>> nearest("abc1", ["ABC01", "x"]), nearest("q", ["ABC01", "x"])
+    ('did you mean ABC01?', 'known are ABC01, x')
+    """
+    lower = {str(one).lower(): one for one in known}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {lower[close[0]]}?"
+    return f"known are {', '.join(lower.values())}" if otherwise is None else otherwise
 
 
 def time_of_day():

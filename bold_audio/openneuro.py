@@ -48,6 +48,8 @@ def download(wanted, data_dir, *, base_url=OPENNEURO_URL, waits=(2, 10), jobs=4,
     ------
     AccessError
         If the server refuses, is silent or sends another file; the other files are downloaded first.
+    MachineError
+        If another process has been downloading the same file for 600 s.
     """
     todo = {Path(data_dir) / item.path: item for item in wanted}
     stop = threading.Event()

@@ -1,6 +1,5 @@
 """Parameters of a subject, as files and callers give them: common < dataset file < subject file < what is passed."""
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bold_audio.files import ParameterError, project_root, without_credentials
+from bold_audio.files import ParameterError, nearest, project_root, without_credentials
 from bold_audio.plain_yaml import NamedTwice, read_yaml
 from bold_audio.schema import DEFAULT_DATASET, LABEL, RESERVED, SIMULATED, Params
 
@@ -171,7 +170,7 @@ def _one_line(error):
     # Of the kinds that a value may have, pydantic names each; the reader wants the parameter.
     name = ".".join(str(part) for k, part in enumerate(first["loc"]) if k == 0 or isinstance(part, int)) or "parameters"
     if first["type"] == "extra_forbidden":
-        return f"unknown parameter {' '.join(name.split())[:80]}{nearest(name)}"
+        return _unknown(name)
     if first["type"] == "missing":
         return f"parameter {name} is missing - set it in params/"
     what = first["msg"].removeprefix("Value error, ")
@@ -182,10 +181,10 @@ def _one_line(error):
     return f"{name}: {what[0].lower() + what[1:]}{value}{mend}"
 
 
-def nearest(name):
-    """The parameter that ``name`` probably means, as an ending for a message."""
-    close = difflib.get_close_matches(str(name), Params.model_fields, n=1, cutoff=0.5)
-    return f" - did you mean {close[0]}?" if close else " - see params/common.yaml for the names"
+def _unknown(name):
+    """Of a name that is no parameter, and of the one that it probably means."""
+    meant = nearest(name, Params.model_fields, otherwise="see params/common.yaml for the names")
+    return f"unknown parameter {' '.join(name.split())[:80]} - {meant}"
 
 
 def notebook_params(variables):
@@ -216,7 +215,7 @@ def notebook_params(variables):
     }
     for name in plain:
         if name not in Params.model_fields:
-            raise ParameterError(f"unknown parameter {name}{nearest(name)}")
+            raise ParameterError(_unknown(name))
     if "subject" not in plain:
         raise ParameterError("subject is missing - pass one, such as -p subject 09")
     return load_params(plain.pop("subject"), plain.pop("dataset", None), **plain)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from scipy.signal import periodogram
+from scipy.signal import find_peaks, periodogram
 from scipy.stats import norm
 
 from bold_audio import motion
@@ -107,8 +107,8 @@ def scan_quality(volumes, *, t_r, train, parts=None, moved=None, starts=(0,), be
     for run in runs:
         empty = [k for k, volume in enumerate(volumes[run]) if not np.any(volume)]
         finding += name_findings(dvars[run], outlying[run] / n_voxels, empty)
-    sound = ~pd.Series(finding).str.startswith(BAD).to_numpy()
-    steady = train[sound[train]] if sound[train].any() else train
+    good = ~pd.Series(finding).str.startswith(BAD).to_numpy()
+    steady = train[good[train]] if good[train].any() else train
     mean, sd = np.empty(n_voxels), np.empty(n_voxels)
     for part in _chunks(n_voxels):
         block = np.asarray(volumes[steady, part], dtype=float)
@@ -128,7 +128,7 @@ def scan_quality(volumes, *, t_r, train, parts=None, moved=None, starts=(0,), be
     table.loc[list(starts), "framewise_displacement"] = np.nan
     tsnr = np.divide(mean, sd, out=np.zeros(n_voxels), where=sd > 0)
     places = np.arange(n_volumes)
-    bridged = np.interp(places, places[sound], signal[sound]) if sound.any() else signal
+    bridged = np.interp(places, places[good], signal[good]) if good.any() else signal
     pictured = carpet(volumes, bridged, mean, sd, steady)
     return ScanQuality(mean, sd, tsnr, table, pictured, spectrum(bridged, t_r))
 
@@ -151,13 +151,13 @@ def median_spread(volumes, parts, *, train):
     -------
     dict of str to float
     """
-    mean = np.abs(volumes[train].mean(axis=0, dtype=float))
-    there = mean > 0
-    return {
-        name: float(np.median(100 * volumes[rows].std(axis=0, dtype=float)[there] / mean[there]))
-        for name, rows in parts.items()
-        if len(rows)
-    }
+    spread = {name: [] for name, rows in parts.items() if len(rows)}
+    for part in _chunks(volumes.shape[1]):
+        mean = np.abs(volumes[train, part].mean(axis=0, dtype=float))
+        there = mean > 0
+        for name, found in spread.items():
+            found.append(100 * volumes[parts[name], part].std(axis=0, dtype=float)[there] / mean[there])
+    return {name: float(np.median(np.concatenate(found))) for name, found in spread.items()}
 
 
 def outlier_values(series):
@@ -345,5 +345,5 @@ def rates_onto(frequency, t_r, limits):
 def peak_frequencies(spectrum, n=3):
     """The frequencies (Hz) of the n highest local peaks of a spectrum, the highest first."""
     power, frequency = spectrum["power"].to_numpy(), spectrum["frequency"].to_numpy()
-    inner = np.flatnonzero((power[1:-1] > power[:-2]) & (power[1:-1] >= power[2:])) + 1
-    return frequency[inner[np.argsort(-power[inner], kind="stable")][:n]]
+    peaks, _ = find_peaks(power)
+    return frequency[peaks[np.argsort(-power[peaks], kind="stable")][:n]]

@@ -1,7 +1,8 @@
 """What the parameter ``regions`` may say: spheres at template mm, a label of an atlas, a mask image; nothing else."""
 
-import difflib
 import re
+
+from bold_audio.files import nearest
 
 KINDS = {"sphere": "radius", "atlas": "label", "mask": None}  # kind → what it needs besides
 ATLASES = ("harvard_oxford", "harvard_oxford_subcortical", "juelich", "aal")
@@ -55,8 +56,8 @@ def has_sides(spec):
 
 def _checked(name, spec):
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in TAKEN or name.startswith("planted_"):
-        rule = "must be letters, digits and '_', none of " + ", ".join(TAKEN)
-        raise ValueError(f"the name {name!r} {rule} - choose another name")
+        rule = "must begin with a letter and be at most 50 letters, digits and '_', not planted_… and none of "
+        raise ValueError(f"the name {name!r} {rule}{', '.join(TAKEN)} - choose another name")
     if not isinstance(spec, dict) or not spec:
         raise ValueError(f"{name} must say what it is, got {spec!r} - give sphere and radius, atlas and label, or mask")
     known = [*KINDS, *filter(None, KINDS.values())]
@@ -106,9 +107,3 @@ def _mask(name, spec):
     if not isinstance(spec["mask"], str) or not spec["mask"]:
         raise ValueError(f"{name}: mask must be the path of an image, not {spec['mask']!r} - write it in quotes")
     return dict(spec)
-
-
-def nearest(name, known):
-    """What ``name`` probably means, as the ending of a message."""
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"

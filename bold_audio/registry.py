@@ -5,14 +5,13 @@
 sound are not in the release.
 """
 
-import difflib
 import math
 from collections import namedtuple
 from functools import cache
 from pathlib import Path
 
 from bold_audio import files
-from bold_audio.files import ParameterError
+from bold_audio.files import ParameterError, nearest
 
 RELEASE = "ds003688 v1.0.7"
 T_R, N_VOLUMES, BLOCK = 0.608, 641, 30.0  # s, volumes, s: the same for every subject
@@ -52,20 +51,8 @@ def check_fmri_subject(subject, registry=None):
         listed = f"fMRI subjects: {' '.join(known)}"
         if subject in [f"{number:02}" for number in range(1, 64)]:  # 63 people, those without fMRI have iEEG
             raise ParameterError(f"sub-{subject} has no fMRI (iEEG only) - {listed}")
-        raise ParameterError(f"unknown subject {subject!r} - {meant_by(str(subject), known)}{listed}")
-
-
-def meant_by(label, known):
-    """A question after the most similar of the known labels, in either case; nothing where none is alike.
-
-    Examples
-    --------
-    >>> meant_by("abc1", ["ABC01", "x"]), meant_by("q", ["ABC01", "x"])
-    ('did you mean ABC01? ', '')
-    """
-    alike = {one: difflib.SequenceMatcher(None, label.lower(), one.lower()).ratio() for one in known}
-    close = max(known, key=alike.get)
-    return f"did you mean {close}? " if alike[close] >= 0.5 else ""
+        said = [nearest(subject, known, otherwise=""), listed]
+        raise ParameterError(f"unknown subject {subject!r} - {' '.join(filter(None, said))}")
 
 
 def files_of(subjects, registry=None):

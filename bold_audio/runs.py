@@ -75,6 +75,8 @@ class RunFiles:
 class SeveralRuns:
     """Runs of one subject in one grid, their volumes counted one after the other; as `RunFiles` where that makes sense.
 
+    ``onset``, ``events`` and ``sidecar`` are those of the first run: ask ``parts`` for each run's own.
+
     Parameters
     ----------
     parts : tuple of RunFiles
@@ -84,7 +86,7 @@ class SeveralRuns:
     parts: tuple
 
     def __getattr__(self, name):
-        # What all runs share: their place in the head, repetition time, events' kind.
+        # What all runs share, grid, place and repetition time, and what is the first one's.
         if name in ("bold", "grid", "affine", "t_r", "onset", "events", "sidecar", "form_codes"):
             return getattr(self.parts[0], name)
         raise AttributeError(name)
@@ -132,7 +134,7 @@ def locate_runs(params):
     Raises
     ------
     DataError
-        If a run is missing, or contradicts itself or another: repetition time, shape, place, onset.
+        If a run is missing, or contradicts itself or another: repetition time, shape, place.
     """
     parts = [_read_run(path, params) for path in bids.find_runs(params)]
     if len(parts) == 1:

@@ -260,6 +260,10 @@ class Params(BaseModel):
     def _fit_together(self):
         if self.response == "fir" and self.sound_lags == 0:
             raise ValueError("response fir needs sound_lags of at least 1")
+        if self.response != "fir" and self.sound_lags:
+            raise ValueError(
+                f"sound_lags does nothing with response {self.response} - set it to 0, or take response fir"
+            )
         if self.mlp_history and self.target == "whitened":
             raise ValueError("mlp_history needs target difference or volume: whitened has taken the past off already")
         if self.hop_length > self.n_fft:

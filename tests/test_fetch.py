@@ -366,7 +366,7 @@ def test_disk_that_fills_on_the_way(get, server, tmp_path):  # D08
     ("subject", "message"),
     [
         ("01", r"sub-01 has no fMRI \(iEEG only\) - fMRI subjects: 04 07"),
-        ("64", r"unknown subject '64' - did you mean 04\? fMRI subjects: 04 07"),
+        ("64", r"unknown subject '64' - did you mean 62\? fMRI subjects: 04 07"),
         ("9", "unknown subject '9'"),
         ("n/a", "unknown subject 'n/a'"),
         (9, "unknown subject 9"),

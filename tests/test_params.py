@@ -191,6 +191,7 @@ def test_the_message_tells_the_rule_and_the_value():
     ("given", "match"),
     [
         ({"response": "fir"}, "response fir needs sound_lags"),
+        ({"sound_lags": 3}, "sound_lags does nothing with response hrf - set it to 0, or take response fir"),
         ({"hop_length": 4096}, "hop_length 4096 must not exceed n_fft 2048"),
     ],
 )
