@@ -1,8 +1,5 @@
 """What a run leaves as a BIDS derivative: statistical maps as NIfTI in the scan's own space, and their dataset."""
 
-import gzip
-import json
-
 import nibabel as nib
 import numpy as np
 
@@ -62,15 +59,25 @@ def write_statmap(path, grid, affine, *, about, named, form_codes):
     -------
     Path
     """
+    _write_image(path, _image(grid, affine, form_codes, named), about)
+    return path
+
+
+def _image(grid, affine, form_codes, named):
+    """A NIfTI image in mm with these codes of sform and qform, and what its header says of it."""
     image = nib.Nifti1Image(grid, affine)
     image.set_sform(affine, code=form_codes[0])
     image.set_qform(affine, code=form_codes[1])
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = named[:79].encode()
+    return image
+
+
+def _write_image(path, image, about):
+    """Write an image beside its JSON description; nibabel packs the same image as the same bytes."""
     with write_whole(path) as part:
         nib.save(image, part)
-    write_text(path.with_name(path.name.replace(".nii.gz", ".json")), json.dumps(about, indent=1) + "\n")
-    return path
+    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), about)
 
 
 def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1)):
@@ -92,20 +99,10 @@ def write_volumes(path, volumes, *, mask, affine, t_r, about, form_codes=(1, 1))
     """
     grid = np.zeros((*mask.shape, len(volumes)), dtype=np.float32, order="F")
     grid[mask] = volumes.T
-    image = nib.Nifti1Image(grid, affine)
-    image.set_sform(affine, code=form_codes[0])
-    image.set_qform(affine, code=form_codes[1])
+    image = _image(grid, affine, form_codes, "bold_audio prediction")
     image.header.set_xyzt_units("mm", "sec")
     image.header["pixdim"][4] = t_r
-    image.header["descrip"] = b"bold_audio prediction"
-    # Without name and time in its head the same volumes are the same bytes.
-    with (
-        write_whole(path) as part,
-        part.open("wb") as handle,
-        gzip.GzipFile("", "wb", compresslevel=1, fileobj=handle, mtime=0) as packed,
-    ):
-        image.to_stream(packed)
-    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"RepetitionTime": t_r, **about})
+    _write_image(path, image, {"RepetitionTime": t_r, **about})
 
 
 def sources(run, params):

@@ -15,7 +15,7 @@ from processes import peak
 from refusals import refused
 
 from bold_audio import data, images
-from bold_audio.brain import write_dataset_description, write_map
+from bold_audio.brain import write_dataset_description, write_map, write_volumes
 from bold_audio.data import (
     BoldRun,
     downsample_grid,
@@ -1155,6 +1155,18 @@ def test_a_map_of_a_coarse_run_lies_where_the_run_lies(tree):
     image = nib.load(write_map(run, made.params(downsample=2), run.volumes[0], model="m", stat="r", description="d"))
     assert image.shape == (7, 7, 6)
     np.testing.assert_allclose(image.affine, downsample_grid(head(), AFFINE, 2)[1], atol=1e-4)
+
+
+def test_the_same_volumes_are_the_same_bytes(tmp_path):
+    """Whatever the name: neither it nor the time stands in the head of the gzip."""
+    how = {"mask": np.ones((2, 2, 2), bool), "affine": AFFINE, "t_r": T_R, "about": {"Description": "p"}}
+    for name in ("a", "b"):
+        write_volumes(tmp_path / f"{name}.nii.gz", np.arange(40.0).reshape(5, 8), **how)
+    packed = [(tmp_path / f"{name}.nii.gz").read_bytes() for name in ("a", "b")]
+    assert packed[0] == packed[1] and packed[0][4:8] == bytes(4)
+    image = nib.load(tmp_path / "a.nii.gz")
+    assert image.header.get_zooms()[3] == np.float32(T_R) and image.header.get_xyzt_units() == ("mm", "sec")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"Description": "p", "RepetitionTime": T_R}
 
 
 def without_orientation(made):

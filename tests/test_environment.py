@@ -1,13 +1,15 @@
 """The four lists of packages agree, nothing committed belongs to one machine, and imports go one way."""
 
+import ast
 import json
 import re
 import runpy
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from bold_audio import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -35,6 +39,29 @@ def applying():
     pins = {canonicalize_name(c.name): str(c.specifier).removeprefix("==") for c in here}
     assert len(pins) == len(here), "two constraints on one package hold at once"
     return pins
+
+
+def test_the_citation_names_the_version_of_the_package():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__
+
+
+def test_every_package_that_is_imported_is_declared():
+    """Also those that others of the list bring along today."""
+    imported = set()
+    for path in (ROOT / "bold_audio").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    of = packages_distributions()
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    undeclared = {
+        name
+        for name in imported - {*sys.stdlib_module_names, "bold_audio"}
+        if not declared & {canonicalize_name(one) for one in of.get(name, [])}
+    }
+    assert undeclared <= {"google"}  # protobuf's, which tritonclient[grpc] makes its messages of
 
 
 def test_lock_is_made_from_this_pyproject():
