@@ -155,9 +155,7 @@ def parse_given(pairs, *, null=False):
             given[name] = read_yaml(value)
         except yaml.YAMLError:
             raise ParameterError(f"-p {name}: cannot read {value[:60]!r} - quote it") from None
-        if (
-            given[name] is None and not null
-        ):  # as the notebooks' own None, which is what they have before anything is passed
+        if given[name] is None and not null:  # what the notebooks' own parameters are before anything is passed
             raise ParameterError(
                 f"-p {name} {value!r}: null leaves what the files say - write null into a file of params/"
             )
