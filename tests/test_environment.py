@@ -162,13 +162,6 @@ def test_licences_of_the_constraints_are_listed_and_fit_mit():
     )
 
 
-def test_citation_names_this_version():
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert {"cff-version", "message", "title", "authors"} <= set(cited)
-    assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
-    assert all(one["title"] and one["authors"] and one["doi"].startswith("10.") for one in cited["references"])
-
-
 def test_make_app_says_only_this_machine():
     said = subprocess.run(["make", "-n", "app"], cwd=ROOT, capture_output=True, text=True).stdout
     assert 'JUPYTER_PATH="' in said and 'notebooks/app" .venv/bin/voila notebooks/app/viewer.ipynb' in said
