@@ -4,7 +4,8 @@ import numpy as np
 from plotly.subplots import make_subplots
 
 from bold_audio import style
-from bold_audio.brain_figures import VIEWS, Cut
+from bold_audio.brain_figures import Cut
+from bold_audio.slices import PLANES
 from bold_audio.style import GREYS, PALETTE
 
 
@@ -14,8 +15,8 @@ def plot_placed_regions(mean_image, affine, regions, *, brain=None, title):
     Parameters
     ----------
     mean_image : array of shape (i, j, k)
-    affine : array of shape (4, 4)
-        Grid index → mm; left and right are named by it.
+    affine : array of shape (4, 4), or None
+        Grid index → mm; left and right are named by it, and by nothing else.
     regions : dict of str to bool array of shape (i, j, k)
         One row of three cuts each; the outlines of all are drawn in every cut.
     brain : bool array of shape (i, j, k), optional
@@ -30,7 +31,7 @@ def plot_placed_regions(mean_image, affine, regions, *, brain=None, title):
     if not shown:
         raise ValueError("there is no region with a voxel to draw.")
     fig = make_subplots(len(shown), 3, horizontal_spacing=0.1, vertical_spacing=0.22 / len(shown))
-    cuts = [Cut(mean_image.shape, affine, view) for view in VIEWS]
+    cuts = [Cut(mean_image.shape, affine, view) for view in PLANES]
     image = np.asarray(mean_image, np.float32)
     low, high = style.limits(image[brain] if brain is not None else image)
     tallest = []

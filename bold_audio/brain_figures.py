@@ -1,19 +1,18 @@
 """Brain maps and volumes → plotly figures, in the look of `style`; no files, no widgets.
 
 In every function ``unit`` is what a colour shows, with its unit (``"r (no unit)"``). A brain map is a grid (i, j, k),
-or one value per voxel together with ``mask``; without ``affine`` (mm) axes are in voxels and no side is named; a grid
-with fewer than two axes longer than 1 becomes bars, one per region in ``names``.
+or one value per voxel together with ``mask``; without ``affine`` (mm; of a run, its ``shown_affine``) axes are in
+voxels and no side is named; a grid with fewer than two axes longer than 1 becomes bars, one per region in ``names``.
 """
 
-import nibabel as nib
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from bold_audio import style
+from bold_audio.slices import PLANES, make_frame
 from bold_audio.style import DIVERGING, GREYS, OVERLAY, PALETTE
 
-VIEWS = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}  # axis cut, axis to the right, axis up
 PANELS = {"original": (0, 0.26), "predicted": (0.29, 0.55), "predicted − original": (0.7, 0.96)}  # share of the width
 
 
@@ -148,21 +147,13 @@ class Cut:
     """Slices of a grid, turned to run left to right, back to front and bottom to top where the affine is known."""
 
     def __init__(self, shape, affine, view):
-        self.axes, self.sided = VIEWS[view], affine is not None
-        affine = np.asarray(affine) if self.sided else np.eye(4)
-        self.turns = nib.io_orientation(affine)
-        turned = affine @ nib.orientations.inv_ornt_aff(self.turns, shape)
-        sizes = np.array(self.turn(np.empty(shape, bool)).shape)
-        middle = turned[:3] @ np.append((sizes - 1) / 2, 1)
-        self.coords = [middle[a] + turned[a, a] * (np.arange(n) - (n - 1) / 2) for a, n in enumerate(sizes)]
-        self.names, unit = ("xyz", "mm") if self.sided else ("ijk", "voxel")
+        frame = make_frame(shape, affine)
+        self.axes, self.sided, self.turn = PLANES[view], not frame.reason, frame.turn
+        self.coords = [frame.coordinates(axis) for axis in range(3)]
+        self.names, unit = frame.names, "mm" if self.sided else "voxel"
         self.labels = [f"{name} ({unit})" for name in self.names]
         right, up = (self.names[a] for a in self.axes[1:])
         self.hover = f"{right} %{{x:.0f}}, {up} %{{y:.0f}} {unit}<extra></extra><br>%{{z:.4g}} "
-
-    def turn(self, grid):
-        """The grid, array of shape (i, j, k), turned."""
-        return nib.apply_orientation(grid, self.turns)
 
     def box(self, inside):
         """Bounds of a turned bool grid along the axes (cut, right, up)."""

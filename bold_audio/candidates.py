@@ -155,7 +155,7 @@ def _log(subject, one, targets, *, key, folder):
             title=f"{name} ({said}): {params.target}, middle of the validation block, without its mean",
             unit="raw intensity (a.u.)",
             time=run.files.volume_times[k],
-            affine=run.affine,
+            affine=run.shown_affine,
             mask=run.mask,
             names=list(run.regions)[1:],
         ),

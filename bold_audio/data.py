@@ -66,6 +66,11 @@ class BoldRun:
         """Name of the region that holds every voxel."""
         return next(iter(self.regions))
 
+    @property
+    def shown_affine(self):
+        """The affine for figures; None where the header says no orientation, and nibabel has made one up."""
+        return self.affine if any(self.files.form_codes) else None
+
     def to_grid(self, values):
         """Put one value per voxel back on the grid, NaN outside the mask."""
         grid = np.full(self.mask.shape, np.nan, dtype=np.float32)

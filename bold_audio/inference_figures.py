@@ -15,7 +15,7 @@ def plot_map(z, sure, *, affine, mean_image, title, note=None, names=None):
     z : array of shape (i, j, k)
         NaN outside the mask.
     sure : bool array of shape (i, j, k)
-    affine : array of shape (4, 4)
+    affine : array of shape (4, 4), or None
     mean_image : array of shape (i, j, k)
     """
     look = {"affine": affine, "names": names, "unit": "evidence, scaled (no unit)", "title": title, "note": note}

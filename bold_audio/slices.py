@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from plotly import colors
 
 from bold_audio import style
 from bold_audio.files import DataError
@@ -41,7 +42,7 @@ class Frame:
 
     @property
     def names(self):
-        """Of the axes, with their unit."""
+        """Of the axes."""
         return ("i", "j", "k") if self.reason else ("x", "y", "z")
 
     @property
@@ -80,7 +81,7 @@ class Frame:
     def coordinates(self, axis):
         """Of each slice along an axis, at its middle: array, mm (or indices)."""
         at = (np.array(self.shape) - 1) / 2
-        middle = self.affine[:3, :3] @ at + self.affine[:3, 3]
+        middle = self.affine[:3] @ np.append(at, 1)
         return middle[axis] + self.affine[axis, axis] * (np.arange(self.shape[axis]) - at[axis])
 
     def _source_shape(self):
@@ -224,14 +225,8 @@ def as_bytes(values, limits):
 
 def lookup_table(look):
     """Colours of the bytes 0 to 255 for one of `LOOKS`: array of shape (256, 3), uint8; the first is not used."""
-    from plotly import colors
-
-    scale = LOOKS[look]
-    scale = colors.get_colorscale(scale) if isinstance(scale, str) else scale
-    at = [float(position) for position, _ in scale]
-    named = [colors.hex_to_rgb(c) if c.startswith("#") else colors.unlabel_rgb(c) for _, c in scale]
-    channels = [np.interp(np.linspace(0, 1, STEPS + 1), at, channel) for channel in np.array(named, float).T]
-    return np.vstack([np.zeros((1, 3)), np.transpose(channels)]).round().astype(np.uint8)
+    named = colors.sample_colorscale(LOOKS[look], np.linspace(0, 1, STEPS + 1).tolist())
+    return np.vstack([np.zeros((1, 3)), [colors.unlabel_rgb(c) for c in named]]).round().astype(np.uint8)
 
 
 def sampled_limits(row, rows, n_columns, *, symmetric=False):

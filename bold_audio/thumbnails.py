@@ -10,6 +10,7 @@ from plotly.colors import sample_colorscale, unlabel_rgb
 
 from bold_audio import style
 from bold_audio.files import read_json
+from bold_audio.images import orientation_warnings
 
 N_SLICES = 6
 AROUND_ZERO = ("r", "partialr", "gain", "skill", "z", "t", "r2")  # have a sign; other maps begin at their smallest
@@ -32,20 +33,21 @@ def subject_thumbnails(folder):
         not pictures, are left out, and so are ``p`` and the ends of intervals.
     """
     found = [(path, *_entities(path)) for path in sorted(folder.glob("*_statmap.nii.gz"))]
-    found = [one for one in found if one[2] not in LEFT_OUT]
+    found = [(*one, *_values(one[0])) for one in found if one[2] not in LEFT_OUT]
     brains = {}  # all maps of a grid are shown in one frame, and where a map has no value the brain is still seen
-    for path, *_ in found:
-        has = np.isfinite(_values(path)[0])
-        brains[has.shape] = has | brains.get(has.shape, False)
+    for *_, values, _ in found:
+        brains[values.shape] = np.isfinite(values) | brains.get(values.shape, False)
     ordered = sorted(found, key=lambda one: (one[1] == "sweep", one[1], one[2]))
     made = [map_thumbnail(*one, brains=brains) for one in ordered]
     return [one for one in made if one is not None]
 
 
 def _values(path):
-    """Values of a map in canonical order, and its affine."""
-    image = nib.as_closest_canonical(nib.load(path))
-    return np.asarray(image.dataobj, dtype=float), image.affine
+    """Values of a map in canonical order, and its affine; as they lie, and None, where the orientation is unknown."""
+    image = nib.load(path)
+    known = not orientation_warnings(image.header)
+    image = nib.as_closest_canonical(image) if known else image
+    return np.asarray(image.dataobj, dtype=float), image.affine if known else None
 
 
 def _entities(path):
@@ -54,12 +56,11 @@ def _entities(path):
     return named.get("desc", ""), named.get("stat", "")
 
 
-def map_thumbnail(path, model, stat, *, brains):
+def map_thumbnail(path, model, stat, values, affine, *, brains):
     """One map as a picture with its words; None for a map that is a list of regions or has no finite value.
 
-    ``brains`` holds, by shape of the grid, where any map of it has a value.
+    ``brains`` holds, by shape of the grid, where any map of it has a value. Without ``affine`` no side is named.
     """
-    values, affine = _values(path)
     if sorted(values.shape)[1] == 1 or not np.isfinite(values).any():
         return None
     low, high = map(float, style.limits(values, symmetric=stat in AROUND_ZERO))
@@ -70,21 +71,24 @@ def map_thumbnail(path, model, stat, *, brains):
     about = (read_json(path.with_name(path.name.replace(".nii.gz", ".json")), default={}) or {}).get("Description", "")
     finite = values[np.isfinite(values)]
     top = np.unravel_index(np.nanargmax(values), values.shape)
-    where = ", ".join(f"{c:.0f}" for c in nib.affines.apply_affine(affine, top))
+    sides, unit = "axial slices from bottom to top, left side on the left", "mm of the scanner"
+    if affine is None:
+        sides, unit = "slices along the grid's third axis, orientation unknown", "voxel"
+    where = ", ".join(f"{c:.0f}" for c in (top if affine is None else nib.affines.apply_affine(affine, top)))
     ends = ("blue", "red") if stat in AROUND_ZERO else ("violet", "yellow")
     return {
         "model": model,
         "stat": stat,
         "src": png_uri(pixels),
-        "alt": f"Map of {stat} ({model}), axial slices from bottom to top, left side on the left: "
-        f"{finite.min():.3g} to {finite.max():.3g}, largest at ({where}) mm of the scanner.",
+        "alt": f"Map of {stat} ({model}), {sides}: {finite.min():.3g} to {finite.max():.3g}, largest at ({where}) "
+        f"{unit}.",
         "caption": f"{model}, {stat}: {about or 'no description'}. Colours {low:.3g} ({ends[0]}) to {high:.3g} "
         f"({ends[1]}); grey: no value.",
     }
 
 
 def _montage(values, brain, nothing):
-    """Evenly spaced axial slices of the part of the grid that the brain takes, in two rows, front up."""
+    """Evenly spaced slices of the part of the grid that the brain takes, in two rows, front up."""
     box = tuple(slice(*_ends(brain.any(axis=tuple({0, 1, 2} - {n})))) for n in range(3))
     inside = values[box]
     n = min(N_SLICES, inside.shape[2])

@@ -49,7 +49,7 @@ def simulated():
             r_map,
             title="SIMULATED subject: r of the sound alone on the test part",
             unit="Pearson r",
-            affine=subject.run.affine,
+            affine=subject.run.shown_affine,
             background=subject.run.mean_image,
             symmetric=True,
         ),

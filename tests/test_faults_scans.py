@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from faults import N_VOLUMES, T_R, noticed, rows
 
-from bold_audio import quality_sentences, registry, serving, workflow
+from bold_audio import brain_figures, quality_sentences, registry, serving, workflow
 from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.files import file_md5
 from bold_audio.registry import ReleaseFile
@@ -192,6 +192,11 @@ def test_orientation(site, row):
     np.testing.assert_allclose(subject.run.affine, affine, atol=1e-4)
     unknown = "orientation unknown (sform and qform are 0): left and right are not labelled"
     assert noticed(subject) == (unknown if row == "S17-no forms" else "")
+    run = subject.run
+    figure = brain_figures.plot_slices(run.mean_image, affine=run.shown_affine, n_slices=1, title="t", unit="a.u.")
+    written = [note.text for note in figure.layout.annotations]
+    sides = ["<b>L</b>", "<b>R</b>"]
+    assert written[1:] == ([] if row == "S17-no forms" else sides) and ("mm" in written[0]) == (written[1:] == sides)
 
 
 # --- values -------------------------------------------------------------------------------

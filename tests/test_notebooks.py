@@ -107,6 +107,12 @@ def test_a_cell_of_words_comes_before_each_cell_of_code(path):
 
 
 @each_notebook
+def test_figures_name_the_sides_of_no_run_whose_header_does_not(path):
+    for cell in code_of(path):
+        assert not re.search(r"\b(run|measured)\.affine\b", cell.source), "figures take run.shown_affine"
+
+
+@each_notebook
 def test_source_defines_nothing_and_calls_no_shell(path):
     for cell in code_of(path):
         assert not re.search(r"^\s*[!%]|get_ipython|autoreload|os\.system|subprocess", cell.source, re.MULTILINE)

@@ -193,9 +193,12 @@ def test_picture_is_a_png_of_these_pixels():
     np.testing.assert_array_equal(decode_png(thumbnails.png_uri(pixels)), pixels)
 
 
-def write_map(folder, name, values, affine):
+def write_map(folder, name, values, affine, *, code=1):
     path = folder / f"sub-09_task-film_desc-{name}_statmap.nii.gz"
-    nib.save(nib.Nifti1Image(values, affine), path)
+    image = nib.Nifti1Image(values, affine)
+    image.set_sform(affine, code=code)
+    image.set_qform(affine, code=code)
+    nib.save(image, path)
     write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"Description": "what it <is>"})
     return path
 
@@ -213,6 +216,9 @@ def test_thumbnail_has_left_on_the_left_front_up_and_its_words(tmp_path, sign):
     assert len(red) == 4 and set(red[:, 0] % 8) == {1} and set(red[:, 1] % 6) == {4}  # top row, right column
     assert "0 to 0.5" in made["alt"] and f"({16 if sign == 1 else -4}, 24, 0) mm" in made["alt"]
     assert "what it <is>" in made["caption"] and (made["model"], made["stat"]) == ("sound", "r")
+    (unknown,) = thumbnails.subject_thumbnails(write_map(tmp_path, "sound_stat-r", values, affine, code=0).parent)
+    assert "orientation unknown" in unknown["alt"] and f"({4 if sign == 1 else 1}, 6, 0) voxel." in unknown["alt"]
+    assert "left" not in unknown["alt"] and "mm" not in unknown["alt"]
 
 
 def test_a_map_of_few_voxels_is_shown_in_the_frame_of_the_whole_brain(tmp_path):
