@@ -26,8 +26,9 @@ SERVING = {
     "model_name", "model_version", "overwrite_model", "served_model", "runtime", "returns", "allow_other_subject",
     "triton_url", "triton_protocol", "triton_timeout", "prediction", "models_dir",
 }  # fmt: skip
+FIRST_USE = {"04": prepare.MLP_ONLY | {"checkpoint_dir"}, "05": SERVING}
+TRACKED = "04"  # the step whose trainings are logged; parameters of the logging count there alone
 TRACKING = {"mlflow_uri", "mlflow_experiment", "mlflow_required"}
-FIRST_USE = {"04": prepare.MLP_ONLY | TRACKING | {"checkpoint_dir"}, "05": SERVING}
 PASSING = re.compile(r"\..*|(status|done)\.json|(index|model_card)\.html")  # files that no step stands on
 
 
@@ -71,8 +72,9 @@ def made_from(params, files, steps):
 
 
 def _parameters_of(step, params):
-    later = set(chain.from_iterable(names for first, names in FIRST_USE.items() if step[:2] < first))
-    return {name: value for name, value in params.model_dump().items() if name not in NEVER | later}
+    left_out = NEVER.union(*(names for first, names in FIRST_USE.items() if step[:2] < first))
+    left_out |= set() if step[:2] == TRACKED else TRACKING
+    return {name: value for name, value in params.model_dump().items() if name not in left_out}
 
 
 def _files_beside(params, files):

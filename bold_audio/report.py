@@ -7,7 +7,7 @@ import nbformat
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from bold_audio import model_card, subjects, thumbnails
+from bold_audio import model_card, prepare, subjects, thumbnails
 from bold_audio.files import DataError, read_json, write_text
 from bold_audio.locking import DATASET_LOCK, lock
 from bold_audio.notebook_page import Failure, notebook_parts, read_failure, read_title
@@ -270,7 +270,7 @@ def _mixed(folder):
             if "made_from" in entry
         }
         last = max(made, key=lambda step: made[step][0], default=None)
-        now = {} if last is None else made[last][1]
+        now = {} if last is None else prepare.result_parameters(made[last][1])
         changed = {step: sorted(k for k in now if k in old and old[k] != now[k]) for step, (_, old) in made.items()}
     except (DataError, KeyError, TypeError, AttributeError):  # damaged: every step will be made again
         return []

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from bold_audio import done, execution, fetch, prepare, runs, warm
+from bold_audio import done, execution, fetch, prepare, runs, steps, warm
 from bold_audio.execution import StepError, run_step, run_subject
 from bold_audio.files import AccessError, DataError, ParameterError, file_md5, project_root
 from bold_audio.params import load_params
@@ -292,6 +292,23 @@ def test_who_joins_the_dataset_makes_nobody_elses_results_stale(project):
     assert done.made_from(params, files, STEPS) == before
     table.write_text("participant_id\tlanguage_dominance\nsub-sim\tR\n")
     assert done.made_from(params, files, STEPS)[STEPS[0]]["inputs"] != before[STEPS[0]]["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        ({"mlflow_uri": "http://127.0.0.1:8080", "mlflow_experiment": "film", "mlflow_required": True}, {"04"}),
+        ({"runtime": "triton", "triton_url": "127.0.0.1:8001"}, {"05", "06"}),
+        ({"lr": 0.5}, {"04", "05", "06"}),
+        ({"chunk_voxels": 16}, set()),
+    ],
+)
+def test_a_parameter_makes_those_steps_stale_that_use_it(project, change, stale):
+    params = project("x = 1", "x = 2")
+    shutil.copytree(ROOT / "notebooks", project_root() / "notebooks", dirs_exist_ok=True)
+    files = runs.locate_runs(params)
+    before, after = (done.made_from(one, files, steps.STEPS) for one in (params, params.model_copy(update=change)))
+    assert {step[:2] for step in steps.STEPS if before[step] != after[step]} == stale
 
 
 @pytest.mark.parametrize("where", ["data", "project", "home"])

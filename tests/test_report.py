@@ -145,7 +145,9 @@ def test_pages_of_other_parameters_than_the_last_are_named(params):
     write_json(params.subject_path / "done.json", done)
     html = write_subject_index(params, []).read_text()
     assert "00_a was run with other parameters than 06_b (confounds): run it again, or read it apart." in html
-    for other in ({"00_a": done["06_b"], "06_b": done["06_b"]}, {"00_a": {"before": {}}}, {"00_a": 5}, [], {}):
+    elsewhere = {"runtime": "triton", "triton_url": "127.0.0.1:8001", "mlflow_uri": "http://127.0.0.1:8080"}
+    alike = {"00_a": entry("T1", gap=16, **dict.fromkeys(elsewhere)), "06_b": entry("T2", gap=16, **elsewhere)}
+    for other in (alike, {"00_a": done["06_b"], "06_b": done["06_b"]}, {"00_a": {"before": {}}}, {"00_a": 5}, [], {}):
         write_json(params.subject_path / "done.json", other)
         assert "other parameters" not in write_subject_index(params, []).read_text()
 
