@@ -20,7 +20,6 @@ from bold_audio.files import (
     ParameterError,
     one_line,
     project_root,
-    without_credentials,
 )
 from bold_audio.locking import lock
 from bold_audio.params import load_params, normalise_subject, parse_given
@@ -189,7 +188,7 @@ def mlflow_sync(options):
     if params.mlflow_uri is None:
         raise ParameterError("mlflow-sync needs the address of a server - pass -p mlflow_uri http://127.0.0.1:8080")
     sent, known = tracking.send_runs(params.mlflow_path, params.mlflow_uri)
-    say(f"{sent} runs sent to {without_credentials(params.mlflow_uri)}; {known} were there already")
+    say(f"{sent} runs sent to {params.mlflow_uri}; {known} were there already")
     return 0
 
 

@@ -25,6 +25,10 @@ SIMULATED = "sim"
 DEFAULT_DATASET = "ds003688"
 MODEL_KINDS = ("mlp", "history_sound")
 LONGEST = 2000  # characters of a text
+PASSWORDS = {  # addresses that hold none, and what to do
+    "mlflow_uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment",
+    "triton_url": "give host:port of a server that asks for none",
+}
 LABEL = re.compile(r"[A-Za-z0-9]+")
 RESERVED = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?![^.])"  # no names of files on Windows, whatever follows a dot
 NAME = re.compile(rf"(?!{RESERVED})[A-Za-z0-9][A-Za-z0-9_.-]{{0,99}}")
@@ -234,6 +238,14 @@ class Params(BaseModel):
             raise ValueError("must be letters, digits, '_', '-' or '.', beginning with a letter or digit")
         return value
 
+    @field_validator(*PASSWORDS)
+    @classmethod
+    def _without_password(cls, value, info):
+        # Parameters are kept with every result. Said without the value: it holds a password.
+        if value is not None and "@" in value:
+            raise ValueError(f"must not hold a user or password - {PASSWORDS[info.field_name]}")
+        return value
+
     @field_validator("mlflow_uri")
     @classmethod
     def _server(cls, value):
@@ -248,7 +260,7 @@ class Params(BaseModel):
         parts = urlsplit(value)
         if "@" in parts.netloc:
             # Said without the value: it holds a password.
-            raise ValueError("must not hold a user or password: the token comes from the environment")
+            raise ValueError("must not hold a user or password - set YANDEX_WEBDAV_TOKEN in the environment")
         here = parts.hostname in ("127.0.0.1", "localhost", "::1")
         if parts.scheme != "https" and not (parts.scheme == "http" and here):
             raise ValueError("must begin with https:// (http:// only on this machine), or the token could be read")

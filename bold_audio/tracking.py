@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from bold_audio.files import AccessError, without_credentials, write_whole
+from bold_audio.files import AccessError, write_whole
 from bold_audio.locking import lock, remove_scratch
 
 KEY = "bold_audio.key"  # tag by which a training that is already there is known
@@ -23,7 +23,7 @@ def require_server(uri, *, instead="set mlflow_required false"):
     AccessError
     """
     if uri and not _answers(uri):
-        raise AccessError(f"MLflow does not answer at {without_credentials(uri)} - start it, or {instead}")
+        raise AccessError(f"MLflow does not answer at {uri} - start it, or {instead}")
 
 
 def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, local_folder):
@@ -37,13 +37,14 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
         Identity of the training; a finished run with this key is left alone.
     experiment : str
     parameters, tags : dict
-        Parameters are written as text, of at most 500 characters each; URLs lose their user and password.
+        Parameters are written as text, of at most 500 characters each.
     losses : list of dict
         One per epoch, with ``epoch`` and the metrics of that epoch.
     files : list of path
         Artifacts.
     uri : str or None
-        Address of the server where the runs go; None means the local sqlite file.
+        Address of the server where the runs go; None means the local sqlite file. MLflow's client takes a user and a
+        password from the environment variables MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
     local_folder : path
         Where the local store is, and where runs go when the server fails.
 
@@ -55,7 +56,7 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
     content = {
         "key": key,
         "experiment": experiment,
-        "parameters": {name: without_credentials(str(value))[:500] for name, value in parameters.items()},
+        "parameters": {name: str(value)[:500] for name, value in parameters.items()},
         "losses": losses,
         "files": [Path(path) for path in files],
         "tags": tags,
@@ -71,7 +72,7 @@ def log_run(run_name, *, key, experiment, parameters, losses, files, tags, uri, 
                 reason = f"failed ({type(error).__name__})"
         _write_locally(run_name, local_folder, content)
         return (
-            f"MLflow {reason} at {without_credentials(uri)}; runs are logged in {local_folder} instead - send them "
+            f"MLflow {reason} at {uri}; runs are logged in {local_folder} instead - send them "
             "with 'bold-audio mlflow-sync' when it is back"
         )
     _write_locally(run_name, local_folder, content)
@@ -110,7 +111,7 @@ def send_runs(local_folder, uri, *, keys=None):
                 sent = _write(run.info.run_name, uri=uri, artifacts=None, **content)
             except Exception as error:  # whatever a server or what stands before it can answer
                 raise AccessError(
-                    f"MLflow failed ({type(error).__name__}) at {without_credentials(uri)} after {counts[0]} runs - "
+                    f"MLflow failed ({type(error).__name__}) at {uri} after {counts[0]} runs - "
                     "try later, it goes on from there"
                 ) from error
         counts[not sent] += 1

@@ -14,7 +14,7 @@ from http.client import HTTPException
 import numpy as np
 
 from bold_audio.bundle import input_widths
-from bold_audio.files import AccessError, ModelError, ParameterError, without_credentials
+from bold_audio.files import AccessError, ModelError, ParameterError
 
 PORTS = {"grpc": 8001, "http": 8000}
 WAITS = (0.5, 2.0)  # s before the second and the third try
@@ -93,7 +93,7 @@ class TritonModel:
                 return self._once(what, args, options)
             except _Unavailable as error:
                 if pause is None:
-                    where = f"{without_credentials(self.place)} ({self.protocol}, {error})"
+                    where = f"{self.place} ({self.protocol}, {error})"
                     raise AccessError(
                         f"Triton not reachable at {where} - start it (make triton), or use runtime onnxruntime"
                     ) from error
@@ -109,7 +109,7 @@ class TritonModel:
             if any(word in status for word in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "502", "503", "504")):
                 self._own.__dict__.clear()  # a new connection for the next try
                 raise _Unavailable(status.removeprefix("StatusCode.").lower().replace("_", " ")) from error
-            raise ModelError(f"Triton at {without_credentials(self.place)} refused: {text[:300]}") from error
+            raise ModelError(f"Triton at {self.place} refused: {text[:300]}") from error
         except (OSError, HTTPException, ValueError, RuntimeError) as error:  # what a broken HTTP connection comes as
             self._own.__dict__.clear()
             raise _Unavailable(type(error).__name__) from error

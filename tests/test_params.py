@@ -178,6 +178,21 @@ def test_a_wrong_value_is_refused_under_its_name(name, value):
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "mend"),
+    [
+        ("mlflow_uri", "http://me:hunter2@127.0.0.1:8080", "MLFLOW_TRACKING_PASSWORD"),
+        ("triton_url", "me:hunter2@127.0.0.1:8001", "host:port"),
+        ("triton_url", "grpcs://me:hunter2@127.0.0.1:8001", "host:port"),
+        ("dvc_url", "https://me:hunter2@dav.example.org/x", "YANDEX_WEBDAV_TOKEN"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(name, value, mend):
+    with refused(f"^{name}: must not hold a user or password - .*{mend}[^@]*$") as caught:
+        load_params("09", **{name: value})
+    assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_the_message_tells_the_rule_and_the_value():
     with refused(r"^dropout: input should be less than 1, got '1.5' - see dropout in params/common.yaml$"):
         load_params("09", dropout=1.5)
