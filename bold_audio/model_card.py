@@ -43,17 +43,20 @@ def card_facts(params):
         return None
     path = folder / "scores.tsv"
     scores = pd.read_csv(path, sep="\t") if path.is_file() else None
-    models = [_model(params, kind, entry, done, scores, summary) for kind, entry in entries.items()]
+    kept = {
+        kind: scores if _were_of(entry, done.get("inference", {}), kind) else None for kind, entry in entries.items()
+    }
+    models = [_model(params, kind, entry, kept[kind], summary) for kind, entry in entries.items()]
     return {
         "note": summary.get("about", params.data_note or ""),
         "alarms": summary.get("alarms", []),
         "models": models,
-        "limits": _limits(params, summary, scores, n_runs=max(model["n_runs"] for model in models)),
+        "limits": _limits(params, entries, summary, kept, n_runs=max(model["n_runs"] for model in models)),
         "provenance": _made_by(entries),
     }
 
 
-def _model(params, kind, entry, done, scores, summary):
+def _model(params, kind, entry, scores, summary):
     name, version = entry["model_name"], entry["model_version"]
     made = {"name": name, "version": version, "sections": [], "tables": [], "n_runs": 1}
     try:
@@ -68,8 +71,6 @@ def _model(params, kind, entry, done, scores, summary):
         ("Features", _features(facts)),
         ("Training", _training(kind, facts.get("training", {}), entry["parameters"])),
     ]
-    if not _were_of(entry, done.get("inference", {}), kind):
-        scores = None
     made["tables"] = _tables(scores, kind, summary.get("region"))
     return made | {"sentence": about_scores(scores, kind, summary.get("region"))}
 
@@ -191,35 +192,44 @@ def about_scores(scores, kind, region):
         if not len(rows):
             continue
         own = rows.loc[kind, "mse"]
-        others = rows["mse"].drop(kind).dropna()
-        beaten = [name for name, mse in others.items() if own < mse]
-        ahead = [f"{name} ({mse:.4g})" for name, mse in others.items() if own >= mse]
-        text = f"{words.capitalize()}, in {region}: MSE {own:.4g}; smaller than that of {_listed(beaten)}"
-        said.append(f"{text}, not smaller than that of {_listed(ahead)}.")
+        others = rows["mse"].drop(kind)
+        compared = {
+            "smaller than that of": [name for name, mse in others.items() if own < mse],
+            "not smaller than that of": [f"{name} ({mse:.4g})" for name, mse in others.items() if own >= mse],
+            "not compared with": [f"{name} (no MSE)" for name, mse in others.items() if pd.isna(mse)],
+        }
+        told = ", ".join(f"{how} {', '.join(names)}" for how, names in compared.items() if names)
+        said.append(f"{words.capitalize()}, in {region}: MSE {own:.4g}{'; ' if told else ''}{told}.")
     return " ".join(said) or "It was not scored on the test part: run notebook 06."
 
 
-def _listed(names):
-    return ", ".join(names) or "none"
+def _limits(params, entries, summary, kept, *, n_runs):
+    """Sentences; ``entries`` and ``kept`` hold, by kind of model, its export as recorded and the scores that are its.
 
-
-def _limits(params, summary, scores, *, n_runs):
-    rows = None if scores is None or "region" not in summary else scores[scores["region"] == summary["region"]]
+    Of parameters those of the exports count: whoever writes the card may give others.
+    """
+    region, made_with = summary.get("region"), {one["model_name"]: one["parameters"] for one in entries.values()}
+    sizes = [
+        table.loc[(table["region"] == region) & (table["model"] == kind), "n_volumes"]
+        for kind, table in kept.items()
+        if table is not None
+    ]
+    n = next((rows.iloc[0] for rows in sizes if len(rows)), None)
     limits = [
         f"{'One run' if n_runs == 1 else f'{n_runs} runs'} of one person (sub-{params.subject}): nothing is known of "
         "other people, and the voxels are those of this scan's grid and mask.",
         "One delay for all voxels, although regions need not share one.",
     ]
-    if rows is not None and len(rows):
-        n = rows["n_volumes"].iloc[0]
+    if n is not None:
         what = f"one test part of {n} volumes that follow one another" if n_runs == 1 else f"{n} test volumes"
         limits.append(f"Scored once, on {what}; a smaller error there is not yet a significant one.")
     if "SIMULATED" in summary.get("about", params.data_note or ""):
         limits.insert(0, "The scan is SIMULATED: its scores say how the method works, nothing about a brain.")
-    if params.feature_source != "audio":
+    if any(one.get("feature_source", "audio") != "audio" for one in made_with.values()):
         limits.append("Trained on ANNOTATIONS: it cannot be given a sound file.")
-    if not params.realign:
-        limits.append("Head motion was not corrected (realign false).")
+    if still := [name for name, one in made_with.items() if not one.get("realign")]:
+        of = "" if len(still) == len(made_with) else f" for {', '.join(still)}"
+        limits.append(f"Head motion was not corrected{of} (realign false).")
     limits += [plain(sentence) for sentence in summary.get("sentences", [])[1:2]]
     return [*limits, "For research: no decision about a person may rest on it."]
 

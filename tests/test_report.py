@@ -336,7 +336,14 @@ def test_card_says_which_models_are_beaten_and_which_are_not(kind, beaten, ahead
 
 def test_equal_error_is_not_a_smaller_one():
     scores = pd.DataFrame({"model": ["history", "mlp"], "mse": [1e-5, 1e-5], "prediction": "one_step", "region": "a"})
-    assert "smaller than that of none, not smaller than that of history" in model_card.about_scores(scores, "mlp", "a")
+    assert "in a: MSE 1e-05; not smaller than that of history (1e-05)." in model_card.about_scores(scores, "mlp", "a")
+
+
+def test_a_rival_without_an_error_is_named_and_an_empty_half_is_not():
+    table = pd.DataFrame({"model": ["mlp", "history", "constant"], "mse": [1.0, 2.0, np.nan], "region": "a"})
+    said = model_card.about_scores(table.assign(prediction="one_step"), "mlp", "a")
+    assert said.endswith("in a: MSE 1; smaller than that of history, not compared with constant (no MSE).")
+    assert model_card.about_scores(table[:1].assign(prediction="one_step"), "mlp", "a").endswith("in a: MSE 1.")
 
 
 FACTS = {
@@ -351,9 +358,10 @@ FACTS = {
 }  # fmt: skip
 
 
-def card_of(params, monkeypatch, *, scored=3, **changed):
+def card_of(params, monkeypatch, *, scored=3, realign=False, **changed):
     entry = {"model_name": "m", "model_version": 3, "finished": "2026", "python": "3.11", "packages": {"numpy": "2"}}
     entry |= {"parameters": {"seed": 7, "hidden_dims": [64], "n_folds": 5, "gap": 16.0, "history_order": 4}}
+    entry["parameters"] |= {"realign": realign, "feature_source": changed.get("feature_source", "audio")}
     entry |= {"bundle_hash": "b1"}
     later = {"delay": 3.0, "candidates": [3.0], "why": "another training", "best_epoch": 1}  # than the exported one
     write_scores(params.subject_path, history=2e-5)
@@ -381,8 +389,22 @@ def test_card_tells_data_features_training_and_limits_from_what_the_run_left(par
 
 
 def test_card_has_no_scores_of_another_version(params, monkeypatch):
-    (model,) = card_of(params, monkeypatch, scored=2)["models"]
+    facts = card_of(params, monkeypatch, scored=2)
+    (model,) = facts["models"]
     assert model["sentence"] == "It was not scored on the test part: run notebook 06." and model["tables"] == []
+    assert not any("Scored once" in limit for limit in facts["limits"])
+
+
+def test_limits_are_those_of_the_export_whatever_the_parameters_are_now(params, monkeypatch):
+    facts = card_of(params, monkeypatch, realign=True)
+    assert not any("Head motion" in limit for limit in facts["limits"])
+    path = params.subject_path / "provenance.json"
+    done = json.loads(path.read_text())
+    other = done["export_mlp"] | {"model_name": "m_history_sound", "parameters": {"realign": False, "n_folds": 5}}
+    other["parameters"] |= {"gap": 16.0, "history_order": 4}
+    write_json(path, done | {"export_history_sound": other})
+    limits = model_card.card_facts(params)["limits"]
+    assert "Head motion was not corrected for m_history_sound (realign false)." in limits
 
 
 def test_card_of_the_model_beside_has_the_scores_of_a_run_like_its_own(params, monkeypatch):
