@@ -178,8 +178,9 @@ class SliceViewer(anywidget.AnyWidget):
         self._send_courses("course", question, facts, values)
 
     def _compare(self, question):
-        found, values = self.scene.compared(question["model"], question["kind"])
-        self._send_courses("compare", question, {"found": found}, values)
+        asked = {name: question[name] for name in ("model", "kind")}
+        found, values = self.scene.compared(**asked)
+        self._send_courses("compare", question, {"found": found} | asked, values)
 
     def _send_courses(self, kind, question, facts, values):
         values = np.ascontiguousarray(values, dtype="<f4")

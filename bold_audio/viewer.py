@@ -118,6 +118,8 @@ def app():
             said.value = ""
         except BoldAudioError as error:
             said.value = str(error)
+        except Exception as error:  # else "Opening …" would stand there for ever
+            said.value = f"{type(error).__name__}: {error}"
 
     choice.observe(show, names="value")
     if len(found) == 1:

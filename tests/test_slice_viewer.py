@@ -165,6 +165,7 @@ def test_the_best_voxel_comes_with_a_random_and_a_null_one(run, heard):
     viewer, ask = heard
     frame = viewer.scene.frame
     answer, raw = ask(type="compare", model="sound", kind="one_step", view="a")
+    assert (answer["model"], answer["kind"]) == ("sound", "one_step")  # by which a late answer is known
     found = {f["role"]: f for f in answer["found"]}
     values = raw.view("<f4").reshape(3, 2, N)
     planted = frame.voxel_of(tuple(np.argwhere(run.mask)[11]))

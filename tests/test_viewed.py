@@ -167,12 +167,13 @@ def test_the_page_says_what_to_do_where_nothing_was_kept(monkeypatch, small_para
     assert "run <code>make demo</code>" in viewer.app().value
 
 
-def test_the_page_says_why_a_subject_cannot_be_opened(subject, kept, monkeypatch):
+@pytest.mark.parametrize("error", [DataError("the scan is gone - fetch it"), FileNotFoundError("null-sound.npy")])
+def test_the_page_says_why_a_subject_cannot_be_opened(subject, kept, monkeypatch, error):
     monkeypatch.setattr(viewer, "load_params", lambda *_, **__: subject.params)
 
     def broken(_):
-        raise DataError("the scan is gone - fetch it")
+        raise error
 
     monkeypatch.setattr(viewer.viewed, "kept_predictions", broken)
     _, said, shown = viewer.app().children
-    assert said.value == "the scan is gone - fetch it" and not shown.children
+    assert said.value.endswith(str(error)) and not shown.children

@@ -330,6 +330,46 @@ def test_picture_follows_the_sound(page):
     page.wait_for_selector(f'.ba-viewer[data-volume="{int(stopped / T_R + 1e-6)}"]')
 
 
+def test_scrubbing_while_it_plays_leaves_the_sound_on(page):
+    page.wait_for_selector(".ba-viewer[data-sound=ready]", timeout=120_000)
+    go(page, 30)
+    box = page.get_by_label("sound", exact=True)
+    box.check()
+    page.locator(".ba-play").first.click()
+    page.locator("[data-axis=time]").first.evaluate(
+        """(slider) => {
+             for (const volume of [40, 41, 42, 43]) {
+               slider.value = volume;
+               slider.dispatchEvent(new Event('input'));  // before the play() of the last one has settled
+             }
+             window.seen = [];
+             document.querySelector('.ba-viewer').addEventListener('painted', (e) => window.seen.push(e.detail));
+           }"""
+    )
+    page.wait_for_function("() => window.seen.filter((s) => s.heard !== null).length >= 3", timeout=60_000)
+    page.locator(".ba-play").first.click()
+    assert box.is_checked()
+
+
+def test_a_browser_that_refuses_the_sound_unticks_its_box(page):
+    page.wait_for_selector(".ba-viewer[data-sound=ready]", timeout=120_000)
+    go(page, 30)
+    box = page.get_by_label("sound", exact=True)
+    box.check()
+    page.evaluate(
+        """() => {
+             window.play = HTMLMediaElement.prototype.play;
+             HTMLMediaElement.prototype.play = () => Promise.reject(new DOMException('', 'NotAllowedError'));
+           }"""
+    )
+    page.locator(".ba-play").first.click()
+    page.wait_for_function("(box) => !box.checked", arg=box.element_handle())
+    page.wait_for_selector('.ba-viewer[data-playing="true"]')  # goes on without it
+    page.locator(".ba-play").first.click()
+    page.evaluate("() => { HTMLMediaElement.prototype.play = window.play; }")
+    box.check()
+
+
 def test_click_on_the_time_axis_goes_there(page):
     go(page, 60)
     axis = page.locator(".ba-svg").first

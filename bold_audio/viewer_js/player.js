@@ -2,12 +2,16 @@
 
 const FASTEST = "fastest";
 
-/** Calls `show(volume, seconds)` while it plays, and `changed(playing)` when it starts or stops. */
+/**
+ * Calls `show(volume, seconds)` while it plays, `changed(playing)` when it starts or stops, and `silenced()` where the
+ * browser refuses to play the sound.
+ */
 class Player {
-  constructor(about, show, changed) {
+  constructor(about, show, changed, silenced) {
     this.about = about;
     this.show = show;
     this.changed = changed;
+    this.silenced = silenced;
     this.end = about.times[about.n_volumes - 1] + about.t_r;
     this.speed = 1;
     this.playing = false;
@@ -87,7 +91,11 @@ class Player {
     if (at < 0 || at >= duration - 0.05) return;
     audio.playbackRate = this.speed;
     audio.currentTime = at;
-    audio.play().catch(() => this.setMuted(true));
+    audio.play().catch((error) => {
+      if (error.name === "AbortError") return; // paused or sought before it had begun
+      this.setMuted(true);
+      this.silenced();
+    });
   }
 
   tick(now) {

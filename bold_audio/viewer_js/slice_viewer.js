@@ -22,7 +22,7 @@ class Viewer {
     this.ahead = null;
     this.planes = new Planes(this.about, (voxel, done) => this.move(voxel, done));
     this.timeline = this.about.n_volumes > 1 ? new Timeline(this.about, (s) => this.seek(s)) : null;
-    this.player = new Player(this.about, (k, s) => this.show(k, s), (playing) => this.showPlaying(playing));
+    this.player = new Player(this.about, (k, s) => this.show(k, s), (playing) => this.showPlaying(playing), () => (this.soundBox.checked = false));
     this.root = make("div", { class: "ba-viewer", role: "region", "aria-label": `Slice viewer: ${this.about.title}` });
     this.build(models, kinds, maps, quantities);
     element.append(this.root);
@@ -352,9 +352,9 @@ class Viewer {
     this.timeline.setRows([{ title: `This voxel, ${this.about.value_unit}`, series }]);
   }
 
-  onCompared({ found }, bytes) {
-    if (!this.compareBox.checked) return;
-    const there = found.filter((f) => f.voxel), names = there.flatMap(() => ["measured", this.state.model]);
+  onCompared({ found, model, kind }, bytes) {
+    if (!this.compareBox.checked || model !== this.state.model || kind !== this.state.kind) return; // asked for before
+    const there = found.filter((f) => f.voxel), names = there.flatMap(() => ["measured", model]);
     const all = this.rowsOf(names, bytes);
     const rows = there.map((f, i) => ({ title: `${ROLES[f.role]}: r = ${short(+f.r.toFixed(3))}, ${f.note}`, series: all.slice(2 * i, 2 * i + 2).map((s) => ({ ...s, strong: true })) }));
     const missing = found.filter((f) => !f.voxel).map((f) => `${ROLES[f.role]}: ${f.note}.`);

@@ -40,7 +40,7 @@ class Timeline {
       this.seek(event);
     });
     this.svg.addEventListener("pointermove", (event) => this.held && this.seek(event));
-    this.svg.addEventListener("pointerup", () => (this.held = false));
+    for (const end of ["pointerup", "pointercancel"]) this.svg.addEventListener(end, () => (this.held = false));
   }
 
   seek(event) {
