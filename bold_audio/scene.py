@@ -279,7 +279,7 @@ class Scene:
             return which, self.null[model, kind], 0, "the best voxel for a shifted sound, the model fitted to it anew"
         prediction = self.predictions[model, kind]
         if model not in timecourse.WITHOUT_PAST:
-            note = "none: a model with a past has to be fitted again to a shifted sound (viewed.shifted_rows)"
+            note = "none: a model with a past would have to be fitted again to a shifted sound"
             return None, prediction, 0, note
         length = timecourse.block_length(self.blocks)
         shift = timecourse.null_shift(len(prediction.volumes), self.t_r, block_length=length)

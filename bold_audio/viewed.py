@@ -1,14 +1,15 @@
-"""What models predict of a subject's test part, kept on disk for viewers; and the same for a sound that was shifted."""
+"""What models predict of a subject's test part, kept on disk for viewers."""
+
+import sys
 
 import numpy as np
 
-from bold_audio import models, prepare, timecourse
+from bold_audio import prepare, serving, timecourse
 from bold_audio.files import DataError, fingerprint, read_json, write_json, write_whole
 from bold_audio.models import predict_row
 from bold_audio.params import load_params
 
 SHOWN = ("copy_previous", "blocks", "sound", "history", "history_sound", "history_blocks_sound", "mlp")
-SHIFTED = ("blocks", "sound", "history_sound")
 ABOUT = "about.json"
 
 
@@ -17,7 +18,7 @@ def kept_folder(params):
     return params.cache_path / "viewer" / f"{params.label}-sub-{params.subject}"
 
 
-def keep_predictions(subject, rows, *, shifted=None, names=SHOWN):
+def keep_predictions(subject, rows, *, names=SHOWN):
     """Predict the test part by several rows, and keep it on disk in place of what was kept before.
 
     Parameters
@@ -25,29 +26,26 @@ def keep_predictions(subject, rows, *, shifted=None, names=SHOWN):
     subject : prepare.Subject
     rows : dict of str to models.Row
         Fitted on train.
-    shifted : dict of str to models.Row, optional
-        The same models fitted to a shifted sound, such as `shifted_rows`.
     names : sequence of str
         Which rows; those that are not there are left out.
 
     Returns
     -------
     dict
-        ``predictions``, ``null`` and ``volumes``, as `slice_viewer.SliceViewer` takes them; memory-mapped.
+        ``predictions`` and ``volumes``, as `slice_viewer.SliceViewer` takes them; memory-mapped.
     """
-    folder, kept, split = kept_folder(subject.params), {"predictions": [], "null": []}, subject.split
-    for group, given in (("predictions", rows), ("null", shifted or {})):
-        for name in names:
-            for kind in timecourse.KINDS if name in given else ():
-                made = predict_row(subject, given[name], split.test, kind, fitted_on=split.train)
-                with write_whole(folder / f"{group}-{name}-{kind}.npy") as part:
-                    np.save(part, np.asarray(made, np.float32))
-                kept[group].append([name, kind])
+    folder, kept, split = kept_folder(subject.params), [], subject.split
+    for name in (name for name in names if name in rows):
+        for kind in timecourse.KINDS:
+            made = predict_row(subject, rows[name], split.test, kind, fitted_on=split.train)
+            with write_whole(folder / f"{name}-{kind}.npy") as part:
+                np.save(part, np.asarray(made, np.float32))
+            kept.append([name, kind])
     params, where = subject.params, {"data_dir": subject.params.data_dir}  # a dataset without a file needs it
     usual = load_params(params.subject, params.dataset, **where).model_dump()
     given = where | {name: value for name, value in params.model_dump().items() if value != usual[name]}
     about = {"subject": params.subject, "dataset": params.dataset, "given": given, "made_of": _made_of(subject)}
-    write_json(folder / ABOUT, {**about, **kept, "volumes": split.test.tolist()})
+    write_json(folder / ABOUT, {**about, "predictions": kept, "volumes": split.test.tolist()})
     return kept_predictions(subject)
 
 
@@ -65,11 +63,8 @@ def kept_predictions(subject):
         return _written(subject)
     if about["made_of"] != _made_of(subject):
         _stale(subject, "the predictions kept are of another scan or parameters, or another version made them")
-    groups = {
-        group: {tuple(key): np.load(folder / f"{group}-{key[0]}-{key[1]}.npy", mmap_mode="r") for key in about[group]}
-        for group in ("predictions", "null")
-    }
-    return groups | {"volumes": np.array(about["volumes"], int)}
+    made = {(name, kind): np.load(folder / f"{name}-{kind}.npy", mmap_mode="r") for name, kind in about["predictions"]}
+    return {"predictions": made, "volumes": np.array(about["volumes"], int)}
 
 
 def _written(subject):
@@ -83,7 +78,7 @@ def _written(subject):
     if then != now or made.shape != (len(test), subject.run.n_voxels):
         _stale(subject, "y_test_pred.npy is of another scan or parameters")
     name = (known["kind"], known["prediction"])
-    return {"predictions": {name: made}, "null": {}, "volumes": test}
+    return {"predictions": {name: made}, "volumes": test}
 
 
 def _stale(subject, why):
@@ -91,8 +86,9 @@ def _stale(subject, why):
 
 
 def _made_of(subject):
-    """Names the scan and the sound as they were read, every parameter of a result, and the volumes predicted."""
-    return fingerprint(subject.run.files.entities, subject.result_key(), subject.split.test.tolist())
+    """Names the scan and the sound as they were read, parameters and code of every model, and the volumes predicted."""
+    key = subject.result_key(sys.modules[__name__], serving)
+    return fingerprint(subject.run.files.entities, key, subject.split.test.tolist())
 
 
 def kept_subjects(params):
@@ -108,44 +104,3 @@ def kept_subjects(params):
         label, subject = path.parent.name.rsplit("-sub-", 1)
         found[label, subject] = {name: about[name] for name in ("subject", "dataset", "given")}
     return list(found.values())
-
-
-def shifted_rows(subject, delay, *, names=SHIFTED):
-    """Fit linear rows to the film moved in a circle by about half of the run, so that nothing can have followed it.
-
-    Blocks move with the sound. Every voxel may follow, since no voxel was chosen for this sound.
-
-    Returns
-    -------
-    dict of str to models.Row
-    float
-        By how much the film was moved, s.
-
-    Raises
-    ------
-    DataError
-        If the run is too short for an admissible shift.
-    """
-    used, params, t_r = subject.whole_run, subject.params, subject.run.files.t_r
-    shift = timecourse.null_shift(len(used), t_r, block_length=subject.block_length)
-    if shift is None:
-        raise DataError(f"sub-{params.subject}: the run is too short to shift its sound")
-
-    def moved(kind, at):
-        X = np.array(subject.scaled(kind, at, subject.split.train)[0])
-        X[used] = np.roll(X[used], shift, axis=0)
-        return X
-
-    fitted = models.fit_rows(
-        subject.Y,
-        rows=subject.split.train,
-        folds=subject.folds,
-        sound=moved("sound", delay),
-        sound_at_zero=moved("zero", 0.0),
-        blocks=moved("blocks", delay) if subject.blocks is not None else None,
-        alphas=params.alphas,
-        max_order=params.history_order,
-        n_components=params.history_components,
-        names=names,
-    )
-    return models.linear_rows(fitted), shift * t_r

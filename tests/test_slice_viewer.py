@@ -178,7 +178,7 @@ def test_the_best_voxel_comes_with_a_random_and_a_null_one(run, heard):
     # A model with a past has no null voxel without predictions of a shifted sound.
     answer, _ = ask(type="compare", model="history_sound", kind="one_step")
     null = answer["found"][2]
-    assert null["voxel"] is None and "viewed.shifted_rows" in null["note"]
+    assert null["voxel"] is None and "fitted again to a shifted sound" in null["note"]
 
 
 def test_null_predictions_that_were_given_are_used(run):

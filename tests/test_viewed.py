@@ -1,11 +1,12 @@
-"""A subject's predictions kept for viewers, those of a shifted sound, and the page that opens them."""
+"""A subject's predictions kept for viewers, and the page that opens them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bold_audio import files, prepare, scores, viewed, viewer, workflow
+from bold_audio import files, prepare, viewed, viewer, workflow
 from bold_audio import params as params_module
 from bold_audio.files import DataError
 
@@ -28,18 +29,12 @@ def rows(subject):
 
 
 @pytest.fixture(scope="module")
-def shifted(subject):
-    return viewed.shifted_rows(subject, DELAY, names=("sound",))
-
-
-@pytest.fixture(scope="module")
-def kept(subject, rows, shifted):
-    return viewed.keep_predictions(subject, rows, shifted=shifted[0])
+def kept(subject, rows):
+    return viewed.keep_predictions(subject, rows)
 
 
 def test_kept_predictions_are_those_of_the_rows(subject, rows, kept):
     assert list(kept["predictions"]) == [(name, kind) for name in NAMES for kind in ("one_step", "open_loop")]
-    assert list(kept["null"]) == [("sound", "one_step"), ("sound", "open_loop")]
     assert np.array_equal(kept["volumes"], subject.split.test)
     for (name, kind), values in kept["predictions"].items():
         made = workflow.predict_row(subject, rows[name], subject.split.test, kind, fitted_on=subject.split.train)
@@ -49,33 +44,6 @@ def test_kept_predictions_are_those_of_the_rows(subject, rows, kept):
     assert np.array_equal(copied, subject.Y[subject.split.test - 1])
     again = viewed.kept_predictions(subject)
     assert np.array_equal(again["predictions"]["sound", "one_step"], kept["predictions"]["sound", "one_step"])
-
-
-def test_nothing_follows_the_shifted_sound_where_the_sound_was_followed(subject, kept, shifted):
-    _, seconds = shifted
-    assert 5 < seconds % 30 < 25  # not where the blocks fall on blocks
-    Y = subject.Y[subject.split.test]
-    planted = subject.run.regions["planted_r2_over_0.2"]
-    real, null = (scores.pearson_r(Y, kept[of]["sound", "one_step"])[planted] for of in ("predictions", "null"))
-    assert np.nanmedian(real) > 0.35
-    assert abs(np.nanmedian(null)) < 0.15
-
-
-def test_the_design_moves_in_a_circle(subject, monkeypatch):
-    seen = {}
-
-    def fit_rows(Y, *, sound, blocks, rows, names, **_):
-        seen.update(sound=sound, blocks=blocks, rows=rows)
-        return {}
-
-    monkeypatch.setattr(viewed.models, "fit_rows", fit_rows)
-    _, seconds = viewed.shifted_rows(subject, DELAY)
-    shift, used = round(seconds / subject.run.files.t_r), subject.whole_run
-    for kind in ("sound", "blocks"):
-        X = subject.scaled(kind, DELAY)[0]
-        assert np.array_equal(seen[kind][used[shift:]], X[used[:-shift]])
-        assert np.array_equal(seen[kind][used[:shift]], X[used[-shift:]])
-    assert np.array_equal(seen["rows"], subject.split.train)
 
 
 def test_predictions_of_another_scan_are_refused(subject, kept):
@@ -92,6 +60,14 @@ def test_predictions_of_another_scan_are_refused(subject, kept):
             viewed.kept_predictions(subject)
     finally:
         path.write_text(about)
+
+
+@pytest.mark.parametrize("module", ["choices", "encoding", "mlp", "models", "ridge", "serving", "viewed"])
+def test_predictions_by_other_code_are_refused(subject, kept, monkeypatch, module):
+    path, read = Path(viewed.__file__).with_name(f"{module}.py"), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda one: read(one) + (b"CHANGED = 1\n" if one == path else b""))
+    with pytest.raises(DataError, match="another version made them - run notebook 06"):
+        viewed.kept_predictions(subject)
 
 
 @pytest.mark.parametrize("other", [{"confounds": ["drift"]}, {"n_mfcc": 5}, {"history_components": 3}])
@@ -134,12 +110,6 @@ def test_what_notebook_06_always_writes_can_be_looked_at(subject, kept, monkeypa
         subject.path("provenance.json").unlink()
 
 
-def test_a_run_too_short_for_a_shift_is_refused(subject, monkeypatch):
-    monkeypatch.setattr(viewed.timecourse, "null_shift", lambda *_, **__: None)
-    with pytest.raises(DataError, match="too short to shift"):
-        viewed.shifted_rows(subject, DELAY)
-
-
 def test_the_viewer_of_a_subject_has_its_sound_and_says_simulated(subject, kept):
     shown = viewer.subject_viewer(subject, kept)
     assert shown.about["sound"] is True
@@ -147,7 +117,6 @@ def test_the_viewer_of_a_subject_has_its_sound_and_says_simulated(subject, kept)
     assert shown.about["models"] == list(NAMES)
     track = shown._sound.track
     assert (track.onset, track.duration) == (subject.run.files.onset, pytest.approx(389.7, abs=0.1))
-    assert shown.scene.null.keys() == kept["null"].keys()
 
 
 def test_the_page_opens_what_was_kept(subject, kept, monkeypatch):
@@ -167,7 +136,7 @@ def test_the_page_says_what_to_do_where_nothing_was_kept(monkeypatch, small_para
     assert "run <code>make demo</code>" in viewer.app().value
 
 
-@pytest.mark.parametrize("error", [DataError("the scan is gone - fetch it"), FileNotFoundError("null-sound.npy")])
+@pytest.mark.parametrize("error", [DataError("the scan is gone - fetch it"), FileNotFoundError("sound-one_step.npy")])
 def test_the_page_says_why_a_subject_cannot_be_opened(subject, kept, monkeypatch, error):
     monkeypatch.setattr(viewer, "load_params", lambda *_, **__: subject.params)
 

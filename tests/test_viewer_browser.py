@@ -398,7 +398,7 @@ def test_best_random_and_null_voxel(page, arrays):
     page.locator(".ba-jumps").get_by_role("button", name="best").click()
     page.wait_for_selector(f'.ba-viewer[data-voxel="{SHAPE[0] - 1 - i},{j},{k}"]')
     page.get_by_label("model", exact=True).first.select_option("history_sound")
-    page.get_by_text("a model with a past has to be fitted again").wait_for()
+    page.get_by_text("a model with a past would have to be fitted again").wait_for()
     page.get_by_label("best, random and null voxel instead").uncheck()
     page.wait_for_selector(".ba-svg path[data-name=copy_previous]")
 
