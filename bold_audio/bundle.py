@@ -300,7 +300,7 @@ def check_fits(facts, *, n_features, subject, mask_hash, allow_other_subject=Fal
     """
     if facts["n_inputs"] != n_features:
         raise ModelError(
-            f"the model expects {facts['n_inputs']} features, the parameters make {n_features} - set n_mfcc"
+            f"the model expects {facts['n_inputs']} features, these are {n_features} - set what bundle.json says"
         )
     if not allow_other_subject and (facts["subject"] != subject or facts["mask_hash"] != mask_hash):
         raise ModelError(

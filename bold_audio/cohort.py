@@ -14,10 +14,11 @@ import time
 import warnings
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from bold_audio import machine, warm
-from bold_audio.files import AccessError, BoldAudioError, DataError, MachineError, ParameterError, read_json
+from bold_audio.files import TIME, AccessError, BoldAudioError, DataError, MachineError, ParameterError, read_json
 from bold_audio.subjects import STATUS
 
 # Dask sets it for its workers, whose programs would give every array's memory back at once and spend a third of their
@@ -31,7 +32,7 @@ class Task:
 
     Parameters
     ----------
-    subject, dataset : str
+    subject : str
     words : tuple of str
         Of ``bold-audio``.
     folder : str
@@ -39,7 +40,6 @@ class Task:
     """
 
     subject: str
-    dataset: str
     words: tuple
     folder: str
 
@@ -68,7 +68,7 @@ def make_task(params, steps, given, *, force=False):
     words = ["run", "--subject", params.subject, "--dataset", params.dataset, "--steps", steps]
     words += ["--force"] if force else []
     words += [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
-    return Task(params.subject, params.dataset, tuple(words), str(params.subject_path))
+    return Task(params.subject, tuple(words), str(params.subject_path))
 
 
 def run_task(task, *, threads, root):
@@ -228,13 +228,30 @@ def _result(future, task):
         return Ended(task.subject, MachineError.exit_code, said, float("nan"))
 
 
-def state_of(task):
-    """Where a subject stands, from its files: state, step, since or seconds, headline."""
+def state_of(task, since):
+    """Where a subject stands, from its files.
+
+    Parameters
+    ----------
+    task : Task
+    since : datetime
+        When the cohort began: a run that began before, or has ended, and left no result is to come.
+
+    Returns
+    -------
+    tuple
+        State, step, when it began (datetime or None) and headline.
+    """
     folder = Path(task.folder)
     try:
         status = read_json(folder / STATUS, default={})
         summary = read_json(folder / "summary.json", default={})
     except DataError:
-        return "unreadable", "", "", ""
-    headline = next(iter(summary.get("sentences", [])), "")
-    return status.get("state", "waiting"), status.get("step", ""), status.get("started", ""), headline
+        return "unreadable", "", None, ""
+    state, begun = status.get("state", "waiting"), None
+    with contextlib.suppress(TypeError, ValueError):
+        begun = datetime.strptime(status.get("started"), TIME)
+    # A run says so of itself while it runs, and leaves it where it is stopped.
+    if state == "stopped" and ("finished" in status or (begun is not None and begun < since)):
+        state = "waiting"
+    return state, status.get("step", ""), begun, next(iter(summary.get("sentences", [])), "")

@@ -9,7 +9,6 @@ from rich.live import Live
 from rich.table import Table
 
 from bold_audio.cohort import state_of
-from bold_audio.files import TIME
 
 SHOWN = 20  # subjects in the live table
 LOOKED_AT = 300  # subjects not yet ended whose files are looked at: they begin in the order of the list
@@ -30,22 +29,23 @@ def live_table(tasks, ended, *, stream):
     if not stream.isatty():
         yield lambda: None
         return
+    since = datetime.now(UTC).replace(microsecond=0)  # as files tell it
     with Live(console=Console(file=stream), auto_refresh=False, transient=True) as live:
-        yield lambda: live.update(_table(tasks, ended), refresh=True)
+        yield lambda: live.update(_table(tasks, ended, since), refresh=True)
 
 
-def _table(tasks, ended):
+def _table(tasks, ended, since):
     """Who is under way, then who failed, then who ended last, as many as there is room for; the others are counted."""
     open_tasks = [task for task in tasks if task.subject not in ended]
-    looked_at = [(task.subject, *state_of(task)) for task in open_tasks[:LOOKED_AT]]
+    looked_at = [(task.subject, *state_of(task, since)) for task in open_tasks[:LOOKED_AT]]
     rows = [
-        (subject, "running", step, _since(started), headline)
-        for subject, state, step, started, headline in looked_at
+        (subject, "running", step, _for(begun), headline)
+        for subject, state, step, begun, headline in looked_at
         if state == "stopped"  # what a run says of itself while it runs
     ]
     waiting, by_subject = len(open_tasks) - len(rows), {task.subject: task for task in tasks}
     over = sorted(reversed(ended.values()), key=lambda one: not one.status)
-    rows = rows[:SHOWN] + [_ended_row(by_subject[one.subject], one) for one in over[: max(SHOWN - len(rows), 0)]]
+    rows = rows[:SHOWN] + [_ended_row(by_subject[one.subject], one, since) for one in over[: max(SHOWN - len(rows), 0)]]
     table = Table(*COLUMNS, title=f"{len(ended)} of {len(tasks)} subjects have ended, {waiting} wait")
     for subject, *cells in rows:
         table.add_row(f"sub-{subject}", *(cell[:100] for cell in cells))
@@ -54,18 +54,15 @@ def _table(tasks, ended):
     return table
 
 
-def _ended_row(task, one):
-    _, step, _, headline = state_of(task)
+def _ended_row(task, one, since):
+    _, step, _, headline = state_of(task, since)
     state, said = ("failed", one.said) if one.status else ("done", headline)
     return task.subject, state, step, _seconds(one.seconds), said
 
 
-def _since(started):
-    """How long a run has been under way, from the time that it wrote down; empty where that cannot be read."""
-    with contextlib.suppress(ValueError):
-        begun = datetime.strptime(started, TIME)
-        return _seconds((datetime.now(UTC) - begun).total_seconds())
-    return ""
+def _for(begun):
+    """How long a run has been under way; empty where nobody knows when it began."""
+    return "" if begun is None else _seconds((datetime.now(UTC) - begun).total_seconds())
 
 
 def _seconds(value):

@@ -18,6 +18,7 @@ from bold_audio.files import (
     DataError,
     MachineError,
     ParameterError,
+    fingerprint,
     one_line,
     project_root,
 )
@@ -169,7 +170,7 @@ def predict(options):
         "BundleHash": facts["bundle_hash"],
         "Warnings": warnings,
     }
-    name = re.sub("[^A-Za-z0-9]", "", options.sound.stem) or "sound"
+    name = _task_of(options.sound.stem)
     model = f"{facts['kind'].replace('_', '')}V{facts['model_version']}"
     name = f"sub-{params.subject}_task-{name}_desc-{model}NewSound_bold.nii.gz"
     path = options.out or params.subject_path / "new_sounds" / name
@@ -178,6 +179,18 @@ def predict(options):
     silent = f"; {int((~heard).sum())} of them ({why}) are the mean volume" if not all(heard) else ""
     say(f"predicted without a scan: {len(volumes)} volumes at Δt = {facts['delay']:g} s{silent}: {path}")
     return 0
+
+
+def _task_of(stem):
+    """The name of a sound as a BIDS label; one that loses characters gets a hash, so that two sounds stay two.
+
+    Examples
+    --------
+    >>> _task_of("other"), _task_of("a-1"), _task_of("музыка")
+    ('other', 'a1xe77c39a2', 'soundxcb21b4d8')
+    """
+    kept = re.sub("[^A-Za-z0-9]", "", stem)
+    return kept if kept == stem else f"{kept or 'sound'}x{fingerprint(stem)[:8]}"
 
 
 def mlflow_sync(options):
@@ -233,6 +246,8 @@ def run(options):
             raise ParameterError(f"{name} counts with {where} only - add it, or leave {name} out")
     if options.workers is not None and options.scheduler:
         raise ParameterError("the workers are those of the scheduler - give --workers or --scheduler, not both")
+    if options.debug and on_workers:
+        raise ParameterError("--debug shows a traceback of this program - leave out --workers, --scheduler and --slurm")
     if options.subjects:
         options.subject = _everybody(options.dataset, given)
     all_params = [load_params(subject, options.dataset, **given) for subject in options.subject]
@@ -275,8 +290,7 @@ def _everybody(dataset, given):
     from bold_audio import bids
 
     listed = fmri_subjects() if dataset in (None, DEFAULT_DATASET) else []
-    subject = listed[0] if listed else SIMULATED
-    there = listed or bids.known_subjects(load_params(subject, dataset, **given))
+    there = listed or bids.known_subjects(load_params(SIMULATED, dataset, **given))
     if not there:
         raise DataError(f"nobody is there in dataset {dataset} - set data_dir, or name subjects with --subject")
     return there

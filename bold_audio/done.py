@@ -20,6 +20,7 @@ from bold_audio.steps import STEPS
 
 DONE = "done.json"
 NOT_DONE = "not done yet"
+OWN_ROW = "participants.tsv"  # among the inputs, though not by its MD5
 # Parameters that change nothing, or nothing before a step.
 NEVER = {"data_dir", "outputs_dir", "chunk_voxels", "dvc_remote", "dvc_url", "dvc_jobs", "dvc_timeout"}
 SERVING = {
@@ -54,7 +55,7 @@ def made_from(params, files, steps):
     """
     inputs = prepare.input_md5(params, files, others=_files_beside(params, files))
     # Of the table of people a person's own row alone: whoever joins the dataset makes nobody else's results stale.
-    inputs["participants.tsv"] = fingerprint(hemispheres.read_dominance(params))
+    inputs[OWN_ROW] = fingerprint(hemispheres.read_dominance(params))
     made = {}
     for step in steps:
         path = project_root() / "notebooks" / f"{step}.ipynb"

@@ -42,6 +42,7 @@ EXIT_CODES = {e.__name__: e.exit_code for e in (ParameterError, DataError, Acces
 EXIT_CODES |= {"MemoryError": 5, "PermissionError": 5, "OSError": 5}
 OPENING = "scan and sound"  # what comes before the first notebook
 KERNEL = "ipykernel_launcher"
+LOG = logging.getLogger(__name__)
 # ipykernel warns about loopback TCP at every start, and at times answers its last message when its sockets are closed.
 QUIET = [
     "--log-level=CRITICAL",
@@ -86,12 +87,24 @@ def run_subject(params, steps, given, *, say, force=False):
     BoldAudioError
         With the line that names what is wrong and what to do.
     """
-    from bold_audio.report import write_report
+    from bold_audio.report import INDEX, write_report
     from bold_audio.subjects import STATUS
 
     folder, name = params.subject_path, f"sub-{params.subject}"
     status = {"state": "stopped", "step": OPENING, "started": time_of_day()}
-    try:
+
+    def tell(error):
+        nonlocal status
+        if isinstance(error, Exception):
+            said = str(error) if isinstance(error, BoldAudioError) else f"{type(error).__name__}: {str(error)[:200]}"
+            status |= {"state": "failed", "error": " ".join(said.split())}
+        write_json(folder / STATUS, status | {"finished": time_of_day()})
+        stopped = error is not None and not isinstance(error, Exception)  # somebody waits for the prompt
+        write_report(
+            params, wait=5 if stopped else 600
+        )  # always: the run before may have been killed in the midst of it
+
+    with _at_the_end(tell):
         write_json(folder / STATUS, status)
         _remove_leftovers(params)
         begun = time.perf_counter()
@@ -106,14 +119,21 @@ def run_subject(params, steps, given, *, say, force=False):
             seconds = _run_and_note(params, status["step"], given, made_from[status["step"]])
             say(f"{name}: {status['step']} {seconds:6.1f} s ({todo[status['step']]})")
         status = {"state": "done", "steps": list(steps), "started": status["started"]}
-    except Exception as error:
-        said = str(error) if isinstance(error, BoldAudioError) else f"{type(error).__name__}: {str(error)[:200]}"
-        status |= {"state": "failed", "error": " ".join(said.split())}
+    return folder / "report" / INDEX
+
+
+@contextlib.contextmanager
+def _at_the_end(work):
+    """Do ``work(error)`` after a block, whatever becomes of it: of two errors the block's own is raised."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            work(error)
+        except Exception as another:
+            LOG.warning("and then: %s", " ".join(str(another).split()) or type(another).__name__)
         raise
-    finally:
-        write_json(folder / STATUS, status | {"finished": time_of_day()})
-        index = write_report(params)  # always: the run before may have been killed in the midst of it
-    return index
+    work(None)
 
 
 def run_group(params, given):
@@ -141,12 +161,14 @@ def run_group(params, given):
     folder = group.folder_of(params)
     group.open_group(params)
     remove_scratch(folder, below=True)
-    try:
-        run_step(GROUP_STEP, folder, given)
-    finally:
+
+    def tell(error):
         stamp(folder / f"{GROUP_STEP}.ipynb", report.STAMP, {})
-        page = report.write_group_page(params, folder)
-    return page
+        report.write_group_page(params, folder)
+
+    with _at_the_end(tell):
+        run_step(GROUP_STEP, folder, given)
+    return folder.parent / report.GROUP_PAGE
 
 
 def _remove_leftovers(params):
@@ -188,10 +210,9 @@ def _run_and_note(params, step, given, made_from):
 
     folder, begun = params.subject_path, time.perf_counter()
     before = done.begin(params, step)
-    try:
+    md5 = {name: value for name, value in made_from["inputs"].items() if name != done.OWN_ROW}
+    with _at_the_end(lambda error: stamp(folder / f"{step}.ipynb", STAMP, md5)):
         executed = run_step(step, folder, given)
-    finally:
-        stamp(folder / f"{step}.ipynb", STAMP, _input_md5(params))
     write_page(executed, folder / "report" / f"{step}.html", who=f"sub-{params.subject} · {params.label}")
     seconds = time.perf_counter() - begun
     files = done.files_written(before, done.snapshot(params), step=step)
@@ -344,13 +365,3 @@ def stamp(executed, key, input_md5):
         "input_md5": input_md5,
     }
     write_text(executed, nbformat.writes(notebook) + "\n")
-
-
-def _input_md5(params):
-    """MD5 of scan and sound; empty where they are not there, which is why the notebook failed."""
-    from bold_audio import prepare, runs
-
-    try:
-        return prepare.input_md5(params, runs.locate_runs(params))
-    except BoldAudioError:
-        return {}

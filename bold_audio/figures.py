@@ -12,7 +12,7 @@ from bold_audio.style import DIVERGING, PALETTE
 # fmt: off
 METRICS = {  # column of the score table: what it is (unit), which way is better
     "mse": "Mean squared error (squared scaled BOLD), lower", "r_median": "Median r over voxels (no unit), higher",
-    "r_best": "Best voxel's r (no unit), higher", "r2": "Median r² over voxels (no unit), higher",
+    "r_best": "Best voxel's r (no unit), higher", "r2": "Median R², 1 − residual / variance (no unit), higher",
     "skill": "Skill (fraction of the reference's error removed), higher",
     "partial_r_median": "Median partial r of the sound, given the past (no unit), higher",
 }

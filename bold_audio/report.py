@@ -100,7 +100,7 @@ def _provenance(notebook, name):
     return [*made, ("Python and packages", f"{stamp['python']}; {packages}")]
 
 
-def write_report(params, *, anew=False):
+def write_report(params, *, anew=False, wait=600):
     """Write a subject's report: pages that are missing, the model card, the index, and the index of all subjects.
 
     Parameters
@@ -108,6 +108,8 @@ def write_report(params, *, anew=False):
     params : Params
     anew : bool
         Whether to write every page again.
+    wait : float
+        Seconds to wait for another process that writes the index of all subjects.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def write_report(params, *, anew=False):
         )
     index = write_subject_index(params, pages, status=status, card=CARD if facts else None)
     title = f"Subjects of {params.label}"
-    write_dataset_index(folder.parent, title=title, note=params.data_note or "", of=None if anew else folder)
+    write_dataset_index(folder.parent, title=title, note=params.data_note or "", of=None if anew else folder, wait=wait)
     return index
 
 
@@ -180,7 +182,7 @@ def _cell(value):
 
 
 def write_index(
-    folder, *, title, note, sentences, tables, pages, provenance, alarms=(), maps=(), failure=None, **links
+    folder, *, title, note, sentences, tables, pages, provenance, alarms=(), maps=(), failure=None, up=None, card=None
 ):
     """Write ``index.html``: headline sentences, score tables, maps and links to the pages; all text is escaped.
 
@@ -203,10 +205,9 @@ def write_index(
         `thumbnails.subject_thumbnails`.
     failure : dict, optional
         What stopped the run: ``step``, ``what``, ``fix``, ``name``, ``cell``.
-    links : str
-        ``up``: the index of all subjects; ``card``: the model card.
+    up, card : str, optional
+        Addresses of the index of all subjects and of the model card.
     """
-    linked = {"up": None, "card": None} | links
     html = render(
         "index.html.j2",
         title=title,
@@ -218,7 +219,8 @@ def write_index(
         alarms=alarms,
         maps=maps,
         failure=failure,
-        **linked,
+        up=up,
+        card=card,
     )
     write_text(Path(folder) / INDEX, html)
 
@@ -236,9 +238,7 @@ def write_subject_index(params, pages, *, status=None, card=None):
     for one in maps:
         page = MAP_PAGES.get(one["model"], LAST_PAGE)
         one["page"] = page if page in there or (folder / "report" / page).is_file() else None
-    last = max((entry["finished"] for entry in done.values()), default="not yet")
-    commit = next((entry["git_commit"] for entry in done.values() if entry.get("git_commit")), "unknown")
-    inputs = next((entry["input_md5"] for entry in done.values() if entry.get("input_md5")), {})
+    last = max(done.values(), key=lambda entry: entry["finished"], default={})
     write_index(
         folder / "report",
         title=f"sub-{params.subject} · {params.label}",
@@ -252,9 +252,9 @@ def write_subject_index(params, pages, *, status=None, card=None):
         up=f"../../{INDEX}",
         card=card,
         provenance=[
-            ("bold_audio", f"commit {commit}"),
-            ("Finished", last),
-            *((f"MD5 of {name}", md5) for name, md5 in inputs.items()),
+            ("bold_audio", f"commit {last.get('git_commit') or 'unknown'}"),
+            ("Finished", last.get("finished", "not yet")),
+            *((f"MD5 of {name}", md5) for name, md5 in last.get("input_md5", {}).items()),
             ("More", "parameters, seeds and package versions of every step are in provenance.json"),
         ],
     )
@@ -295,7 +295,7 @@ def _score_tables(folder, region):
     return tables
 
 
-def write_dataset_index(folder, *, title, note="", of=None):
+def write_dataset_index(folder, *, title, note="", of=None, wait=600):
     """Write ``index.html`` of a dataset's outputs: a row per subject, sortable, those that failed with their error.
 
     Parameters
@@ -304,13 +304,15 @@ def write_dataset_index(folder, *, title, note="", of=None):
     title, note : str
     of : Path, optional
         The subject for whose sake it is written: left as it is where another process has done so meanwhile.
+    wait : float
+        Seconds to wait for such a process.
 
     Returns
     -------
     Path
     """
     folder = Path(folder)
-    with lock(folder / DATASET_LOCK, wait=600, doing=f"{folder}"):
+    with lock(folder / DATASET_LOCK, wait=wait, doing=f"{folder}"):
         if of is None or not (folder / INDEX).is_file() or not subjects.is_counted(of):
             rows = subjects.subject_rows(folder)
             _write_rows(folder, [entry["row"] for entry in rows.values()], title=title, note=note)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from bold_audio.bundle import input_widths, open_bundle
-from bold_audio.files import ModelError, file_md5
+from bold_audio.files import ModelError, ParameterError, file_md5
 
 OUTPUTS = ("voxels", "coordinates")
 RETURNS = {"torch": "voxels", "onnxruntime": "voxels", "triton": "coordinates"}  # the faster one: benchmarks/serving.py
@@ -130,9 +130,13 @@ def open_predictor(runtime, *, models_dir, name, version=None, checkpoint=None, 
 
     Raises
     ------
+    ParameterError
+        If there is no such runtime.
     ModelError, AccessError
         If there is no such model, its files or the server's contradict each other, or the server is not there.
     """
+    if runtime not in RETURNS:
+        raise ParameterError(f"runtime must be {', '.join(sorted(RETURNS))}, got {str(runtime)[:60]!r} - choose one")
     bundle = open_bundle(models_dir, name, version)
     run = {"onnxruntime": _open_onnx, "torch": partial(_open_torch, checkpoint=checkpoint)}.get(runtime)
     if run is None:

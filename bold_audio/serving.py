@@ -221,6 +221,7 @@ def network_inputs(subject, facts):
         If the model was trained on another subject, mask or set of features, or on features or a scan that were made in
         another way.
     """
+    _check_made_alike(subject, facts)
     raw = subject.designs["sound"].at(facts["delay"])
     bundle.check_fits(
         facts,
@@ -229,7 +230,6 @@ def network_inputs(subject, facts):
         mask_hash=bundle.mask_fingerprint(subject.run.mask, subject.run.affine),
         allow_other_subject=subject.params.allow_other_subject,
     )
-    _check_made_alike(subject, facts)
     return (raw - np.array(facts["feature_mean"])) / np.array(facts["feature_scale"])
 
 

@@ -1,6 +1,6 @@
 """Live widgets, which need a kernel: the delay curve under one's hands, and a subject in the slice viewer.
 
-Each has a twin in a module of figures that needs none.
+Modules of figures show parts of them without one.
 """
 
 import time

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
@@ -14,7 +15,7 @@ import pytest
 from processes import below, free_port, wait_for
 
 from bold_audio import cohort, cohort_table, commands, machine, run, warm
-from bold_audio.files import DataError, write_json
+from bold_audio.files import TIME, DataError, ParameterError, write_json
 from bold_audio.params import load_params
 from bold_audio.simulate import simulate_subject
 
@@ -248,12 +249,15 @@ def test_program_ends_with_the_one_that_started_it():
 def test_table_in_a_terminal_lists_who_is_under_way_who_failed_and_who_ended_last(project, monkeypatch):
     monkeypatch.setattr(cohort_table, "SHOWN", 4)
     tasks = [cohort.make_task(load_params(one, "sim"), "00", {}) for one in "abcdefgh"]
-    for task, started in ((tasks[6], "2026-11-26T23:10:12+0000"), (tasks[7], "now")):
-        status = {"state": "stopped", "step": "00_data_download", "started": started}
+    since, before = datetime.now(UTC), "2026-01-26T23:10:12+0000"
+    said = [{"started": before}, {"started": before, "finished": before}]  # of a run that was killed, and interrupted
+    said += [{"started": datetime.now().astimezone().strftime(TIME)}, {"started": "now"}]
+    for task, times in zip(tasks[4:], said, strict=True):
+        status = {"state": "stopped", "step": "00_data_download", **times}
         write_json(Path(task.folder) / "status.json", status)
     ended = {"d": cohort.Ended("d", 3, "bold_audio: sub-d: scan damaged - fetch it again", 2.0)}  # before the others
     ended |= {one: cohort.Ended(one, 0, "", 60.0) for one in "abc"}
-    table = cohort_table._table(tasks, ended)
+    table = cohort_table._table(tasks, ended, since.replace(microsecond=0))
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     assert [row[:2] for row in rows] == [
         ("sub-g", "running"), ("sub-h", "running"), ("sub-d", "failed"), ("sub-c", "done"), ("…", "2 more"),
@@ -271,7 +275,7 @@ def test_a_program_has_the_threads_it_is_given_and_keeps_its_memory(monkeypatch,
 
     monkeypatch.setattr(warm, "start", lambda words, *, env, **options: seen.append(env) or Ended())
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as Dask does for its workers
-    cohort.run_task(cohort.Task("01", "sim", ("run",), str(tmp_path)), threads=1, root=tmp_path)
+    cohort.run_task(cohort.Task("01", ("run",), str(tmp_path)), threads=1, root=tmp_path)
     (env,) = seen
     assert "MALLOC_TRIM_THRESHOLD_" not in env
     asked = "import numpy, joblib, threadpoolctl as pools\n"
@@ -284,7 +288,7 @@ def test_program_that_is_killed_has_failed_and_says_so(tmp_path, monkeypatch):
     """A signal's status is below 0: the highest of several would be that of whoever ended well."""
     killed = lambda *_, stdout, stderr, **__: subprocess.Popen(["sh", "-c", "kill -9 $$"], stdout=stdout, stderr=stderr)  # noqa: E731
     monkeypatch.setattr(warm, "start", killed)
-    ended = cohort.run_task(cohort.Task("a", "sim", (), str(tmp_path)), threads=1, root=tmp_path)
+    ended = cohort.run_task(cohort.Task("a", (), str(tmp_path)), threads=1, root=tmp_path)
     assert ended.status == 5
     assert ended.said == "bold_audio: sub-a: its program was killed (signal 9) - check memory, or run it alone"
 
@@ -300,6 +304,11 @@ def test_program_that_is_killed_has_failed_and_says_so(tmp_path, monkeypatch):
 def test_options_that_would_do_nothing_are_refused(capfd, options, said):
     status, _, err = call(capfd, "--subjects", "all", *options)
     assert status == 2 and said in err and len(err.splitlines()) == 1
+
+
+def test_a_traceback_of_other_programs_is_not_promised():
+    with pytest.raises(ParameterError, match="traceback of this program - leave out --workers"):  # itself with one
+        run.main(["run", "--subject", "9", "--dataset", "ds003688", "--workers", "2", "--debug"])
 
 
 def test_one_person_spelt_twice_is_run_once(monkeypatch):

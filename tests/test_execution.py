@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from bold_audio import done, execution, fetch, prepare, runs, steps, warm
+from bold_audio import done, execution, fetch, locking, prepare, runs, steps, warm
 from bold_audio.execution import StepError, run_step, run_subject
 from bold_audio.files import AccessError, DataError, ParameterError, file_md5, project_root
 from bold_audio.params import load_params
@@ -231,6 +231,32 @@ def test_run_that_is_interrupted_is_stopped_and_not_failed(project, monkeypatch)
         run_subject(params, STEPS, {}, say=lambda line: None)
     assert (status(params)["state"], status(params)["step"]) == ("stopped", STEPS[0])
     assert "stopped" in text(params.subject_path.parent / "index.html")
+
+
+@pytest.mark.slow
+def test_fault_of_the_report_does_not_hide_that_of_the_step(project, caplog):
+    params = project(FORESEEN, "1")
+    damaged = params.subject_path / f"{STEPS[1]}.ipynb"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("no notebook")
+    with pytest.raises(StepError, match="the scan is short - set allow_short") as failed:
+        run_subject(params, STEPS[:1], {}, say=lambda line: None)
+    assert failed.value.exit_code == DataError.exit_code and status(params)["state"] == "failed"
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "bold_audio.execution")
+    assert said.startswith("and then: ") and f"{damaged.name} is no notebook" in said
+
+
+@pytest.mark.slow
+def test_who_stops_a_run_does_not_wait_for_the_index_of_all_subjects(project, monkeypatch, caplog):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    params = project("1", "1")
+    monkeypatch.setattr(execution, "run_step", interrupt)
+    held = params.subject_path.parent / locking.DATASET_LOCK
+    with locking.lock(held, doing="the index"), pytest.raises(KeyboardInterrupt):  # for 600 s it would wait
+        run_subject(params, STEPS, {}, say=lambda line: None)
+    assert "is locked by" in caplog.text and status(params)["state"] == "stopped"
 
 
 def test_fault_that_nobody_foresaw_has_failed_with_its_name(project, monkeypatch):

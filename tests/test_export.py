@@ -409,6 +409,8 @@ def test_inputs_that_cannot_be_answered_are_refused(exported, X, says):  # M08, 
 
 
 def test_no_runtime_stands_in_for_another(exported, checkpoint, tmp_path):
+    with pytest.raises(ParameterError, match="runtime must be onnxruntime, torch, triton, got 'tensorrt' - choose one"):
+        opened(exported, checkpoint, runtime="tensorrt")
     with pytest.raises(ModelError, match="no model .* run notebook 05"):
         opened(tmp_path / "nothing exported", checkpoint)
     opened(exported, tmp_path / "no.ckpt")
@@ -640,7 +642,7 @@ def test_model_fits_the_scan_it_was_trained_on_and_no_other():
     with pytest.raises(ModelError, match="with mask a1b2, this is sub-09 with mask ffff"):
         check_fits(FACTS, **here | {"mask_hash": "ffff"})
     check_fits(FACTS, **here | {"subject": "22", "mask_hash": "ffff"}, allow_other_subject=True)
-    with pytest.raises(ModelError, match="expects 5 features, the parameters make 13 - set n_mfcc"):
+    with pytest.raises(ModelError, match="expects 5 features, these are 13 - set what bundle.json says"):
         check_fits(FACTS, **here | {"n_features": 13})
 
 

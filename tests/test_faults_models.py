@@ -101,7 +101,7 @@ def test_model_of_somebody_else(site, row):
 
 @rows("M08")
 def test_other_number_of_mfccs(site, row):
-    says = "the model expects 20 features, the parameters make 15 - set n_mfcc"
+    says = "the model was made with n_mfcc 20, here it is 15 - set what it was made with"
     site.refuse_call(lambda: predict_scan(site, n_mfcc=15), status=6, says=says)
 
 

@@ -348,6 +348,9 @@ def test_scores_keep_the_order_of_the_table_and_name_the_reference():
     assert fig.layout.xaxis.type is None and "lower is better" in fig.layout.title.text
     skill = figures.plot_scores(table, region="auditory", prediction="one_step", metric="skill")
     assert skill.data[0].text[-1] == "0.7 over constant" and "higher is better" in skill.layout.title.text
+    r2 = figures.plot_scores(table.assign(r2=-0.1), region="auditory", prediction="one_step", metric="r2")
+    assert r2.layout.xaxis.title.text == "Median R², 1 − residual / variance (no unit)"
+    assert r2.layout.title.text == "Median R², 1 − residual / variance in auditory, one-step: higher is better"
     wide = figures.plot_scores(
         score_table().assign(mse=np.logspace(-5, -1, 11)), region="auditory", prediction="one_step"
     )

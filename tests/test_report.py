@@ -121,7 +121,9 @@ def write_scores(folder, **others):
     lines += [{**lines[0], "model": name, "mse": mse} for name, mse in others.items()]
     write_table(folder / "scores.tsv", pd.DataFrame(lines).assign(r_median=0.4))
     write_json(folder / "summary.json", {"about": "about it", "sentences": ["The answer."], "region": "responsive"})
-    write_json(folder / "provenance.json", {"mlp": {"finished": "2026-01-02T03:04:05", "git_commit": "abc123"}})
+    last = {"finished": "2026-01-02T03:04:05", "git_commit": "abc123", "input_md5": {"film.wav": "d3"}}
+    before = {"finished": "2025-01-02T03:04:05", "git_commit": "old", "input_md5": {"other.wav": "c2"}}
+    write_json(folder / "provenance.json", {"dt_sweep": before, "mlp": last})
 
 
 def test_subject_index_shows_the_region_it_speaks_of_one_step_and_open_loop_apart(params):
@@ -135,6 +137,7 @@ def test_subject_index_shows_the_region_it_speaks_of_one_step_and_open_loop_apar
     assert "9.75e-05" not in html
     said = ("about it", "The answer.", "abc123", "2026-01-02T03:04:05", 'href="04_train.html"', "31 s")
     assert all(text in html for text in said)
+    assert "MD5 of film.wav" in html and "MD5 of other.wav" not in html  # time, commit and inputs of one step
 
 
 def test_pages_of_other_parameters_than_the_last_are_named(params):
