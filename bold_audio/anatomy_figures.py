@@ -26,10 +26,15 @@ def plot_placed_regions(mean_image, affine, regions, *, brain=None, title):
     Returns
     -------
     plotly Figure
+
+    Raises
+    ------
+    ValueError
+        If no region has a voxel.
     """
     shown = {name: np.asarray(roi, bool) for name, roi in regions.items() if np.any(roi)}
     if not shown:
-        raise ValueError("there is no region with a voxel to draw.")
+        raise ValueError("there is no region with a voxel to draw - leave the figure out.")
     fig = make_subplots(len(shown), 3, horizontal_spacing=0.1, vertical_spacing=0.22 / len(shown))
     cuts = [Cut(mean_image.shape, affine, view) for view in PLANES]
     image = np.asarray(mean_image, np.float32)

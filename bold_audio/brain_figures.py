@@ -33,6 +33,11 @@ def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None,
         Red and blue around 0, for correlations and differences.
     limit : float or (float, float), optional
         End (or both ends) of the colour range; by default it holds 99 % of the values.
+    n_slices : int
+        At most so many, evenly spaced.
+    view : {"axial", "coronal", "sagittal"}
+    note : str, optional
+        Written under the title.
     """
     # fmt: on
     grid = _as_grid(volume, mask)

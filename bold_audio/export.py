@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bold_audio.bundle import ARRAYS_FILE, facts_hash, input_widths, shapes_in, version_folder
+from bold_audio.bundle import ARRAYS_FILE, facts_hash, input_widths, next_version, shapes_in, version_folder
 from bold_audio.files import (
     ModelError,
     file_md5,
@@ -43,8 +43,8 @@ def export_model(served, facts, *, extra, source, models_dir, name, version, ove
         The model repository, ``triton_models``.
     name : str
         Model name.
-    version : int
-        Version number.
+    version : int or None
+        Version number; None: the next free one.
     overwrite : bool
         Whether an existing version may be replaced.
 
@@ -62,8 +62,12 @@ def export_model(served, facts, *, extra, source, models_dir, name, version, ove
     ParameterError
         If name or version cannot be one.
     """
-    folder = version_folder(models_dir, name, version)
-    with lock(folder.parent / EXPORT_LOCK, wait=600, doing=f"export of {name}"):
+    home = version_folder(models_dir, name, 1 if version is None else version).parent
+    with lock(home / EXPORT_LOCK, wait=600, doing=f"export of {name}"):
+        version = (
+            next_version(models_dir, name) if version is None else version
+        )  # under the lock: of two at once each has its own
+        folder = home / str(version)
         if folder.exists() and not overwrite:
             raise ModelError(f"{name} version {version} exists - choose another model_version, or set overwrite_model")
         with write_whole(folder, replace_folder=overwrite) as part:

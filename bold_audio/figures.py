@@ -86,10 +86,15 @@ def plot_scores(table, *, region, prediction, metric="mse"):
         As in ``scores.tsv``: ``model``, ``prediction``, ``region``, ``reference`` and the metrics.
     region, prediction, metric : str
         Which rows and which column; a skill names its reference.
+
+    Raises
+    ------
+    ValueError
+        If the table has no such row.
     """
     rows = table[(table["region"] == region) & (table["prediction"] == prediction)]
     if rows.empty:
-        raise ValueError(f"no row of the table has region {region!r} and prediction {prediction!r}.")
+        raise ValueError(f"no row of the table has region {region!r} and prediction {prediction!r} - give what it has.")
     axis, better = METRICS.get(metric, f"{metric} (no unit), higher").rsplit(", ", 1)
     title = f"{axis.split(' (')[0]} in {region}, {prediction.replace('_', '-')}: {better} is better"
     fig = style.figure(title, x=axis, y="Model (name)", height=140 + 26 * max(len(rows), 5))

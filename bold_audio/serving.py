@@ -1,5 +1,6 @@
 """A subject's models in the repository ``triton_models``, and predictions by whatever runtime answers."""
 
+import sys
 import time
 import timeit
 from functools import partial
@@ -7,18 +8,11 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from bold_audio import bundle, candidates, encoding, export, models, renderer, runtimes
+from bold_audio import bundle, candidates, export, models, renderer, runtimes
 from bold_audio.delays import ensure_sweep
 from bold_audio.files import ModelError, file_md5, fingerprint, read_json
 from bold_audio.prepare import scans_in
 from bold_audio.space import Space, SpatialHistory
-
-
-def _this():
-    """This module, whose own code an export depends on too."""
-    import bold_audio.serving as this
-
-    return this
 
 
 def ensure_export(subject, kind="mlp"):
@@ -38,7 +32,7 @@ def ensure_export(subject, kind="mlp"):
     params, name = subject.params, subject.params.exported_as(kind)
     models_dir = params.resolve(params.models_dir)
     make, facts, key = {"mlp": _mlp_to_serve, "history_sound": _history_sound_to_serve}[kind](subject)
-    source = fingerprint(key, subject.result_key(export, bundle, models, encoding, _this(), served_code()))
+    source = fingerprint(key, subject.result_key(sys.modules[__name__]))
     if params.model_name is None:
         n_voxels, replaced = subject.run.n_voxels, params.model_version if params.overwrite_model else None
         widths = bundle.input_widths(facts, n_voxels)
@@ -47,7 +41,6 @@ def ensure_export(subject, kind="mlp"):
     if there is not None and params.model_version in (None, there) and _is_whole(models_dir, name, there):
         _record(subject, kind, models_dir / name / str(there))
         return there, None
-    version = params.model_version or (params.overwrite_model and there) or bundle.next_version(models_dir, name)
     network, extra = make()
     folder, difference = export.export_model(
         network,
@@ -56,11 +49,11 @@ def ensure_export(subject, kind="mlp"):
         source=source,
         models_dir=models_dir,
         name=name,
-        version=version,
+        version=params.model_version or (there if params.overwrite_model else None),
         overwrite=params.overwrite_model,
     )
     _record(subject, kind, folder)
-    return version, difference
+    return int(folder.name), difference
 
 
 def _is_whole(models_dir, name, version):
@@ -84,7 +77,7 @@ def exported_name(params, kind):
 
 
 def _record(subject, kind, folder):
-    """Record an exported version, unless it is; a process may have been killed between the export and this."""
+    """Record an exported version, unless it is recorded already: a process may have been killed after the export."""
     about = read_json(folder / "bundle.json")
     facts = {name: about.get(name) for name in ("model_name", "model_version", "bundle_hash", "max_difference")}
     known = subject.recorded(f"export_{kind}")
@@ -93,7 +86,7 @@ def _record(subject, kind, folder):
 
 
 def served_code():
-    """The module of the served network, which needs torch: imported only where a network is made."""
+    """The module of the served network, which needs torch: imported only where a network is made to be exported."""
     from bold_audio import served
 
     return served
@@ -186,7 +179,7 @@ def compare_runtimes(subject, exported, *, runtimes):
     ----------
     subject : Subject
     exported : dict of str to (int, …)
-        Kind of model → version and whatever.
+        Kind of model → version, and what else `ensure_export` returns.
     runtimes : sequence of str
         The first one is what the others are compared with.
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import shutil
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -27,6 +29,7 @@ from bold_audio.bundle import (
 from bold_audio.encoding import LinearModel
 from bold_audio.export import export_model
 from bold_audio.files import ModelError, ParameterError, file_md5, read_json, write_json
+from bold_audio.locking import EXPORT_LOCK, lock
 from bold_audio.mlp import AudioFmriMLP, mlp_output, save_checkpoint
 from bold_audio.runtimes import Predictor, open_predictor
 from bold_audio.space import Space, SpatialHistory
@@ -203,6 +206,17 @@ def test_previous_volumes_come_as_rows_or_stacked_and_in_no_other_shape(tmp_path
             predictor(X, wrong)
     assert predictor(X[:0], previous[:0]).shape == (0, N_VOXELS)
     assert predictor.coordinates(X[:0], previous[:0].reshape(0, 2 * N_VOXELS)).shape[0] == 0
+
+
+def test_two_who_export_at_once_have_a_version_each(model, models_dir):
+    home = models_dir / NAME
+    with ThreadPoolExecutor(1) as pool:
+        with lock(home / EXPORT_LOCK):
+            waiting = pool.submit(write_version, model, models_dir, None)
+            time.sleep(0.5)
+            shutil.copytree(home / "1", home / "2")  # the other's
+        folder, _ = waiting.result()
+    assert folder == home / "3" and read_json(folder / "bundle.json")["model_version"] == 3
 
 
 def test_version_made_from_the_same_is_found_again(model, models_dir):
