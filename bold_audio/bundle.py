@@ -87,7 +87,7 @@ def mask_fingerprint(mask, affine):
 
 
 def facts_hash(facts):
-    """Hash of ``bundle.json`` without itself and without what is known only once the network, which holds it, is written."""
+    """Hash of ``bundle.json`` without itself and what is known only once the network, which holds it, is written."""
     later = ("bundle_hash", "onnx_md5", "max_difference")
     about = {name: value for name, value in facts.items() if name not in later}
     return fingerprint(json.dumps(about, sort_keys=True, default=str))

@@ -249,9 +249,9 @@ def test_program_ends_with_the_one_that_started_it():
 def test_table_in_a_terminal_lists_who_is_under_way_who_failed_and_who_ended_last(project, monkeypatch):
     monkeypatch.setattr(cohort_table, "SHOWN", 4)
     tasks = [cohort.make_task(load_params(one, "sim"), "00", {}) for one in "abcdefgh"]
-    since, before = datetime.now(UTC), "2026-01-26T23:10:12+0000"
-    said = [{"started": before}, {"started": before, "finished": before}]  # of a run that was killed, and interrupted
-    said += [{"started": datetime.now().astimezone().strftime(TIME)}, {"started": "now"}]
+    since, begun = datetime.now(UTC), datetime.now().astimezone().strftime(TIME)
+    said = [{"started": "2026-01-26T23:10:12+0000"}, {"started": begun, "finished": begun}]  # killed, and interrupted
+    said += [{"started": begun}, {"started": "now"}]
     for task, times in zip(tasks[4:], said, strict=True):
         status = {"state": "stopped", "step": "00_data_download", **times}
         write_json(Path(task.folder) / "status.json", status)
