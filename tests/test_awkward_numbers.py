@@ -188,7 +188,7 @@ CASES = {  # function: arguments, one after the other
         (SimpleNamespace(tsnr=np.full(3, tsnr), outliers=()),) for tsnr in (0.0, 400.0, 9000.0)
     ],
     quality_sentences.about_outliers: [(measured(),)],
-    quality_sentences.about_motion: [(measured(moved=None), load_params("sim"), {"voxel_size": 4.0})],
+    quality_sentences.about_motion: [(measured(moved=None), load_params("sim"), {"affine": np.diag([4.0, 4, 4, 1])})],
     quality_sentences.about_aliases: [(measured(), 9.0, None), (measured(), 9.0, 60.0)],
     quality_sentences.about_cleaning: [(None, load_params("sim"))],
 }

@@ -41,8 +41,11 @@ def applying():
     return pins
 
 
-def test_the_citation_names_the_version_of_the_package():
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__
+def test_the_citation_names_this_version_and_papers_that_can_be_found():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert (cited["version"], cited["license"]) == (__version__, PROJECT["license"])
+    assert all(one["title"] and one["authors"] and one["doi"].startswith("10.") for one in cited["references"])
 
 
 def test_every_package_that_is_imported_is_declared():
