@@ -134,6 +134,7 @@ def write_views(subject, z, sure):
     at = coord_transform(*np.unravel_index(np.argmax(shown), z.shape), run.affine)
     title = f"{scan_note(subject.params) or ''} evidence of the sound beyond the past, not thresholded".strip()
     look = {"cut_coords": at, "title": title, "threshold": None, "opacity": 0.7, "cmap": "RdBu_r"}
+    look |= dict.fromkeys(("annotate", "show_lr"), run.shown_affine is not None)  # mm and sides
     page = view_img(
         images[0], bg_img=images[1], black_bg=True, vmax=float(np.percentile(np.abs(z[np.isfinite(z)]), 99.9)), **look
     )

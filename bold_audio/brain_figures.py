@@ -65,7 +65,7 @@ def plot_slices(volume, *, title, unit, affine=None, mask=None, background=None,
     fig.update_layout(coloraxis=style.colour_scale(scale, style.limits(grid, symmetric=symmetric, limit=limit), unit))
     if background is not None:
         fig.update_layout(coloraxis2=style.colour_scale(GREYS, style.limits(under), unit) | {"showscale": False})
-    extra = 25 if note else 0
+    extra = 32 if note else 0
     height = 135 + cut.height(window, 1 / len(ks)) + extra
     return style.figure(title, fig=fig, height=height, note=note, top=60 + extra)
 

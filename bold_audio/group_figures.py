@@ -27,7 +27,7 @@ def plot_regions(table, people, value, *, title, unit, note=None):
     look = dict(mode="markers", marker=dict(color="#BBBBBB", size=5, opacity=0.6), name="a person")
     fig.add_scatter(x=dots[value], y=dots["region"], hovertemplate="%{y}: %{x:.4f}<extra></extra>", **look)
     sure = table["p_fwe"].to_numpy(float) <= LEVEL if "p_fwe" in table else np.zeros(len(table), bool)
-    names = ("family-wise p ≤ .05", "mean and 95 % interval")
+    names = (f"family-wise p ≤ {LEVEL:g}", "mean and 95 % interval")
     for where, name, colour in ((sure, names[0], style.PALETTE[1]), (~sure, names[1], "#444444")):
         rows = table[where]
         if len(rows):

@@ -66,7 +66,7 @@ def about_other_regions(table, region):
     others = table[(table["region"] != region) & table["p_fwe"].notna()]
     if not len(others):
         return "No other region was asked about."
-    other = "other regions" if len(others) < len(table) else "regions"
+    other = ("other " if len(others) < len(table) else "") + ("region" if len(others) == 1 else "regions")
     sure = list(others.loc[others["p_fwe"] <= LEVEL, "region"])
     return f"Of {len(others)} {other} {len(sure)} hold at family-wise p ≤ {LEVEL:g} ({_named(sure)})."
 

@@ -114,11 +114,11 @@ def about_other_regions(table, region):
         return "No other region was asked about."
     model = WITHIN if WITHIN in set(others["model"]) else OVER_PAST
     others = others[others["model"] == model]
-    passed = list(others.loc[others["p"] <= LEVEL, "region"])
+    passed = list(others.loc[(others["p"] <= LEVEL) & (others["gain"] > 0), "region"])
     named = ", ".join(f"`{name}`" for name in passed) or "none"
-    other = "other regions" if region in set(table["region"]) else "regions"
+    other = ("other " if region in set(table["region"]) else "") + ("region" if len(others) == 1 else "regions")
     return (
-        f"Of {len(others)} {other} {len(passed)} reach p ≤ {LEVEL:g} by themselves ({named}); these p values are "
+        f"Of {len(others)} {other} {len(passed)} reach p ≤ {LEVEL:g} with a gain above 0 ({named}); these p values are "
         f"not corrected for the number of regions, chance alone gives {LEVEL * len(others):.1f}."
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from faults import N_VOLUMES, T_R, noticed, rows
 
-from bold_audio import brain_figures, quality_sentences, registry, serving, workflow
+from bold_audio import answer, brain_figures, quality_sentences, registry, serving, workflow
 from bold_audio.access import TOKEN_VARIABLE
 from bold_audio.files import file_md5
 from bold_audio.registry import ReleaseFile
@@ -197,6 +197,10 @@ def test_orientation(site, row):
     written = [note.text for note in figure.layout.annotations]
     sides = ["<b>L</b>", "<b>R</b>"]
     assert written[1:] == ([] if row == "S17-no forms" else sides) and ("mm" in written[0]) == (written[1:] == sides)
+    page = answer.write_views(
+        subject, run.to_grid(run.mean_image[run.mask]), np.zeros(run.mask.shape, bool)
+    ).read_text()
+    assert (f'"showLR": {str(row != "S17-no forms").lower()}' in page) and page.count('"showLR"') == 1
 
 
 # --- values -------------------------------------------------------------------------------

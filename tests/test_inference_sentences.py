@@ -130,6 +130,8 @@ def test_other_regions_are_counted_against_chance():
     nobody = inference_sentences.about_other_regions(regions(names=("a", "b")), None)
     assert nobody.startswith("Of 2 regions 2 reach")
     assert "No other region" in inference_sentences.about_other_regions(regions(), "auditory")
+    worse = inference_sentences.about_other_regions(regions(names=("auditory", "a"), gain=-0.01), "auditory")
+    assert worse.startswith("Of 1 other region 0 reach p ≤ 0.05 with a gain above 0 (none)")
 
 
 @pytest.mark.parametrize(("q", "fwe", "careful"), [(0, 0, False), (40, 12, False), (7, 0, True)])
