@@ -83,6 +83,7 @@ def test_a_set_that_covers_too_little_or_is_missing_says_so(loud):
     assert (table["n_volumes"].dropna() == 410).all(), "it takes no volume from the others"
 
 
+@pytest.mark.slow
 def test_a_set_that_leaves_nothing_of_a_held_out_block_is_not_done():
     """Many short blocks and a set that begins late, as `hrf` does: notebook 06 ended with a zero-size array."""
     rng = np.random.default_rng(0)

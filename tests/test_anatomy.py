@@ -131,6 +131,7 @@ def test_registered_once_and_the_transform_is_written(make_run, shifted):
     assert len(shifted) == 2 and path.stat().st_mtime_ns != written
 
 
+@pytest.mark.slow
 def test_the_t1w_of_the_scans_session_comes_first(make_run, shifted, tmp_path):
     run, params = make_run(name="sub-01_ses-b_task-film_bold.nii.gz")
     head = np.arange(8**3, dtype=np.int16).reshape(8, 8, 8)

@@ -48,6 +48,7 @@ def test_the_citation_names_this_version_and_papers_that_can_be_found():
     assert all(one["title"] and one["authors"] and one["doi"].startswith("10.") for one in cited["references"])
 
 
+@pytest.mark.slow
 def test_every_package_that_is_imported_is_declared():
     """Also those that others of the list bring along today."""
     imported = set()

@@ -134,6 +134,7 @@ def test_second_run_that_goes_well_forgets_the_failure(project):
     assert "0 of them failed" in text(index.parents[2] / "index.html")
 
 
+@pytest.mark.slow
 def test_subject_that_cannot_be_fetched_is_listed_with_the_reason(project, monkeypatch):
     def refuse(params):
         raise AccessError("the server says no - look at the token")
@@ -259,6 +260,7 @@ def test_who_stops_a_run_does_not_wait_for_the_index_of_all_subjects(project, mo
     assert "is locked by" in caplog.text and status(params)["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_fault_that_nobody_foresaw_has_failed_with_its_name(project, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
@@ -320,6 +322,7 @@ def test_who_joins_the_dataset_makes_nobody_elses_results_stale(project):
     assert done.made_from(params, files, STEPS)[STEPS[0]]["inputs"] != before[STEPS[0]]["inputs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "stale"),
     [

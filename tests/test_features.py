@@ -80,6 +80,7 @@ def ffmpeg(*arguments):
 # --- MFCCs ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mfccs_equal_librosas_without_its_floor(tmp_path):
     y = syllables()
     made = mfcc_features(write(tmp_path / "a.wav", y, subtype="FLOAT"), **SMALL)
@@ -314,6 +315,7 @@ def test_a_header_that_speaks_of_more_samples_than_there_are_costs_no_memory(tmp
     assert most() < 1e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_long_sound_is_in_memory_once(tmp_path, monkeypatch, channels):
     y = np.tile(syllables(), 40)

@@ -168,6 +168,7 @@ def test_an_empty_folder_is_an_empty_group(tmp_path):
     assert found.people.empty and found.regions.empty and found.left_out.empty
 
 
+@pytest.mark.slow
 def test_hundreds_of_folders_are_read_whole(tmp_path):
     first = write_person(tmp_path, "00000", {"auditory": 0.123})
     for k in range(1, 300):

@@ -107,6 +107,7 @@ def test_r2_is_the_share_that_the_sound_causes():
         assert of_sound**2 / total[:, v].var() == pytest.approx(r2[v], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_r2_map_is_what_the_scan_shows(strong):
     _, maps, responses = truth_of(strong["hrf"])
     r2, regions, brain = (np.asarray(maps[k].dataobj) for k in ("r2", "regions", "brain"))
@@ -585,6 +586,7 @@ def test_nobody_is_simulated_into_a_tree_of_others_or_of_real_people(asked, monk
         prepare.ensure_scan(asked)
 
 
+@pytest.mark.slow
 def test_delays_of_the_planted_regions_are_known_and_real_data_have_none(small_params, tmp_path):
     assert sorted(planted_delays(small_params()).values()) == [5.0, 6.5]
     assert planted_delays(small_params(data_dir=str(tmp_path / "real"))) == {}
