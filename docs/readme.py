@@ -13,6 +13,7 @@ from bold_audio import brain_figures, delay_figures, workflow
 from bold_audio.files import project_root, read_json
 from bold_audio.params import load_params
 
+PEOPLE = 12  # of Alice; `alice.py --quick` leaves fewer
 ROUND = {"mse": "{:.3g}", "r_median": "{:.3f}", "n_with_r": "{:.0f}", "r_best": "{:.3f}", "skill": "{:+.4f}"}
 
 
@@ -78,8 +79,9 @@ def simulated():
 def alice():
     """Mean delay curve of the people whose sweeps are in outputs/alice."""
     people = sorted(load_params("18", "alice").subject_path.parent.glob("sub-*/dt_sweep.tsv"))
-    if not people:
-        print("\nno results of Alice - run python benchmarks/alice.py, which needs its data (docs/data.md)")
+    if len(people) < PEOPLE:
+        had = f"results of {len(people)} of the {PEOPLE} people" if people else "no results"
+        print(f"\n{had} of Alice - run python benchmarks/alice.py, which needs its data (docs/data.md)")
         return
     curves = pd.concat(pd.read_csv(path, sep="\t") for path in people)
     mean = curves.groupby(["region", "delay"], sort=False, as_index=False)["skill"].mean()

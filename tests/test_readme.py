@@ -99,10 +99,15 @@ def test_every_pitfall_is_answered_by_a_test_or_a_program_that_exists():
             assert not test or f"def {test}(" in file.read_text(), one
 
 
-def test_pictures_of_the_readme_need_no_results_of_alice(project, monkeypatch, capsys):
+@pytest.mark.parametrize(("n_people", "told"), [(0, "no results"), (3, "results of 3 of the 12 people")])
+def test_the_picture_of_alice_is_of_all_people_or_not_drawn(project, monkeypatch, capsys, n_people, told):
     monkeypatch.setenv("BOLD_AUDIO_ROOT", str(project))
+    for k in range(n_people):
+        table = project / f"outputs/alice/sub-{k}/dt_sweep.tsv"
+        table.parent.mkdir(parents=True)
+        table.write_text("region\tdelay\tskill\nLPTL\t5\t0.1\n")
     runpy.run_path(str(ROOT / "docs/readme.py"))["alice"]()
-    assert capsys.readouterr().out.startswith("\nno results of Alice - run python benchmarks/alice.py")
+    assert capsys.readouterr().out.startswith(f"\n{told} of Alice - run python benchmarks/alice.py")
     assert not (project / "docs").exists()
 
 
