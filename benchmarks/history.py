@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bold_audio import bids, choices, data, pairing, ridge, runs
+from bold_audio import bids, choices, data, ridge, runs, splits
 from bold_audio.params import load_params
 from bold_audio.space import principal_space
 
@@ -34,16 +34,16 @@ def open_train(params):
     files = runs.locate_runs(params)
     usable = np.arange(files.n_volumes) >= params.history_order
     part = {"skip_initial": params.skip_initial, "train_fraction": params.train_fraction, "gap": params.gap}
-    rows = pairing.split_volumes(files.n_volumes, files.t_r, usable=usable, **part).train
+    rows = splits.split_volumes(files.n_volumes, files.t_r, usable=usable, **part).train
     run = data.load_run(files, params, train=rows)
-    gap = pairing.volumes_of(params.gap, files.t_r)
-    return run.volumes[: rows[-1] + 1], rows, pairing.blocked_folds(rows, n_folds=N_FOLDS, gap_volumes=gap)
+    gap = splits.volumes_of(params.gap, files.t_r)
+    return run.volumes[: rows[-1] + 1], rows, splits.blocked_folds(rows, n_folds=N_FOLDS, gap_volumes=gap)
 
 
 def other_blocks(folds, at):
     """The blocks other than ``at``, each with what lies outside both it and ``at`` to fit on."""
     others = [(np.intersect1d(folds[at][0], fit), held) for k, (fit, held) in enumerate(folds) if k != at]
-    return [(fit, held) for fit, held in others if len(fit) >= pairing.MIN_PART]
+    return [(fit, held) for fit, held in others if len(fit) >= splits.MIN_PART]
 
 
 def held_errors(Y, fit, held, past, sizes, weight):

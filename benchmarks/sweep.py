@@ -45,7 +45,7 @@ from scipy.ndimage import gaussian_filter1d
 from threadpoolctl import threadpool_info
 
 from bold_audio import feature_grid, gram, voxelwise
-from bold_audio.pairing import blocked_folds
+from bold_audio.splits import blocked_folds
 
 N_FEATURES, N_DELAYS, FEW_DELAYS, PLANTED = 20, 41, 5, 3
 N_WINDOWS = 3  # of settings

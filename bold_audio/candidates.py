@@ -11,8 +11,8 @@ from bold_audio.bundle import mask_fingerprint
 from bold_audio.coordinates import MONITOR
 from bold_audio.files import AccessError, fingerprint, project_root, write_table, write_text
 from bold_audio.locking import lock
-from bold_audio.pairing import stretches
 from bold_audio.provenance import git_commit
+from bold_audio.splits import stretches
 
 HISTORY = "mlp_history.tsv"
 LOGGED = "Logged to MLflow."

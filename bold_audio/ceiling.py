@@ -16,9 +16,9 @@ import pandas as pd
 from bold_audio import bids, contrast, prepare, runs
 from bold_audio.confounds import DRIFT_PERIOD
 from bold_audio.files import BoldAudioError, DataError
-from bold_audio.pairing import MIN_PART
 from bold_audio.params import load_params
 from bold_audio.scores import pearson_r
+from bold_audio.splits import MIN_PART
 from bold_audio.whitening import high_pass
 
 SAME_CLOCK = 0.05  # of a repetition time that two people's clocks may differ by

@@ -17,8 +17,8 @@ from bold_audio import gram
 from bold_audio.confounds import DRIFT_PERIOD
 from bold_audio.features import BLOCK_TYPES
 from bold_audio.files import DataError, ParameterError
-from bold_audio.pairing import volumes_of
 from bold_audio.significance import LEVEL
+from bold_audio.splits import volumes_of
 from bold_audio.whitening import fit_whitening, high_pass
 
 RISE = 4.0  # s on both sides of a change of block in which the haemodynamic response is between the two levels

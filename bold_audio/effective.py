@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from bold_audio import scores
-from bold_audio.pairing import stretches
+from bold_audio.splits import stretches
 
 SIGNIFICANT = 1.96
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bold_audio import features, pairing
+from bold_audio import features, pairing, splits
 from bold_audio.files import DataError
 from bold_audio.hearing import annotation_paths, check_number
 
@@ -66,7 +66,7 @@ def response_sets(subject):
     """
     one = subject.designs["zero"]
     delays = tuple(subject.params.delays)
-    n_lags = pairing.volumes_of(FIR_SPAN, subject.run.files.t_r) - 1
+    n_lags = splits.volumes_of(FIR_SPAN, subject.run.files.t_r) - 1
     sets = [
         FeatureSet("delay (one window)", one, delays),
         FeatureSet(f"fir (0 to {FIR_SPAN:g} s)", one.with_lags(n_lags), (0.0,)),

@@ -8,7 +8,7 @@ same starting points serve every horizon and every model. A first-order autoregr
 import numpy as np
 import pandas as pd
 
-from bold_audio import models, nested, pairing
+from bold_audio import models, nested, splits
 from bold_audio.files import DataError
 
 HORIZON = 60  # volumes
@@ -56,7 +56,7 @@ def horizon_length(folds):
     DataError
         If the held-out blocks are too short for one volume ahead.
     """
-    longest = [max(len(one) for one in pairing.stretches(fold.held)) for fold in folds]
+    longest = [max(len(one) for one in splits.stretches(fold.held)) for fold in folds]
     length = min(HORIZON, min(longest) - MIN_STARTS + 1)
     if length < 1:
         raise DataError(
@@ -88,7 +88,7 @@ def skill_by_horizon(folds, sound, blocks=None, *, alphas, max_order, value_rang
     n_horizon, errors, n_starts, n_values = horizon_length(folds), {}, 0, 0
     for fold in folds:
         rows = models.linear_rows(fit_region(fold, sound, blocks, alphas=alphas, max_order=max_order, names=names))
-        for stretch in pairing.stretches(fold.held):
+        for stretch in splits.stretches(fold.held):
             if len(stretch) < n_horizon:
                 continue
             starts = len(stretch) - n_horizon + 1

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from bold_audio import encoding, horizon, models, nested, out_of_fold, pairing, scores, sweep
+from bold_audio import encoding, horizon, models, nested, out_of_fold, scores, splits, sweep
 from bold_audio.files import ParameterError
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -41,7 +41,7 @@ def learning_curve(folds, sound, delays, *, alphas, max_order, n_folds, gap_volu
     alphas : sequence of float
     max_order : int
     n_folds, gap_volumes : int
-        Inner folds, as for `pairing.blocked_folds`.
+        Inner folds, as for `splits.blocked_folds`.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def learning_curve(folds, sound, delays, *, alphas, max_order, n_folds, gap_volu
         used = [nearest_volumes(fold.fit, fold.held, int(round(share * len(fold.fit)))) for fold in folds]
         line = {"share": share, "n_fit": float(np.mean([len(rows) for rows in used]))}
         try:
-            inner = [pairing.blocked_folds(rows, n_folds=n_folds, gap_volumes=gap_volumes) for rows in used]
+            inner = [splits.blocked_folds(rows, n_folds=n_folds, gap_volumes=gap_volumes) for rows in used]
         except ParameterError as error:
             lines.append(line | counts | {"note": f"not done: {str(error).split(' - ')[0]}"})
             continue

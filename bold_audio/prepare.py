@@ -22,6 +22,7 @@ from bold_audio import (
     register,
     runs,
     sound,
+    splits,
     truth,
 )
 from bold_audio.files import ParameterError, file_md5, fingerprint, read_json
@@ -56,7 +57,7 @@ class Subject:
     sound : features.SoundFeatures
     blocks : features.SoundFeatures or None
         Speech/music boxcar; None where the film has no such blocks.
-    split : pairing.Split
+    split : splits.Split
     folds : list of (fit, held) arrays of int
         Blocked folds inside train.
     designs : dict of str to pairing.SoundDesign
@@ -69,7 +70,7 @@ class Subject:
     run: data.BoldRun
     sound: features.SoundFeatures
     blocks: object
-    split: pairing.Split
+    split: splits.Split
     folds: list
     designs: dict
     anatomy: object = field(default_factory=anatomy.Anatomy)
@@ -82,7 +83,7 @@ class Subject:
     @property
     def gap_volumes(self):
         """The gap in volumes."""
-        return pairing.volumes_of(self.params.gap, self.run.files.t_r)
+        return splits.volumes_of(self.params.gap, self.run.files.t_r)
 
     @property
     def block_length(self):
@@ -104,11 +105,11 @@ class Subject:
 
     def outer_folds(self):
         """Held-out blocks of the whole run, with a gap on both sides: list of (fit, held) arrays of int."""
-        return pairing.blocked_folds(self.whole_run, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
+        return splits.blocked_folds(self.whole_run, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
 
     def inner_folds(self, fit):
         """Blocked folds inside the volumes fitted on, for choices nested in an outer fold."""
-        return pairing.blocked_folds(fit, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
+        return splits.blocked_folds(fit, n_folds=self.params.n_folds, gap_volumes=self.gap_volumes)
 
     def check_folds(self, steps):
         """Refuse a run that is too short for the nested folds of some steps (their numbers), before the first begins.
@@ -138,7 +139,7 @@ class Subject:
             with the stretch itself where that run has none.
         """
         made = []
-        for stretch in pairing.stretches(volumes):
+        for stretch in splits.stretches(volumes):
             run_start = self.run.files.starts[self.run.files.starts <= stretch[0]][-1]
             before = fitted_on[(fitted_on >= run_start) & (fitted_on < stretch[0])]
             first = before[-1] + 1 if len(before) else stretch[0]
@@ -160,7 +161,7 @@ class Subject:
 
         kept = result_parameters(self.params.model_dump(), without=without)
         read = (anatomy, atlases, bids, confounds, data, features, hearing, images, motion, pairing, region_specs)
-        read = (*read, register, runs, sound, truth, this)
+        read = (*read, register, runs, sound, splits, truth, this)
         return fingerprint(kept, self.input_md5, code_fingerprint(*read, *modules))
 
     def record(self, step, **facts):
@@ -264,7 +265,7 @@ def open_subject(params):
         history: volumes of a held-out block would be the past of those that are fitted on.
     """
     files = ensure_scan(params)
-    gap_volumes = pairing.volumes_of(params.gap, files.t_r)
+    gap_volumes = splits.volumes_of(params.gap, files.t_r)
     if gap_volumes < params.history_order:
         raise ParameterError(
             f"gap {params.gap:g} s is {gap_volumes} volumes, fewer than history_order {params.history_order} - "
@@ -283,7 +284,7 @@ def open_subject(params):
     delays = [*params.delays, *params.mlp_delays]
     usable = pairing.covered_volumes([d for name, d in designs.items() if name != "zero"], delays)
     usable &= pairing.covered_volumes([designs["zero"]], [0.0])
-    split = pairing.split_runs(
+    split = splits.split_runs(
         [part.n_volumes for part in files.parts],
         files.t_r,
         skip_initial=params.skip_initial,
@@ -293,7 +294,7 @@ def open_subject(params):
         n_before=max(params.history_order, params.mlp_history),
         by=params.split_by,
     )
-    folds = pairing.blocked_folds(split.train, n_folds=params.n_folds, gap_volumes=gap_volumes)
+    folds = splits.blocked_folds(split.train, n_folds=params.n_folds, gap_volumes=gap_volumes)
     run = data.load_run(files, params, train=split.train, level_on=level_volumes(files, split, params))
     found = anatomy.find_anatomy(run, params)
     run.regions.update(found.regions)
@@ -304,11 +305,11 @@ def level_volumes(files, split, params):
     """Volumes of each run that its level is known from: its train part, or what was measured before its test part.
 
     Of a run without a train part these are all volumes between ``skip_initial`` and its test part, which last as long
-    as ``gap`` at least: see `pairing.split_runs`.
+    as ``gap`` at least: see `splits.split_runs`.
     """
     if len(files.parts) == 1:
         return None
-    skipped, kept = pairing.volumes_of(params.skip_initial, files.t_r), []
+    skipped, kept = splits.volumes_of(params.skip_initial, files.t_r), []
     for start, part in zip(files.starts, files.parts, strict=True):
         train = split.train[(split.train >= start) & (split.train < start + part.n_volumes)]
         if not len(train):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from bold_audio.pairing import stretches
 from bold_audio.significance import LEVEL
+from bold_audio.splits import stretches
 from bold_audio.truth import read_truth
 
 EXPECTED_OF = ("ds003688", "sim")  # whose results the original project spoke of, and their simulation

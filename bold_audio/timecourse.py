@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bold_audio import pairing, scores, significance
+from bold_audio import scores, significance, splits
 from bold_audio.features import BLOCK_TYPES, SPEECH_TYPES
 from bold_audio.files import DataError
 
@@ -205,4 +205,4 @@ def block_length(blocks):
 
 def stretches(volumes, times, t_r):
     """Where volumes lie on the clock: list of (start, end), s."""
-    return [(float(times[p[0]]), float(times[p[-1]] + t_r)) for p in pairing.stretches(np.asarray(volumes))]
+    return [(float(times[p[0]]), float(times[p[-1]] + t_r)) for p in splits.stretches(np.asarray(volumes))]

@@ -13,7 +13,7 @@ import numpy as np
 from bold_audio import gram
 from bold_audio.confounds import DRIFT_PERIOD, slow_cosines
 from bold_audio.files import ParameterError
-from bold_audio.pairing import stretches
+from bold_audio.splits import stretches
 
 
 def drift_cosines(n_volumes, t_r, *, rows, before=0, period=DRIFT_PERIOD):

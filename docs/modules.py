@@ -14,7 +14,7 @@ TOPICS = {
     "Getting the data": "registry access openneuro dvcrepo fetch adopt",
     "The scan": "bids images runs motion confounds data brain quality",
     "The sound": "sound features soundtrack audit",
-    "Sound and scan meet in time": "pairing hearing prepare",
+    "Sound and scan meet in time": "pairing splits hearing prepare",
     "The SIMULATED brain": "film simulated_anatomy simulate truth",
     "The exact sweep": "gram evidence sweep voxelwise feature_grid delays",
     "Linear models and scores": "scores choices ridge space encoding models",

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 from scipy.signal import lfilter
 
-from bold_audio import pairing, prepare
+from bold_audio import pairing, prepare, splits
 from bold_audio.features import SoundFeatures
 
 T_R, N_VOLUMES, DELAY = 1.0, 420, 5.0
@@ -35,8 +35,8 @@ def make_subject(Y, sound, *, blocks=None, regions=None, **given):
     run = SimpleNamespace(
         volumes=Y, n_voxels=Y.shape[1], regions=everywhere | (regions or {}), files=files, value_range=(0.0, 1000.0)
     )
-    split = pairing.split_volumes(len(Y), T_R, skip_initial=10, train_fraction=0.7, gap=params.gap)
-    folds = pairing.blocked_folds(split.train, n_folds=params.n_folds, gap_volumes=int(params.gap))
+    split = splits.split_volumes(len(Y), T_R, skip_initial=10, train_fraction=0.7, gap=params.gap)
+    folds = splits.blocked_folds(split.train, n_folds=params.n_folds, gap_volumes=int(params.gap))
     designs = {name: pairing.make_design(sound, times, T_R) for name in ("sound", "zero")}
     if blocks is not None:
         designs["blocks"] = pairing.make_design(blocks, times, T_R)

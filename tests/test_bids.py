@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from bold_audio import adopt, bids, data, models, pairing, workflow
+from bold_audio import adopt, bids, data, models, pairing, splits, workflow
 from bold_audio.audit import blocks_in_events
 from bold_audio.files import DataError, ParameterError, write_table
 from bold_audio.params import load_params
@@ -237,22 +237,22 @@ def test_split_by_time_and_by_run():
     usable = np.ones(100, bool)
     usable[[*range(5), *range(60, 68)]] = False  # the sound of both runs begins a little late
     options = {"skip_initial": 0, "train_fraction": 0.5, "gap": 4, "usable": usable, "n_before": 2}
-    split = pairing.split_runs([60, 40], T_R, **options)
+    split = splits.split_runs([60, 40], T_R, **options)
     assert split.train.tolist() == [*range(7, 30), *range(70, 80)]
     assert split.gap.tolist() == [30, 31, 80, 81]
     assert split.test.tolist() == [*range(32, 60), *range(82, 100)]
-    assert [part.tolist() for part in pairing.stretches(split.train)] == [[*range(7, 30)], [*range(70, 80)]]
-    whole = pairing.split_runs([60, 40], T_R, by="run", **options)
+    assert [part.tolist() for part in splits.stretches(split.train)] == [[*range(7, 30)], [*range(70, 80)]]
+    whole = splits.split_runs([60, 40], T_R, by="run", **options)
     assert whole.train.tolist() == [*range(7, 60)] and whole.test.tolist() == [*range(70, 100)] and not len(whole.gap)
-    later = pairing.split_runs([60, 40], T_R, by="run", **options | {"skip_initial": 10, "gap": 16})
+    later = splits.split_runs([60, 40], T_R, by="run", **options | {"skip_initial": 10, "gap": 16})
     assert later.gap.tolist() == [*range(70, 73)] and later.test.tolist() == [*range(73, 100)], "16 s tell the level"
-    one = pairing.split_runs([100], T_R, **options | {"usable": np.arange(100) >= 5})
-    expected = pairing.split_volumes(100, T_R, skip_initial=0, train_fraction=0.5, gap=4, usable=np.arange(100) >= 7)
+    one = splits.split_runs([100], T_R, **options | {"usable": np.arange(100) >= 5})
+    expected = splits.split_volumes(100, T_R, skip_initial=0, train_fraction=0.5, gap=4, usable=np.arange(100) >= 7)
     assert all(np.array_equal(getattr(one, part), getattr(expected, part)) for part in ("train", "gap", "test"))
     with pytest.raises(ParameterError, match="split_by run needs several runs"):
-        pairing.split_runs([100], T_R, by="run", **options)
+        splits.split_runs([100], T_R, by="run", **options)
     with pytest.raises(ParameterError, match="of run 2 can be used"):
-        pairing.split_runs([60, 40], T_R, by="run", **options | {"usable": np.arange(100) < 68})
+        splits.split_runs([60, 40], T_R, by="run", **options | {"usable": np.arange(100) < 68})
 
 
 # --- two simulated runs -------------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_models_are_fitted_as_if_no_other_run_were_near(subject):
     rows = workflow.fit_linear_rows(one, 5.0, names=("history", "sound"))
     split, starts = one.split, one.run.files.starts
     first = [int(start + np.argmax(split.train[split.train >= start] - start)) for start in starts]
-    assert all(part[0] >= start + 2 for part, start in zip(pairing.stretches(split.train), starts, strict=True)), first
+    assert all(part[0] >= start + 2 for part, start in zip(splits.stretches(split.train), starts, strict=True)), first
     made = models.predict_row(one, rows["history"], split.test, "one_step", fitted_on=split.train)
     order, mean = one.params.history_order, one.Y[split.train].mean(axis=0)  # taken off, or float32 tells nothing apart
 
@@ -331,7 +331,7 @@ def test_as_many_volumes_of_its_own_run_precede_each_volume_as_models_look_back(
     """History of order 2, or a network that has 9 previous volumes: none of them is a test volume of the run before."""
     given = {"response": "delay", "delays": [0.0, 1.0], "mlp_delays": [0.0], "skip_initial": 0, "target": "difference"}
     one = subject(**given, mlp_history=history)
-    first = [part[0] for part in pairing.stretches(one.whole_run)] - one.run.files.starts
+    first = [part[0] for part in splits.stretches(one.whole_run)] - one.run.files.starts
     assert list(first) == [2 + looks_back] * 2, "at 1 s the sound does not reach the first two"
 
 

@@ -6,7 +6,8 @@ from scipy.signal import lfilter
 from sklearn.linear_model import LinearRegression, Ridge
 
 from bold_audio import choices, encoding, models, ridge
-from bold_audio.pairing import blocked_folds, scale_on
+from bold_audio.pairing import scale_on
+from bold_audio.splits import blocked_folds
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from bold_audio import feature_grid, gram, viewer
-from bold_audio.pairing import blocked_folds
+from bold_audio.splits import blocked_folds
 
 DELAYS, N_FEATURES, N_LAGS = [3.0, 4.0, 5.0], 3, 1
 ROWS = np.arange(6, 166)

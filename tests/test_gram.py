@@ -6,7 +6,7 @@ from scipy.signal import lfilter
 from sklearn.linear_model import Ridge
 
 from bold_audio import gram
-from bold_audio.pairing import blocked_folds
+from bold_audio.splits import blocked_folds
 
 ROWS = np.arange(12, 152)
 VOLUMES = np.arange(10, 152)  # two volumes before train, for the taps

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import ALPHAS, DELAYS, make_sound, make_subject, noise, planted_subject, raw
 
-from bold_audio import ablations, delays, effective, encoding, horizon, learning_curve, nested, pairing, sweep
+from bold_audio import ablations, delays, effective, encoding, horizon, learning_curve, nested, splits, sweep
 from bold_audio.feature_sets import FeatureSet
 from bold_audio.files import DataError
 
@@ -98,7 +98,7 @@ def test_skill_grows_with_data_and_the_last_point_is_the_whole():
     skills = []
     for share in (0.75, 1.0):
         used = [learning_curve.nearest_volumes(f.fit, f.held, round(share * len(f.fit))) for f in folds]
-        inner = [pairing.blocked_folds(rows, n_folds=4, gap_volumes=12) for rows in used]
+        inner = [splits.blocked_folds(rows, n_folds=4, gap_volumes=12) for rows in used]
         made = [
             learning_curve._one_fold(replace(f, fit=rows, inner=i), subject.designs["sound"], heard, ALPHAS, 2)
             for f, rows, i in zip(folds, used, inner, strict=True)

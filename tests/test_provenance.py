@@ -91,6 +91,7 @@ def test_what_changes_the_inference_is_in_its_key():
         "whitening",
         "region_inference",
         "pairing",
+        "splits",
         "sound",
         "data",
         "motion",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bold_audio import pairing, sentences
+from bold_audio import sentences, splits
 from bold_audio.features import SoundFeatures
 from bold_audio.params import load_params
 from bold_audio.scores import median_of
@@ -101,13 +101,13 @@ def test_sound_without_a_note_is_named_by_its_file():
 
 
 def test_split_in_volumes_and_seconds():
-    split = pairing.split_volumes(641, 0.608, skip_initial=10, train_fraction=0.7, gap=16)
+    split = splits.split_volumes(641, 0.608, skip_initial=10, train_fraction=0.7, gap=16)
     assert sentences.about_split(split, 0.608) == (
         "train 431 volumes (10.3–272.4 s), gap 27 volumes (272.4–288.8 s), test 166 volumes (288.8–389.7 s)."
     )
-    no_gap = pairing.split_volumes(100, 2.0, skip_initial=10, train_fraction=0.7, gap=0)
+    no_gap = splits.split_volumes(100, 2.0, skip_initial=10, train_fraction=0.7, gap=0)
     assert "gap" not in sentences.about_split(no_gap, 2.0)
-    two_runs = pairing.Split(np.r_[0:5, 10:15], np.zeros(0, int), np.r_[5:10, 15:20])
+    two_runs = splits.Split(np.r_[0:5, 10:15], np.zeros(0, int), np.r_[5:10, 15:20])
     assert sentences.about_split(two_runs, 2.0) == (
         "train 10 volumes (0.0–10.0 s, 20.0–30.0 s), test 10 volumes (10.0–20.0 s, 30.0–40.0 s)."
     )

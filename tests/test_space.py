@@ -5,7 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from bold_audio import choices, encoding, models, space
-from bold_audio.pairing import blocked_folds
+from bold_audio.splits import blocked_folds
 
 ROWS, TEST = np.arange(5, 305), np.arange(320, 400)
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import lfilter
 from sklearn.linear_model import Ridge
 
-from bold_audio import evidence, gram, pairing, sweep
+from bold_audio import evidence, gram, pairing, splits, sweep
 from bold_audio.files import ParameterError
 
 T_R, DELAYS = 1.0, np.arange(2.0, 8.1, 0.5)
@@ -34,7 +34,7 @@ def case():
     y[:, :12] += 0.7 * scaled[4.0] @ rng.normal(size=(3, 12))
     y[:, 12:24] += 0.7 * scaled[6.0] @ rng.normal(size=(3, 12))
     Y = (700 + 200 * rng.random(N_VOXELS) + rng.uniform(2, 20, N_VOXELS) * y).astype(np.float32)
-    folds = pairing.blocked_folds(ROWS, n_folds=4, gap_volumes=10)
+    folds = splits.blocked_folds(ROWS, n_folds=4, gap_volumes=10)
     options = {"t_r": T_R, "rows": ROWS, "folds": folds, "order": 2, "alphas": ALPHAS, "regions": REGIONS}
     return {"Y": Y, "sound": sound, **options}, frames
 
@@ -283,7 +283,7 @@ def test_one_and_two_delays_have_no_interval(case, n_delays):
 
 def test_a_train_part_too_short_for_shifts_has_randomised_sound_alone(case):
     given, rows = case[0], np.arange(10, 40)
-    folds = pairing.blocked_folds(rows, n_folds=3, gap_volumes=2)
+    folds = splits.blocked_folds(rows, n_folds=3, gap_volumes=2)
     found = sweep.sweep_delays(**(given | {"rows": rows, "folds": folds}))
     assert found.chosen["n_surrogates"] % 30 == 0 and np.isfinite(found.chosen["threshold"])
     assert found.chosen["alike"] / (found.chosen["alike"] + found.chosen["n_surrogates"]) <= sweep.SMALLEST_P

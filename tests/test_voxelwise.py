@@ -6,7 +6,7 @@ from scipy.signal import lfilter
 from sklearn.linear_model import Ridge
 
 from bold_audio import gram, voxelwise
-from bold_audio.pairing import blocked_folds
+from bold_audio.splits import blocked_folds
 
 ROWS, VOLUMES = np.arange(12, 162), np.arange(10, 162)
 FOLDS = blocked_folds(np.arange(len(ROWS)), n_folds=4, gap_volumes=6)
